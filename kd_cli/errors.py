@@ -1,0 +1,45 @@
+"""The errors a person can mend. Nothing of this package is imported here."""
+
+from __future__ import annotations
+
+
+class KdError(Exception):
+    """A mistake in the input or on the machine, told to the person without a traceback.
+
+    The message names the thing, its value and what is allowed; `hint` says what to do.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword arguments do not survive the default pickling
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+class ConfigError(KdError):
+    """A configuration that no run can be made of."""
+
+
+class DataError(KdError):
+    """Data that is missing, damaged or of the wrong shape."""
+
+
+class CheckpointError(KdError):
+    """Weights that cannot be read, or belong to another model."""
+
+
+class StorageError(KdError):
+    """A folder that cannot be written, a disk that is full."""
+
+
+class Diverged(KdError):
+    """A loss that is no longer a finite number."""
+
+
+def _rebuild(kind: type[KdError], message: str, hint: str | None) -> KdError:
+    return kind(message, hint=hint)
