@@ -19,7 +19,8 @@ install: $(STAMP) ## make .venv with the project (editable) and its development 
 
 # torch is pinned and asked for together with torchvision, so that neither drags in another build of the other.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing in $(VENV): about a minute the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""The help page, made from the configuration files: their comments are the one place where options and keys are explained.
+"""The help page, made from the comments in the configuration files: the one place where options and keys are explained.
 
 Imports neither torch nor Hydra, so that help appears at once.
 """
@@ -45,8 +45,8 @@ FLAGS = (
     ("-m, --multirun", "sweep: run every combination of the comma-separated values"),
     ("--cfg job", "print the composed configuration and stop"),
     ("--config-dir DIR", "add the options in your own folder of YAML: DIR/model/mine.yaml is student=mine"),
-    ("-sc install=SHELL", 'tab completion for bash, zsh or fish: eval "$({program} -sc install=bash)"'),
-    ("--hydra-help", "the flags and settings of Hydra, which composes the configuration"),
+    ("-sc install=bash", 'tab completion (or zsh, fish); in ~/.bashrc: eval "$({program} -sc install=bash)"'),
+    ("--hydra-help", "the flags of Hydra, which composes the configuration"),
 )
 
 
@@ -99,6 +99,12 @@ def groups(conf_dirs: Sequence[Path]) -> dict[str, dict[str, Path]]:
     return found
 
 
+def key_names(conf_dirs: Sequence[Path]) -> list[str]:
+    """Return the dotted name of every key of the default composition, sections and groups included."""
+    defaults = defaults_list((conf_dirs[0] / "config.yaml").read_text(encoding="utf-8"))
+    return [*_settings(conf_dirs, defaults, {}), *groups(conf_dirs)]
+
+
 def description(file: Path) -> str:
     """Return the first comment line of a YAML file that is not a directive such as `# @package`."""
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -132,8 +138,8 @@ def defaults_list(text: str) -> list[Default]:
 def _groups(conf_dirs: Sequence[Path], defaults: Sequence[Default]) -> Iterator[str]:
     available = groups(conf_dirs)
     chosen = {entry.group: entry for entry in defaults if entry.group}
-    sources = set(SHARED_OPTIONS.values()) - set(chosen)  # conf/model is reached through teacher= and student=
-    extra = [group for group in available if group not in {*chosen, *sources} and not group.startswith("hydra/")]
+    known = {*chosen, *SHARED_OPTIONS, *SHARED_OPTIONS.values()}  # conf/model is reached through teacher= and student=
+    extra = [group for group in available if group not in known and not group.startswith("hydra/")]
     shown: dict[str, dict[str, Path]] = {}
     for group in [*chosen, *extra]:
         if not (options := available.get(group)):
@@ -177,19 +183,25 @@ def _keys(conf_dirs: Sequence[Path], defaults: Sequence[Default]) -> Iterator[st
             sections.setdefault(key.name, [])
         elif not key.name.rpartition(".")[2].startswith("_"):
             sections.setdefault(key.name.partition(".")[0] if "." in key.name else "", []).append(key)
+    shown: dict[str, list[Key]] = {}
     for section, members in sections.items():
+        bare = [key._replace(name=key.name.removeprefix(f"{section}.")) for key in members]
+        same = next((other for other in shown if section and shown[other] == bare), None)
         if section and members:
-            about = settings[section].comment if section in settings else ""
-            where = f"of {origin[section]}" if section in origin else ""
+            notes = [settings[section].comment] if section in settings else []
+            notes += [f"of {origin[section]}"] if section in origin else []
+            notes += [f"the keys and defaults of {same}"] if same else []
             yield ""
-            yield _row(2, f"{section}.", "; ".join(filter(None, (about, where))))
-        for key in members:
-            left = f"{key.name}." if key.value is None else f"{key.name}={key.value}"
-            yield _row(4 if section else 2, left, key.comment)
+            yield _row(2, f"{section}.", "; ".join(filter(None, notes)))
+        if not same:
+            shown[section] = bare
+            for key in members:
+                left = f"{key.name}." if key.value is None else f"{key.name}={key.value}"
+                yield _row(4 if section else 2, left, key.comment)
 
 
 def _settings(conf_dirs: Sequence[Path], defaults: Sequence[Default], origin: dict[str, str]) -> dict[str, Key]:
-    """Compose config.yaml with its default options, in the order of `defaults`; `origin` says which option a section is of.
+    """Compose config.yaml with its default options; `origin` is told which option a section is of.
 
     config.yaml's keys come first and its comments stand, whichever file has the last word on the value.
     """

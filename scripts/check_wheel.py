@@ -1,7 +1,7 @@
 """Show that an installed wheel behaves as the checkout does.
 
-Builds the source archive and from it the wheel, installs that in a new, empty virtual environment, and runs `kd-run` there in an
-empty folder. The test errors must equal those of this interpreter's `kd-run`, which is the checkout's.
+Builds the source archive and from it the wheel, installs that in a new, empty virtual environment, and runs `kd-run`
+there in an empty folder. The test errors must equal those of this interpreter's `kd-run`, which is the checkout's.
 """
 
 from __future__ import annotations
