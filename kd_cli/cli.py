@@ -1,0 +1,170 @@
+"""The `kd-run` command. Nothing heavy is imported before it is needed: `--help` and completion answer at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd_cli import help as help_page
+from kd_cli.errors import ConfigError, KdError
+from kd_cli.nearest import did_you_mean
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OWN_KEYS = {"teacher": {"checkpoint": None}}  # keys that a role adds to every option
+
+
+def main() -> None:
+    """Entry point of `kd-run` and `python -m kd_cli`. Exits with 1 after an error, told without a traceback."""
+    argv = sys.argv[1:]
+    if "--help" in argv or "-h" in argv:
+        print(help_page.page(conf_dirs(argv)))
+        return
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back to us, who know how to tell them
+    sys.path.append(os.getcwd())  # a user's own models and methods
+    try:
+        _hydra(argv)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")
+    except BrokenPipeError:  # the reader of our output left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        message = explain(error, argv)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+
+
+def _hydra(argv: Sequence[str]) -> None:
+    import hydra
+
+    prepare(argv)
+    hydra.main(version_base="1.3", config_path=str(help_page.conf_dir()), config_name="config")(task)()
+
+
+def prepare(argv: Sequence[str]) -> None:
+    """Register with Hydra what it must know before it composes: schema, mirrored groups, resolvers."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from kd_cli.runs.config import Schema
+    from kd_cli.runs.files import new_folder
+
+    made: dict[str, str] = {}
+
+    def new_dir(path: str) -> str:  # asked for several times in a run, made once
+        if path not in made:
+            made[path] = str(new_folder(path))
+        return made[path]
+
+    OmegaConf.register_new_resolver("new_dir", new_dir, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="kd_schema", node=Schema)
+    folders = conf_dirs(argv)
+    available = help_page.groups(folders)
+    for group, source in help_page.SHARED_OPTIONS.items():
+        for name in available.get(source, {}):
+            if available[group][name].parent.name == group:  # a file of its own
+                continue
+            node = {"defaults": [f"/{source}/{name}@_here_", "_self_"], **OWN_KEYS.get(group, {})}
+            store.store(group=group, name=name, node=node)
+
+
+def conf_dirs(argv: Sequence[str]) -> list[Path]:
+    """The packaged configuration and the user's own `--config-dir`."""
+    folders = [help_page.conf_dir()]
+    for i, word in enumerate(argv):
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folder = Path(value or " ".join(argv[i + 1 : i + 2]))
+            if folder.is_dir():
+                folders.append(folder.absolute())
+    return folders
+
+
+def task(cfg: DictConfig) -> dict[str, Any]:
+    """One job: what Hydra calls with the composed configuration, in its run directory."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from kd_cli.runs.config import run_config
+
+    hydra_cfg = HydraConfig.get()
+    config = run_config(cfg, hydra_cfg.runtime.choices)
+
+    from kd_cli.runs.report import run_table
+    from kd_cli.runs.runner import run
+
+    path = Path(hydra_cfg.runtime.output_dir)
+    summary = run(config, path, command=shlex.join(["kd-run", *sys.argv[1:]]))
+    print(run_table(summary))
+    print(f"\nwritten to {os.path.relpath(path)}")
+    return summary
+
+
+# ---------------------------------------------------------------- errors for a person
+
+
+def explain(error: BaseException, argv: Sequence[str]) -> str | None:
+    """The message for a person, or None when the error is a bug and its traceback is wanted."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from kd_cli.errors import StorageError
+    from kd_cli.runs.files import storage
+
+    if isinstance(error, KdError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain_hydra(error, argv)
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        try:
+            with storage(Path(os.fsdecode(error.filename))):
+                raise error
+        except StorageError as told:
+            return str(told)
+    return None
+
+
+def explain_hydra(error: BaseException, argv: Sequence[str]) -> str:
+    """Hydra's message, with the nearest key or option for a mistyped one."""
+    text = str(error)
+    folders = conf_dirs(argv)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        if cause := _type_error(error):
+            return f"{key}: {cause}"
+        hint = did_you_mean(key, help_page.key_names(folders)) or "kd-run --help lists every key"
+        return str(ConfigError(f"there is no key {key!r}", hint=hint))
+    if match := re.search(r"(?:Could not find|In '.*': Could not (?:find|load)) '([^']+)'", text):
+        group, _, name = match[1].rpartition("/")
+        names = sorted(set(re.findall(r"^\t(\S+)$", text, re.M)) | set(help_page.groups(folders).get(group, {})))
+        listed = f"{group} can be {', '.join(names)}"
+        close = did_you_mean(name, names)
+        return str(ConfigError(f"there is no option {group}={name}", hint=f"{close} {listed}" if close else listed))
+    if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)", text):
+        close = did_you_mean(match[1], help_page.key_names(folders))
+        return str(ConfigError(f"there is no key {match[1]!r}", hint=close or "kd-run --help lists every key"))
+    return text
+
+
+def _type_error(error: BaseException) -> str | None:
+    """OmegaConf's complaint about a value's type behind a failed override, else None."""
+    from omegaconf.errors import ValidationError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ValidationError):
+            return str(cause).splitlines()[0]
+        cause = cause.__cause__
+    return None
+
+
+if __name__ == "__main__":
+    main()

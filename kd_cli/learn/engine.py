@@ -1,0 +1,207 @@
+"""The one epoch loop of the project: teachers, students alone, distilled students, stacks and ensembles pass through it.
+
+Shapes: S models, N examples, B examples in a batch, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_cli.learn.augment import Augment
+from kd_cli.learn.methods import Method, Weights
+from kd_cli.learn.optim import Schedule
+from kd_cli.learn.randomness import generator
+from kd_cli.learn.step import Learner
+from kd_cli.learn.teachers import Teacher, batches
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples resident on the device: normalised images [N,...] and labels [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how to train; the same for all S models."""
+
+    epochs: int
+    batch_size: int
+    schedule: Schedule
+    augment: Augment = Augment()
+    fill: Tensor | float = 0.0  # what moves in at the edge of a shifted image: black, normalised
+
+
+@dataclass
+class Outcome:
+    """What became of one of the S models."""
+
+    state: dict[str, Tensor]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    diverged: int | None = None  # the epoch in which the loss stopped being finite
+
+
+class Observer:
+    """Is told how training goes; this one does nothing with it."""
+
+    def start(self, steps: int, models: int) -> None: ...
+
+    def step(self) -> None: ...
+
+    def epoch(self, rows: list[dict[str, Any]]) -> None:
+        """One row of metrics for each of the S models."""
+
+    def finish(self) -> None: ...
+
+
+def fit(
+    learner: Learner,
+    train: Examples,
+    val: Examples,
+    *,
+    role: str,
+    seeds: list[int],
+    plan: Plan,
+    method: Method,
+    weights: Weights,
+    teacher: Teacher | None = None,
+    observer: Observer | None = None,
+) -> list[Outcome]:
+    """Train S models side by side and return what became of each.
+
+    `role` names the random streams: two roles share none, two runs with the same role and seed share all, so that the
+    student alone and the distilled student start from the same weights and see the same batches.
+    """
+    observer = observer or Observer()
+    steps_per_epoch = math.ceil(len(train) / plan.batch_size)
+    total_steps = plan.epochs * steps_per_epoch
+    observer.start(total_steps, learner.size)
+    outcomes = [Outcome({}) for _ in seeds]
+    step = 0
+    for epoch in range(1, plan.epochs + 1):
+        started = time.perf_counter()
+        order = draw_order(len(train), seeds, role, epoch).to(train.labels.device)
+        draws = draw_augmentation(plan.augment, len(train), seeds, role, epoch, train.images.device)
+        sums = Sums(learner.size, train.labels.device)
+        factor = 1.0
+        with learner.train(role, epoch):
+            for start in range(0, len(train), plan.batch_size):
+                index = order[:, start : start + plan.batch_size]
+                images = train.images[index]
+                if draws is not None:
+                    images = augment(plan, images, draws[:, start : start + plan.batch_size])
+                labels = train.labels[index]
+                factor = plan.schedule(step / total_steps)
+                logits = learner.logits(images)
+                terms = method(logits, teacher(index, images) if teacher else None, labels, weights)
+                learner.update(terms.loss, factor)
+                sums.add(terms.loss, terms.soft, terms.hard, logits, labels)
+                step += 1
+                observer.step()
+        means = sums.means(len(train))  # the epoch's one wait for the device
+        seconds = time.perf_counter() - started
+        accuracy, nll = validate(learner, val)
+        rows = []
+        for s, rate in enumerate(learner.rates(factor)):
+            row = {
+                "role": role,
+                "epoch": epoch,
+                **means[s],
+                "val_accuracy": accuracy[s],
+                "val_nll": nll[s],
+                "lr": rate,
+                "examples_per_second": len(train) / seconds,
+            }
+            rows.append(row)
+            outcomes[s].history.append(row)
+            outcomes[s].seconds += seconds
+            if outcomes[s].diverged is None and not math.isfinite(row["loss"]):
+                outcomes[s].diverged = epoch
+        observer.epoch(rows)
+        if all(outcome.diverged for outcome in outcomes):
+            break
+    for s, outcome in enumerate(outcomes):
+        outcome.state = learner.model_state(s)
+    observer.finish()
+    return outcomes
+
+
+def draw_order(n: int, seeds: list[int], role: str, epoch: int) -> Tensor:
+    """The order of the examples in this epoch: [S,N], or [1,N] when all seeds are the same."""
+    distinct = list(dict.fromkeys(seeds))
+    orders = {seed: torch.randperm(n, generator=generator(seed, role, "order", epoch)) for seed in distinct}
+    return torch.stack([orders[seed] for seed in (distinct if len(distinct) == 1 else seeds)])
+
+
+def draw_augmentation(
+    augmentation: Augment, n: int, seeds: list[int], role: str, epoch: int, device: torch.device
+) -> Tensor | None:
+    """The augmentation of every example of this epoch, in the order of the batches: [S,N,k] or [1,N,k]."""
+    if not augmentation.enabled:
+        return None
+    distinct = list(dict.fromkeys(seeds))
+    draws = {seed: augmentation.draw(n, generator(seed, role, "augment", epoch)) for seed in distinct}
+    return torch.stack([draws[seed] for seed in (distinct if len(distinct) == 1 else seeds)]).to(device)
+
+
+def augment(plan: Plan, images: Tensor, draws: Tensor) -> Tensor:
+    """Augment a batch of S models, [S,B,C,H,W], by their draws [S,B,k]."""
+    lead = images.shape[:2]
+    return plan.augment.apply(images.flatten(0, 1), draws.flatten(0, 1), fill=plan.fill).unflatten(0, lead)
+
+
+@torch.no_grad()
+def predict(learner: Learner, images: Tensor) -> Tensor:
+    """Logits at T = 1 of the S models, in eval mode, on the same images [N,...]: [S,N,C]."""
+    return torch.cat([learner.logits(batch[None]) for batch in batches(images)], dim=1)
+
+
+@torch.no_grad()
+def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[float | None]]:
+    """Accuracy and negative log likelihood (nats) of each model on the validation part; None when it is empty."""
+    if not len(val):
+        return [None] * learner.size, [None] * learner.size
+    logits_SNC = predict(learner, val.images)
+    accuracy = (logits_SNC.argmax(-1) == val.labels).double().mean(-1)
+    log_p = logits_SNC.double().log_softmax(-1).gather(-1, val.labels.expand(logits_SNC.shape[:2])[..., None])
+    return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
+
+
+class Sums:
+    """Sums over the examples of an epoch, kept on the device so that no step waits for it."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.losses = torch.zeros(3, size, dtype=torch.float64, device=device)
+        self.correct = torch.zeros(size, dtype=torch.int64, device=device)
+        self.has_soft = False
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, soft: Tensor | None, hard: Tensor, logits_SBC: Tensor, labels: Tensor) -> None:
+        self.has_soft = soft is not None
+        batch = labels.shape[-1]
+        self.losses.add_(torch.stack([loss, hard if soft is None else soft, hard]), alpha=batch)
+        self.correct += (logits_SBC.argmax(-1) == labels).sum(-1)
+
+    def means(self, n: int) -> list[dict[str, float | None]]:
+        """One dictionary for each model: loss, soft_loss, hard_loss, train_accuracy."""
+        losses, correct = (self.losses / n).tolist(), (self.correct / n).tolist()
+        return [
+            {"loss": loss, "soft_loss": soft if self.has_soft else None, "hard_loss": hard, "train_accuracy": accuracy}
+            for loss, soft, hard, accuracy in zip(*losses, correct, strict=True)
+        ]
+
+
+Fit = Callable[..., list[Outcome]]

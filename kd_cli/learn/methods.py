@@ -1,0 +1,117 @@
+"""What the student is taught by. A method turns logits into the loss and its two terms.
+
+A method is any callable with the signature of `Method.__call__` and an attribute `needs_teacher`. Your own is one
+class in one Python file and one YAML file in `method/` that names it under `_target_`.
+
+Shapes: S models, B examples, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from kd_cli import losses
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The temperature and the loss weights, one of each for each of the S models: [S]."""
+
+    T: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The loss that is minimised and the two terms it is made of, before weighting: [S]. `soft` may be missing."""
+
+    loss: Tensor
+    soft: Tensor | None
+    hard: Tensor
+
+
+class Method(Protocol):
+    """What the engine asks of a method."""
+
+    needs_teacher: bool
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        """The loss of each of the S students.
+
+        `teacher` holds the teacher's logits, [S,B,C] or [B,C]; None if `needs_teacher` is false.
+        """
+        ...
+
+
+class SoftTargets:
+    """`alpha * T^2 * L_soft + beta * L_hard`; Hinton, Vinyals & Dean 2015, section 2.
+
+    `square_T=False` leaves the factor T^2 out, to show what it is for.
+    """
+
+    needs_teacher = True
+
+    def __init__(self, square_T: bool = True) -> None:
+        self.square_T = square_T
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        assert teacher is not None
+        soft = losses.soft_cross_entropy(student_SBC, teacher, T=weights.T)
+        hard = losses.hard_cross_entropy(student_SBC, labels_SB)
+        alpha = weights.alpha * weights.T**2 if self.square_T else weights.alpha
+        return Terms(alpha * soft + weights.beta * hard, soft, hard)
+
+
+class Logits:
+    """`alpha * 1/2 * sum (z - v)^2 + beta * L_hard`: matching logits (Bucilua et al. 2006, Ba & Caruana 2014).
+
+    It has no temperature. With `center`, each example's mean logit is taken out first: the softmax does not see it,
+    and the result is the exact high-temperature limit of the soft targets' gradient, times the number of classes.
+    """
+
+    needs_teacher = True
+
+    def __init__(self, center: bool = True) -> None:
+        self.center = center
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        assert teacher is not None
+        soft = losses.logit_matching(student_SBC, teacher, center=self.center)
+        hard = losses.hard_cross_entropy(student_SBC, labels_SB)
+        return Terms(weights.alpha * soft + weights.beta * hard, soft, hard)
+
+
+class Hard:
+    """`beta * L_hard`: the true labels and nothing else. No teacher."""
+
+    needs_teacher = False
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        hard = losses.hard_cross_entropy(student_SBC, labels_SB)
+        return Terms(weights.beta * hard, None, hard)
+
+
+class LabelSmoothing:
+    """`beta * ((1 - smoothing) * L_hard + smoothing * L_uniform)`: soft targets without a teacher.
+
+    Szegedy et al. 2016, section 7. `soft` is the cross entropy with the uniform distribution.
+    """
+
+    needs_teacher = False
+
+    def __init__(self, smoothing: float = 0.1) -> None:
+        if not 0 <= smoothing < 1:
+            from kd_cli.errors import ConfigError
+
+            raise ConfigError(f"method.smoothing is {smoothing}; it must be at least 0 and below 1")
+        self.smoothing = smoothing
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        hard = losses.hard_cross_entropy(student_SBC, labels_SB)
+        uniform = losses.uniform_cross_entropy(student_SBC)
+        loss = weights.beta * ((1 - self.smoothing) * hard + self.smoothing * uniform)
+        return Terms(loss, uniform, hard)

@@ -1,0 +1,119 @@
+"""One step of training for S models of one architecture. S = 1 is an ordinary module with an ordinary optimiser."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.learn.randomness import generator, global_stream
+from kd_cli.zoo.models import Dropout, constrain_max_norm
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+
+class Learner(Protocol):
+    """S models that are trained together."""
+
+    size: int
+
+    def train(self, role: str, epoch: int) -> contextlib.AbstractContextManager[None]:
+        """The block in which the models train for one epoch: train mode, their own random numbers."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images [S,B,...] or shared [1,B,...] -> logits [S,B,C]."""
+        ...
+
+    def update(self, loss_S: Tensor, factor: float) -> None:
+        """One optimiser step on the S losses, at `factor` times each model's learning rate."""
+        ...
+
+    def rates(self, factor: float) -> list[float]:
+        """The learning rate of each model at this factor."""
+        ...
+
+    def model_state(self, s: int) -> dict[str, Tensor]:
+        """The state dict of model `s`, copied to the CPU."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that training needs to go on."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Autocast:
+    """The arithmetic of the forward pass: as the tensors are, or bfloat16 where it is safe."""
+
+    def __init__(self, device: torch.device, precision: str) -> None:
+        self.device, self.enabled = device, precision == "bfloat16"
+
+    def __call__(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.enabled:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+class SoloLearner:
+    """S = 1: any module, any `torch.optim` optimiser."""
+
+    size = 1
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, seed: int, autocast: Autocast | None = None
+    ) -> None:
+        self.module, self.optimizer, self.seed = module, optimizer, seed
+        self.autocast = autocast or contextlib.nullcontext
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.factor = 1.0
+        self.device = next(module.parameters()).device
+        self.dropouts = [m for m in module.modules() if isinstance(m, Dropout)]
+        self.bounds: dict[str, float] = getattr(module, "max_norm", None) or {}
+        self.bounded = {name: p for name, p in module.named_parameters() if name in self.bounds}
+
+    @contextlib.contextmanager
+    def train(self, role: str, epoch: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        for dropout in self.dropouts:
+            dropout.generator = None
+        own = generator(self.seed, role, "dropout", epoch, device=self.device)
+        for dropout in self.dropouts:
+            dropout.generator = own
+        self.module.train()
+        # A user's nn.Dropout knows only the global generator, so that one is seeded too.
+        with global_stream(self.seed, role, "global", epoch, device=self.device):
+            yield
+        self.module.eval()
+
+    def logits(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            logits = self.module(images[0])
+        return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits)[None]
+
+    def update(self, loss_S: Tensor, factor: float) -> None:
+        if factor != self.factor:
+            for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+                group["lr"] = rate * factor
+            self.factor = factor
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_S.sum().backward()
+        self.optimizer.step()
+        if self.bounded:
+            constrain_max_norm(self.bounded, self.bounds)
+
+    def rates(self, factor: float) -> list[float]:
+        return [self.base_rates[0] * factor]
+
+    def model_state(self, s: int) -> dict[str, Tensor]:
+        return {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])

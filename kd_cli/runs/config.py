@@ -1,0 +1,306 @@
+"""What a run is in configuration: the schema, the checks, and plain values for all that lies below.
+
+Imports no torch: `kd-run --help`, completion and the start of a sweep come through here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.errors import ConfigError
+from kd_cli.nearest import did_you_mean
+
+PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
+FORMAT = 1  # raised when trained weights of an older version of this code must not be reused
+
+
+# ---------------------------------------------------------------- schema: what Hydra checks while composing
+
+
+@dataclass
+class Training:
+    epochs: int = 30
+    batch_size: int = 128
+    jitter: int = 0
+    crop: int = 0
+    flip: bool = False
+
+
+@dataclass
+class TeacherTraining(Training):
+    seed: int = 0
+
+
+@dataclass
+class Schema:
+    """The top-level keys and their types. T, alpha and beta are checked here, where the message can teach."""
+
+    teacher: Any = None
+    student: Any = None
+    dataset: Any = None
+    method: Any = None
+    T: Any = 2.0
+    alpha: Any = 1.0
+    beta: Any = 0.5
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+    data_dir: str | None = None
+    store_dir: str | None = None
+    training: Training = field(default_factory=Training)
+    optimizer: Any = None
+    schedule: Any = None
+    teacher_training: TeacherTraining = field(default_factory=TeacherTraining)
+    teacher_optimizer: Any = None
+    teacher_schedule: Any = None
+    experiment: Any = None
+
+
+# ---------------------------------------------------------------- plain values
+
+
+Node = dict[str, Any]  # a `_target_` and its arguments
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """A model and how it is trained; with the data, all that its weights depend on."""
+
+    name: str  # the option's name: bigmlp
+    model: Node
+    epochs: int
+    batch_size: int
+    augment: dict[str, Any]
+    optimizer: Node
+    schedule: Node
+    seed: int
+    precision: str
+
+    def identity(self, data: str) -> dict[str, Any]:
+        """The facts that a fingerprint is made of; `data` is the data set's own fingerprint."""
+        facts = dataclasses.asdict(self)
+        del facts["name"]  # what it is called changes nothing
+        code = [code_version(node["_target_"]) for node in (self.model, self.optimizer, self.schedule)]
+        return {**facts, "data": data, "format": FORMAT, "code": code}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, checked, as plain values."""
+
+    teacher: TrainSpec
+    checkpoint: str | None
+    student: TrainSpec
+    dataset: Node
+    val_fraction: float
+    method_name: str
+    method: Node
+    T: float
+    alpha: float
+    beta: float
+    device: str
+    precision: str
+    data_dir: Path
+    store_dir: Path
+
+
+def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
+    """Check a composed configuration and turn it into plain values; `choices` are the groups' option names.
+
+    Raises ConfigError before any data is read.
+    """
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    v: dict[str, Any] = {str(key): value for key, value in values.items()}
+    for group in ("teacher", "student", "dataset", "method", "optimizer", "schedule"):
+        if not isinstance(v[group], dict) or "_target_" not in v[group]:
+            raise ConfigError(f"{group} is {v[group]!r}; it needs an option of its group", hint="see kd-run --help")
+    T = positive("T", v["T"])
+    alpha, beta = not_negative("alpha", v["alpha"]), not_negative("beta", v["beta"])
+    if alpha == 0 and beta == 0:
+        raise ConfigError("alpha and beta are both 0: there is nothing to learn from", hint="set one of them above 0")
+    if v["precision"] not in PRECISIONS:
+        raise ConfigError(f"precision is {v['precision']!r}; it must be one of {', '.join(PRECISIONS)}")
+    for section in ("training", "teacher_training"):
+        for key, least in (("epochs", 1), ("batch_size", 1), ("jitter", 0), ("crop", 0)):
+            at_least(f"{section}.{key}", v[section][key], least)
+    at_least("seed", v["seed"], 0)
+    at_least("teacher_training.seed", v["teacher_training"]["seed"], 0)
+    for key in ("optimizer", "teacher_optimizer"):
+        if "lr" in v[key]:
+            positive(f"{key}.lr", v[key]["lr"])
+
+    teacher, dataset = dict(v["teacher"]), dict(v["dataset"])
+    checkpoint = teacher.pop("checkpoint", None)
+    if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
+        raise ConfigError(f"teacher.checkpoint is {checkpoint}, and there is no such file")
+    val_fraction = not_negative("dataset.val_fraction", dataset.pop("val_fraction", 0.1))
+    if val_fraction >= 1:
+        raise ConfigError(f"dataset.val_fraction is {val_fraction}; it must be below 1")
+
+    def spec(role: str, model: Node, prefix: str) -> TrainSpec:
+        training = dict(v[f"{prefix}training"])
+        return TrainSpec(
+            name=option_name(role, model, choices),
+            model=model,
+            epochs=training["epochs"],
+            batch_size=training["batch_size"],
+            augment={key: training[key] for key in ("jitter", "crop", "flip")},
+            optimizer=v[f"{prefix}optimizer"],
+            schedule=v[f"{prefix}schedule"],
+            seed=training.get("seed", v["seed"]),
+            precision=v["precision"],
+        )
+
+    return RunConfig(
+        teacher=spec("teacher", teacher, "teacher_"),
+        checkpoint=checkpoint,
+        student=spec("student", dict(v["student"]), ""),
+        dataset=dataset,
+        val_fraction=val_fraction,
+        method_name=option_name("method", v["method"], choices),
+        method=v["method"],
+        T=T,
+        alpha=alpha,
+        beta=beta,
+        device=v["device"],
+        precision=v["precision"],
+        data_dir=folder(v["data_dir"], "KD_DATA", "data"),
+        store_dir=folder(v["store_dir"], "KD_STORE", ""),
+    )
+
+
+def option_name(group: str, node: Node, choices: Mapping[str, Any]) -> str:
+    """The name of a group's chosen option, else the last part of its target."""
+    return str(choices.get(group) or node["_target_"].rpartition(".")[2])
+
+
+def folder(value: str | None, variable: str, name: str) -> Path:
+    """A folder from its key, else its environment variable, else the user's cache."""
+    if value or os.environ.get(variable):
+        return Path(value or os.environ[variable]).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser().absolute() / "kd-cli" / name
+
+
+def number(key: str, value: Any, allowed: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{key} is {value!r}; it must be {allowed}", hint=f"for example {key}=2")
+    return float(value)
+
+
+def positive(key: str, value: Any) -> float:
+    checked = number(key, value, "a number above 0")
+    if checked <= 0:
+        raise ConfigError(f"{key} is {value}; it must be above 0", hint=f"for example {key}=2")
+    return checked
+
+
+def not_negative(key: str, value: Any) -> float:
+    checked = number(key, value, "a number, 0 or more")
+    if checked < 0:
+        raise ConfigError(f"{key} is {value}; it must be 0 or more")
+    return checked
+
+
+def at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key} is {value}; it must be at least {least}")
+
+
+# ---------------------------------------------------------------- objects from nodes
+
+
+def locate(target: str) -> Any:
+    """The function or class that a `_target_` names. ConfigError if there is none."""
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+                continue  # there is no such module: the rest of the path may be attributes
+            raise
+        try:
+            return functools.reduce(getattr, parts[cut:], found)
+        except AttributeError as error:
+            close = did_you_mean(parts[-1], [name for name in dir(found) if not name.startswith("_")])
+            raise ConfigError(f"_target_ is {target}, and {name} has no {parts[-1]}", hint=close) from error
+    raise ConfigError(
+        f"_target_ is {target}, and no module of that name can be imported",
+        hint="own modules are found in the working directory and on PYTHONPATH",
+    )
+
+
+def build(node: Node, *args: Any, where: str = "", **kwargs: Any) -> Any:
+    """Call a node's `_target_` with its arguments and those given; nested nodes are built first.
+
+    ConfigError names an argument that the target does not have, with the nearest one that it has.
+    """
+    target = locate(node["_target_"])
+    own = {key: built(value) for key, value in node.items() if key != "_target_"}
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return target(*args, **own, **kwargs)
+    names = [name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        for key in own:
+            if key not in names:
+                hint = did_you_mean(key, names) or f"it has {', '.join(names)}"
+                raise ConfigError(f"{where + '.' if where else ''}{key}: {node['_target_']} has no such key", hint=hint)
+    try:
+        signature.bind(*args, **own, **kwargs)
+    except TypeError as error:
+        raise ConfigError(f"{where or node['_target_']}: {node['_target_']}: {error}") from error
+    return target(*args, **own, **kwargs)
+
+
+def built(value: Any) -> Any:
+    if isinstance(value, dict):
+        return build(value) if "_target_" in value else {key: built(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [built(item) for item in value]
+    return value
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def fingerprint(facts: Any) -> str:
+    """16 bytes of BLAKE2b over the facts as canonical JSON, in hexadecimal."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def code_version(target: str) -> str:
+    """What a fingerprint knows of a target's code: its name, and for a user's own module the file's contents.
+
+    So a teacher is trained again after an edit of the user's network. Code of this package stands under `FORMAT`, code
+    of installed libraries under its name.
+    """
+    if target.split(".")[0] in ("kd_cli", "torch", "torchvision"):
+        return target
+    found = locate(target)
+    try:
+        file = inspect.getsourcefile(found)
+    except TypeError:
+        file = None
+    if file is None or "site-packages" in Path(file).parts:
+        return target
+    return target + ":" + hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()

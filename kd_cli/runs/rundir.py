@@ -1,0 +1,66 @@
+"""The only writer of a run directory.
+
+    .hydra/                  the composed configuration and the overrides
+    run.log                  what happened, dated
+    metrics.jsonl            a JSON object per epoch and role
+    student.safetensors      the distilled student's weights
+    student.json             what rebuilds it: model, shapes, normalisation, class names
+    summary.json             the result; written last and atomically: its presence means done
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kd_cli.errors import StorageError
+from kd_cli.runs.files import checksum, storage, write_json, write_tensors
+
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+WEIGHTS = "student.safetensors"
+STUDENT = "student.json"
+
+
+class RunDir:
+    """One run's directory. Refuses a directory that already holds a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with storage(path):
+            path.mkdir(parents=True, exist_ok=True)
+        for name in (SUMMARY, METRICS):
+            if (path / name).exists():
+                raise StorageError(
+                    f"{path} already holds a run ({name})", hint="choose another hydra.run.dir; nothing is overwritten"
+                )
+
+    def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows to metrics.jsonl; a number that is not finite becomes null, which JSON can hold."""
+        lines = "".join(json.dumps(finite(dict(row)), allow_nan=False) + "\n" for row in rows)
+        path = self.path / METRICS
+        with storage(path), path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+    def write_student(self, weights: Mapping[str, Any], rebuild: dict[str, Any]) -> None:
+        """The distilled student's weights and what rebuilds the module around them."""
+        write_tensors(self.path / WEIGHTS, weights)
+        write_json(self.path / STUDENT, {**rebuild, "checksum": checksum(self.path / WEIGHTS)})
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """The last file: after it the run is done."""
+        write_json(self.path / SUMMARY, finite(summary))
+
+
+def finite(value: Any) -> Any:
+    """The value with every nan and infinity replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

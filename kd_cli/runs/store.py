@@ -1,0 +1,126 @@
+"""What is trained once and used by many runs: teachers and students alone, under their fingerprints.
+
+    <store>/<fingerprint>/weights.safetensors    the state dict
+                          outputs.safetensors    logits at T = 1: `test`, for teachers also `train`
+                          entry.json             what a run reports of it, its history, checksums of the other two
+
+An entry appears whole or not at all: it is written in a temporary folder and renamed. One process makes it while the
+others wait for its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kd_cli.runs.files import checksum, read_json, storage, write_json, write_tensors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trained model as the store keeps it."""
+
+    fingerprint: str
+    path: Path
+    report: dict[str, Any]  # parameters, flops, epochs, seconds, test{...}
+    history: list[dict[str, Any]]
+
+    def weights(self) -> dict[str, Any]:
+        """The state dict, on the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / "weights.safetensors")
+
+    def outputs(self) -> dict[str, Any]:
+        """Logits at T = 1 by name: `test` [M,C], for teachers also `train` [N,C]."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / "outputs.safetensors")
+
+
+class Store:
+    """A folder of entries, safe for concurrent use."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, fingerprint: str) -> Entry | None:
+        """The entry, or None. A damaged one is set aside under a name that says so, and None is returned."""
+        path = self.root / fingerprint
+        if not path.is_dir():
+            return None
+        try:
+            entry = read_json(path / "entry.json")
+            if entry["fingerprint"] != fingerprint:
+                raise ValueError(f"it is the entry {entry['fingerprint']}")
+            for name, expected in entry["checksums"].items():
+                if checksum(path / name) != expected:
+                    raise ValueError(f"{name} is not what was written")
+            return Entry(fingerprint, path, entry["report"], entry["history"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._set_aside(path, error)
+            return None
+
+    @contextlib.contextmanager
+    def lock(self, fingerprints: Iterable[str]) -> Iterator[None]:
+        """Hold the entries while making them; other processes wait. Taken in sorted order, so nobody waits in a ring."""
+        with contextlib.ExitStack() as stack:
+            with storage(self.root):
+                (self.root / "locks").mkdir(parents=True, exist_ok=True)
+                for fingerprint in sorted(set(fingerprints)):
+                    stack.enter_context(FileLock(self.root / "locks" / f"{fingerprint}.lock"))
+            yield
+
+    def put(
+        self,
+        fingerprint: str,
+        *,
+        weights: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        report: dict[str, Any],
+        history: list[dict[str, Any]],
+        facts: dict[str, Any],
+    ) -> Entry:
+        """Write a new entry; call it under its lock. `facts` are what the fingerprint was made of, for a reader."""
+        final = self.root / fingerprint
+        with storage(final):
+            self.root.mkdir(parents=True, exist_ok=True)
+            making = Path(tempfile.mkdtemp(dir=self.root, prefix=".making-"))
+            try:
+                write_tensors(making / "weights.safetensors", weights)
+                write_tensors(making / "outputs.safetensors", outputs)
+                names = ("weights.safetensors", "outputs.safetensors")
+                entry = {
+                    "fingerprint": fingerprint,
+                    "report": report,
+                    "facts": facts,
+                    "checksums": {name: checksum(making / name) for name in names},
+                    "history": history,
+                }
+                write_json(making / "entry.json", entry)
+                making.chmod(0o755)
+                if final.exists():  # damaged in a way that setting aside could not mend
+                    shutil.rmtree(final)
+                making.rename(final)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
+        return Entry(fingerprint, final, report, history)
+
+    def _set_aside(self, path: Path, cause: Exception) -> None:
+        if not path.exists():  # another process did it first
+            return
+        with storage(path):
+            aside = Path(tempfile.mkdtemp(dir=self.root, prefix=f"damaged-{path.name}-"))
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(aside / path.name)
+        log.warning("store: %s is damaged (%s); it was moved to %s and is made again", path.name, cause, aside)
