@@ -1,0 +1,106 @@
+"""The losses of distillation: pure functions of logits.
+
+Logits are `[..., B, C]` and labels `[..., B]`; a leading axis is an axis of models, and what lacks it (the one
+teacher of many students) broadcasts. The temperature `T` is a number or a tensor of the leading shape. Every loss
+sums over classes, takes the mean over examples and returns the leading shape: a scalar for `[B, C]`, `[S]` for
+`[S, B, C]`. None contains the factor T^2; whoever adds the terms up writes `alpha * T**2 * soft + beta * hard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "hard_cross_entropy",
+    "kl_divergence",
+    "logit_matching",
+    "soft_cross_entropy",
+    "soften",
+    "uniform_cross_entropy",
+]
+
+
+def soften(logits: Tensor, *, T: float | Tensor) -> Tensor:
+    """Probabilities at temperature T, `q_i = exp(z_i / T) / sum_j exp(z_j / T)` (Hinton et al. 2015, eq. 1).
+
+    `[..., B, C]` to `[..., B, C]`; a vector `T` of shape `[S]` makes `[S, B, C]` of `[B, C]`.
+    """
+    return _over_classes(torch.softmax, _at(logits, T))
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
+    """Cross entropy of the student with the soft targets, `-sum_i q_i log p_i`, both at temperature T.
+
+    The gradient on a student logit is `(p_i - q_i) / T`, over B for the mean over examples.
+    In float32 `p_i - q_i` loses digits as T grows: its relative error is about 1e-7 * T for logits of size 1, so from
+    T = 1e4 upward `logit_matching`, its exact limit, is the better function.
+    """
+    return -_mean_of_sums(soften(teacher, T=T) * _log_softened(student, T=T))
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
+    """Divergence `KL(q || p) = sum_i q_i (log q_i - log p_i)` of the student p from the teacher q, at temperature T.
+
+    It is `soft_cross_entropy` less the teacher's entropy: the same gradient, and zero when the two agree.
+    Teacher logits may be -inf (a class that cannot be); 0 log 0 = 0.
+    """
+    log_q = _log_softened(teacher, T=T)
+    # -inf would make 0 * inf of a class without probability, in the value and in the gradient.
+    log_q = log_q.clamp(min=torch.finfo(log_q.dtype).min)
+    # The sum is written out because F.kl_div has no batching rule under vmap.
+    return _mean_of_sums(log_q.exp() * (log_q - _log_softened(student, T=T)))
+
+
+def hard_cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of the student with the true labels, at T = 1; labels are int64, `[B]` or `[..., B]`."""
+    log_p = _log_softened(student, T=1.0)
+    leading = torch.broadcast_shapes(log_p.shape[:-1], labels.shape)
+    log_p = log_p.expand(*leading, log_p.shape[-1])
+    return -log_p.gather(-1, labels.expand(leading).unsqueeze(-1)).mean((-2, -1))
+
+
+def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:
+    """Half the squared distance of the logits, `1/2 sum_i (z_i - v_i)^2` (Ba & Caruana 2014).
+
+    With `center` each example's mean logit is removed first (a softmax does not see it), and this is C times the limit
+    of `T^2 * soft_cross_entropy` for large T, as far as gradients go. For with C classes and centred logits,
+    `exp(z_i / T) -> 1 + z_i / T` gives `p_i -> (1 + z_i / T) / C`, hence
+
+        T^2 * (p_i - q_i) / T  ->  T^2 * (z_i - v_i) / (C T^2)  =  (z_i - v_i) / C    (Hinton et al. 2015, section 2.1)
+
+    while the gradient here is `z_i - v_i`.
+    """
+    difference = student - teacher
+    if center:
+        difference = difference - difference.mean(-1, keepdim=True)
+    return _mean_of_sums(difference.square()) / 2
+
+
+def uniform_cross_entropy(student: Tensor) -> Tensor:
+    """Cross entropy with the uniform distribution, `-(1/C) sum_i log p_i`, at T = 1: label smoothing's soft part."""
+    return -_log_softened(student, T=1.0).mean((-2, -1))
+
+
+def _log_softened(logits: Tensor, *, T: float | Tensor) -> Tensor:
+    return _over_classes(torch.log_softmax, _at(logits, T))
+
+
+def _at(logits: Tensor, T: float | Tensor) -> Tensor:
+    if isinstance(T, Tensor):
+        return logits / T.to(logits.dtype)[..., None, None]  # a float64 vector would make everything float64
+    return logits if T == 1 else logits / T
+
+
+def _over_classes(softmax: Callable[..., Tensor], logits: Tensor) -> Tensor:
+    # On a CPU PyTorch takes rows shorter than a vector register one number at a time. Across examples it is
+    # vectorised: 5 times faster for 30 models of 10 classes (0.05 ms for 0.3 ms). Longer rows are best as they lie.
+    if logits.shape[-1] <= 16 and logits.device.type == "cpu":
+        return softmax(logits.mT, dim=-2).mT
+    return softmax(logits, dim=-1)
+
+
+def _mean_of_sums(terms: Tensor) -> Tensor:
+    return terms.sum((-2, -1)) / terms.shape[-2]

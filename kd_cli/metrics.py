@@ -1,0 +1,166 @@
+"""What a model's answers are worth: pure functions of logits `[N, C]` and labels `[N]`, always at T = 1.
+
+Logits are brought to the CPU in float64 first, so that a result does not depend on the device it was made on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd_cli.errors import DataError
+
+__all__ = [
+    "ReliabilityBin",
+    "TestResult",
+    "agreement",
+    "confusion",
+    "evaluate_logits",
+    "gap_closed",
+    "mean_std",
+    "reliability",
+]
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """One model on one split: `nll` is the mean negative log likelihood in nats, `ece` the calibration error."""
+
+    __test__ = False  # not a test class, whatever pytest makes of the name
+
+    errors: int
+    total: int
+    accuracy: float
+    nll: float
+    ece: float
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The examples whose highest probability lies in `(lower, upper]`; the means are None when there are none."""
+
+    lower: float
+    upper: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+def evaluate_logits(logits: Tensor, labels: Tensor) -> TestResult:
+    """Errors, accuracy, likelihood and 15-bin calibration error of logits `[N, C]`.
+
+    Raises DataError when there are no examples, ValueError when the shapes do not belong together.
+    """
+    logits, labels = _examples(logits, labels)
+    total = len(labels)
+    errors = int((logits.argmax(-1) != labels).sum())
+    log_p = torch.log_softmax(logits, -1)
+    nll = -log_p.gather(-1, labels.unsqueeze(-1)).mean().item()
+    return TestResult(
+        errors=errors,
+        total=total,
+        accuracy=(total - errors) / total,
+        nll=nll,
+        ece=_calibration_error(reliability(logits, labels)),
+    )
+
+
+def reliability(logits: Tensor, labels: Tensor, *, bins: int = 15) -> list[ReliabilityBin]:
+    """Confidence against accuracy in `bins` bins of equal width, lowest first (Guo et al. 2017, section 2).
+
+    Errors as in `evaluate_logits`.
+    """
+    logits, labels = _examples(logits, labels)
+    confidence, predicted = torch.softmax(logits, -1).max(-1)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    place = torch.bucketize(confidence, edges[1:-1])  # a value on an edge belongs to the bin below it
+    counts = torch.bincount(place, minlength=bins).tolist()
+    confidences = torch.bincount(place, weights=confidence, minlength=bins).tolist()
+    rights = torch.bincount(place, weights=(predicted == labels).double(), minlength=bins).tolist()
+    ends = edges.tolist()
+    return [
+        ReliabilityBin(
+            lower=ends[i],
+            upper=ends[i + 1],
+            count=count,
+            confidence=confidences[i] / count if count else None,
+            accuracy=rights[i] / count if count else None,
+        )
+        for i, count in enumerate(counts)
+    ]
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts `[C, C]`, int64: row the true class, column the predicted one. Errors as in `evaluate_logits`."""
+    logits, labels = _examples(logits, labels)
+    classes = logits.shape[-1]
+    return torch.bincount(labels * classes + logits.argmax(-1), minlength=classes**2).view(classes, classes)
+
+
+def agreement(a: Tensor, b: Tensor) -> float:
+    """Share of the examples that two models, logits `[N, C]` each, put in the same class, right or wrong.
+
+    Errors as in `evaluate_logits`.
+    """
+    if a.shape != b.shape or a.ndim != 2:
+        raise ValueError(f"agreement needs two [N, C] tensors of logits, got {list(a.shape)} and {list(b.shape)}")
+    _refuse_empty(a)
+    return (a.argmax(-1) == b.argmax(-1).to(a.device)).double().mean().item()
+
+
+def gap_closed(teacher_errors: float, alone_errors: float, student_errors: float) -> float | None:
+    """Share of the way from the student alone to the teacher that distillation went.
+
+    1 is as good as the teacher, 0 no use, negative harmful, above 1 better than the teacher. None when the teacher is
+    no better than the student alone: then there is no gap.
+    """
+    if teacher_errors >= alone_errors:
+        return None
+    return (alone_errors - student_errors) / (alone_errors - teacher_errors)
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float | None, int]:
+    """Mean, standard deviation (n - 1 in the denominator; None for one value) and n. ValueError for no values."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("mean_std needs at least one value, got none")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, None, n
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)), n
+
+
+def _calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+    total = sum(b.count for b in bins)
+    return sum(
+        b.count / total * abs(b.accuracy - b.confidence)
+        for b in bins
+        if b.accuracy is not None and b.confidence is not None
+    )
+
+
+def _examples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"expected logits [N, C] and labels [N], got {list(logits.shape)} and {list(labels.shape)}")
+    _refuse_empty(logits)
+    labels = labels.detach().to("cpu", torch.int64)
+    classes = logits.shape[1]
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise DataError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, but the model has {classes} classes (0 to "
+            f"{classes - 1})",
+            hint="give the model as many outputs as the data has classes",
+        )
+    return logits.detach().to("cpu", torch.float64), labels
+
+
+def _refuse_empty(logits: Tensor) -> None:
+    if len(logits) == 0:
+        raise DataError(
+            f"there are no examples to evaluate: logits {list(logits.shape)}",
+            hint="look at the split and at any filter on classes; a result needs at least one example",
+        )
