@@ -45,7 +45,7 @@ FLAGS = (
     ("-m, --multirun", "sweep: run every combination of the comma-separated values"),
     ("--cfg job", "print the composed configuration and stop"),
     ("--config-dir DIR", "add the options in your own folder of YAML: DIR/model/mine.yaml is student=mine"),
-    ("-sc install=bash", 'tab completion (or zsh, fish); in ~/.bashrc: eval "$({program} -sc install=bash)"'),
+    ("-sc install=bash", 'tab completion: eval "$({program} -sc install=bash)"; also for zsh and fish'),
     ("--hydra-help", "the flags of Hydra, which composes the configuration"),
 )
 
