@@ -1,0 +1,70 @@
+"""torchvision is imported whatever torch it finds. Imports are seen in fresh interpreters."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+
+from kd_cli.zoo.vision import import_torchvision, network_timeout
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_torchvision_is_imported_without_a_warning():
+    done = python("from kd_cli.zoo.vision import import_torchvision as t; print(t().models.resnet18.__name__)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "resnet18\n", "")
+
+
+def test_importing_twice_gives_the_same_module():
+    assert import_torchvision() is import_torchvision() is sys.modules["torchvision"]
+
+
+def test_operators_are_defined_only_where_the_import_has_failed():
+    code = """
+from kd_cli.zoo import vision
+try:
+    import torchvision
+    works = True
+except RuntimeError:
+    works = False
+vision.import_torchvision()
+print(works is not bool(vision._kept))
+"""
+    assert python(code).stdout == "True\n"
+
+
+def test_a_torchvision_that_cannot_be_imported_is_told_with_both_packages(tmp_path):
+    (tmp_path / "torchvision.py").write_text("raise ImportError('libjpeg is gone')")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from kd_cli.errors import ConfigError
+from kd_cli.zoo.vision import import_torchvision
+try:
+    import_torchvision()
+except ConfigError as error:
+    print(error)
+"""
+    said = python(code).stdout
+    assert said.startswith("torchvision cannot be imported beside torch ")
+    assert "libjpeg is gone" in said
+    assert "hint: install the torchvision that belongs to this torch" in said
+
+
+def test_the_zoo_does_not_import_torchvision_or_sklearn_before_it_is_asked_to():
+    code = """
+import sys
+import kd_cli.zoo.data, kd_cli.zoo.models
+print([name for name in ("torchvision", "sklearn", "PIL") if name in sys.modules])
+"""
+    assert python(code).stdout == "[]\n"
+
+
+def test_the_network_timeout_is_put_back_after_an_error():
+    before = socket.getdefaulttimeout()
+    with contextlib.suppress(OSError), network_timeout(3):
+        assert socket.getdefaulttimeout() == 3
+        raise OSError
+    assert socket.getdefaulttimeout() == before
