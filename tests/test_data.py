@@ -144,11 +144,12 @@ def test_more_examples_than_one_chunk_are_normalised_alike():
     torch.testing.assert_close(images.std(unbiased=False), torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_normalising_leaves_the_images_as_they_were(source):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_normalising_leaves_the_images_as_they_were(source, dtype):
     before = source.train_images.clone()
-    images = normalise(source.train_images, (0.5,), (0.25,), torch.float32)
+    images = normalise(source.train_images, (0.5,), (0.25,), dtype)
     assert source.train_images.equal(before)
-    torch.testing.assert_close(images, (before - 0.5) / 0.25)
+    torch.testing.assert_close(images, ((before - 0.5) / 0.25).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -63,7 +63,7 @@ def network_timeout(seconds: float = 30) -> Iterator[None]:
 
 def _import() -> ModuleType:
     with warnings.catch_warnings():
-        # torchvision up to 0.22 says so where the compiled part is missing; images are read with PIL here
+        # older ones (0.21) say so where the compiled part is missing; images are read with PIL here
         warnings.filterwarnings("ignore", message="Failed to load image Python extension", category=UserWarning)
         return importlib.import_module("torchvision")
 
