@@ -37,8 +37,11 @@ Examples
       one run
   {program} -m T=1,2,5,10 'seed=range(5)'
       a sweep: every T with five seeds, one table at the end
-  {program} experiment=hinton_mnist_omit3
-      an experiment of a paper
+"""
+
+EXPERIMENT_EXAMPLE = """\
+  {program} experiment={name}
+      {about}
 """
 
 FLAGS = (
@@ -76,9 +79,12 @@ def conf_dir() -> Path:
 def page(conf_dirs: Sequence[Path], program: str = "kd-run") -> str:
     """Return the help page for the YAML under `conf_dirs`; the first holds config.yaml, the others add options."""
     defaults = defaults_list((conf_dirs[0] / "config.yaml").read_text(encoding="utf-8"))
+    examples = EXAMPLES.format(program=program)
+    for name, file in list(groups(conf_dirs).get("experiment", {}).items())[:1]:
+        examples += EXPERIMENT_EXAMPLE.format(program=program, name=name, about=description(file))
     parts = [
         INTRODUCTION.format(program=program),
-        EXAMPLES.format(program=program),
+        examples,
         "\n".join(["Groups: group=option", *_groups(conf_dirs, defaults)]),
         "\n".join(["Keys: key=value, shown with their defaults", *_keys(conf_dirs, defaults)]),
         "\n".join(["Flags", *(_row(2, flag, text.format(program=program)) for flag, text in FLAGS)]),

@@ -93,6 +93,12 @@ def test_an_option_that_follows_another_group_is_marked(conf: Path) -> None:
     assert text[at + 1] == "digits (default) the budget for digits"
 
 
+def test_the_examples_end_with_an_experiment_where_there_is_one(conf: Path) -> None:
+    assert "kd-run experiment=paper" in lines(conf)
+    (conf / "experiment/paper.yaml").unlink()
+    assert "experiment=" not in page([conf])
+
+
 def test_the_package_directive_is_not_taken_for_the_description(conf: Path) -> None:
     assert "paper what the paper did" in lines(conf)
 
