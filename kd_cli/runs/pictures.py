@@ -1,0 +1,186 @@
+"""What a run shows of its answers: examples, softened distributions, disagreement, calibration. No files here."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_cli.metrics import confusion, reliability
+
+TEMPERATURES = (1.0, 2.0, 5.0, 10.0, 20.0)
+SIDE = 40  # pixels at most: the pictures travel inside a page
+CLASSES = 10  # shown of a distribution
+MATRIX = 25  # classes at most for a whole matrix
+PAIRS = 12
+
+
+def pictures(
+    images: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None,
+    student_logits: Tensor,
+    class_names: Sequence[str],
+    *,
+    T: float,
+    alone_logits: Tensor | None = None,
+    temperatures: Sequence[float] = TEMPERATURES,
+    count: int = 8,
+) -> dict[str, Any]:
+    """What `examples.json` holds: plain values, below 100 KB.
+
+    images [N, ...] as published, uint8 or float; labels [N]; logits [N, C] of the same examples. Half of the `count`
+    examples are those the teacher is least certain of, half those on which it is surest while the student disagrees.
+    Without a teacher: the student's least certain examples and its surest mistakes.
+    """
+    labels = labels.detach().cpu()
+    student = student_logits.detach().cpu().double()
+    teacher = None if teacher_logits is None else teacher_logits.detach().cpu().double()
+    alone = None if alone_logits is None else alone_logits.detach().cpu().double()
+    warmth = sorted({float(t) for t in temperatures} | {float(T)})
+    chosen = choose(labels, teacher, student, count)
+    roles = (("teacher", teacher), ("student_alone", alone), ("student", student))
+    return {
+        "T": float(T),
+        "temperatures": warmth,
+        "classes": len(class_names),
+        "examples": [
+            {
+                "index": i,
+                "why": why,
+                "label": str(class_names[int(labels[i])]),
+                "image": picture(images[i]),
+                **_softened(i, int(labels[i]), teacher, student, class_names, warmth),
+            }
+            for i, why in chosen
+        ],
+        "disagreement": None if teacher is None else disagreement(labels, teacher, student, class_names),
+        "mistakes": mistakes(labels, student, class_names),
+        "reliability": {
+            role: [_rounded(vars(b)) for b in reliability(logits, labels)]
+            for role, logits in roles
+            if logits is not None
+        },
+    }
+
+
+def choose(labels: Tensor, teacher: Tensor | None, student: Tensor, count: int) -> list[tuple[int, str]]:
+    """Positions of the examples to show and why each; equal scores go by position, so that a rerun shows the same."""
+    guide, name = (student, "student") if teacher is None else (teacher, "teacher")
+    sure, guess = torch.softmax(guide, -1).max(-1)
+    apart = student.argmax(-1) != (labels if teacher is None else guess)
+    unsure = sure.argsort(stable=True).tolist()
+    surest = [i for i in (-sure).argsort(stable=True).tolist() if apart[i]][: count // 2]
+    rest = [i for i in unsure if i not in set(surest)][: count - len(surest)]
+    why = "the student is sure and wrong" if teacher is None else "student and teacher disagree"
+    return [*((i, f"the {name} is least certain") for i in rest), *((i, why) for i in surest)]
+
+
+def disagreement(labels: Tensor, teacher: Tensor, student: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """How often two models put an example in different classes, in which, and which of them is right."""
+    a, b = teacher.argmax(-1), student.argmax(-1)
+    classes = teacher.shape[-1]
+    a_right, b_right, same = a == labels, b == labels, a == b
+    matrix = confusion(student, a)  # row the teacher's class, column the student's
+    rights = [
+        torch.bincount(a[~same & right] * classes + b[~same & right], minlength=classes**2)
+        for right in (a_right, b_right)
+    ]
+    pairs = matrix.clone().fill_diagonal_(0).flatten()
+    order = (-pairs).argsort(stable=True)[:PAIRS].tolist()
+    return {
+        "total": len(labels),
+        "both_right": int((a_right & b_right).sum()),
+        "teacher_right": int((a_right & ~b_right).sum()),
+        "student_right": int((~a_right & b_right).sum()),
+        "both_wrong_alike": int((~a_right & same).sum()),
+        "both_wrong_apart": int((~a_right & ~b_right & ~same).sum()),
+        "pairs": [
+            {
+                "teacher": str(class_names[k // classes]),
+                "student": str(class_names[k % classes]),
+                "count": int(pairs[k]),
+                "teacher_right": int(rights[0][k]),
+                "student_right": int(rights[1][k]),
+            }
+            for k in order
+            if pairs[k]
+        ],
+        "names": [str(name) for name in class_names] if classes <= MATRIX else None,
+        "matrix": matrix.tolist() if classes <= MATRIX else None,
+    }
+
+
+def mistakes(labels: Tensor, student: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """The student's most frequent mistakes: true class, predicted class, how many."""
+    table = confusion(student, labels).fill_diagonal_(0)
+    classes, flat = len(table), table.flatten()
+    order = (-flat).argsort(stable=True)[:PAIRS].tolist()
+    return [
+        {"label": str(class_names[k // classes]), "student": str(class_names[k % classes]), "count": int(flat[k])}
+        for k in order
+        if flat[k]
+    ]
+
+
+def picture(image: Tensor) -> str | None:
+    """One image as a PNG in a data URL; None for what is no image. Floats are stretched from their least to their most."""
+    image = image.detach().cpu()
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim != 3 or min(image.shape) == 0:
+        return None
+    image = image[: 3 if image.shape[0] >= 3 else 1]
+    values = image.double()
+    if image.dtype != torch.uint8:
+        low, high = values.min(), values.max()
+        values = (values - low) / (high - low).clamp_min(1e-12) * 255
+    shrink = SIDE / max(values.shape[1:])
+    if shrink < 1:
+        size = [max(round(side * shrink), 1) for side in values.shape[1:]]
+        values = torch.nn.functional.adaptive_avg_pool2d(values[None], size)[0]
+    pixels = values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+    return "data:image/png;base64," + base64.b64encode(_png(pixels)).decode("ascii")
+
+
+def _png(pixels: Tensor) -> bytes:
+    """[H, W, 1 or 3] bytes as a PNG file."""
+    height, width, channels = pixels.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + pixels[y].numpy().tobytes() for y in range(height))  # each row begins with its filter: none
+    head = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+def _softened(
+    i: int, label: int, teacher: Tensor | None, student: Tensor, class_names: Sequence[str], warmth: Sequence[float]
+) -> dict[str, Any]:
+    """The likeliest classes of one example, the true one among them, and their probabilities at each temperature."""
+    guide = student if teacher is None else teacher
+    wanted = [label, int(student[i].argmax()), *(-guide[i]).argsort(stable=True).tolist()]
+    kept = list(dict.fromkeys(wanted))[:CLASSES]
+    kept = sorted(kept) if len(class_names) <= CLASSES else sorted(kept, key=lambda k: -float(guide[i, k]))
+
+    def rows(logits: Tensor) -> list[list[float]]:
+        return [[round(p, 4) for p in torch.softmax(logits[i] / t, -1)[kept].tolist()] for t in warmth]
+
+    return {
+        "classes": [str(class_names[k]) for k in kept],
+        "true": kept.index(label),
+        "teacher_says": None if teacher is None else str(class_names[int(teacher[i].argmax())]),
+        "student_says": str(class_names[int(student[i].argmax())]),
+        "teacher": None if teacher is None else rows(teacher),
+        "student": rows(student),
+    }
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
