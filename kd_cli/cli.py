@@ -123,6 +123,8 @@ def explain(error: BaseException, argv: Sequence[str]) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_hydra(error, argv)
+    if not isinstance(error, OSError) and _raised_in(error, ("hydra", "omegaconf")):
+        return str(error) or type(error).__name__  # Hydra's own checks of an override raise what they like
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         try:
             with storage(Path(os.fsdecode(error.filename))):
@@ -136,10 +138,10 @@ def explain_hydra(error: BaseException, argv: Sequence[str]) -> str:
     """Hydra's message, with the nearest key or option for a mistyped one."""
     text = str(error)
     folders = conf_dirs(argv)
+    if match := re.search(r"Error merging override (.*)", text):
+        return f"{match[1]}: {_type_error(error) or error.__cause__ or text}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
-        if cause := _type_error(error):
-            return f"{key}: {cause}"
         hint = did_you_mean(key, help_page.key_names(folders)) or "kd-run --help lists every key"
         return str(ConfigError(f"there is no key {key!r}", hint=hint))
     if match := re.search(r"(?:Could not find|In '.*': Could not (?:find|load)) '([^']+)'", text):
@@ -152,6 +154,14 @@ def explain_hydra(error: BaseException, argv: Sequence[str]) -> str:
         close = did_you_mean(match[1], help_page.key_names(folders))
         return str(ConfigError(f"there is no key {match[1]!r}", hint=close or "kd-run --help lists every key"))
     return text
+
+
+def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
+    """Whether the innermost frame of the traceback belongs to one of these packages."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] in packages
 
 
 def _type_error(error: BaseException) -> str | None:

@@ -1,4 +1,4 @@
-"""The one epoch loop of the project: teachers, students alone, distilled students, stacks and ensembles pass through it.
+"""The one epoch loop of the project: teachers, students alone, distilled students and stacks pass through it.
 
 Shapes: S models, N examples, B examples in a batch, C classes.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +32,9 @@ class Examples:
         return len(self.labels)
 
 
+NO_AUGMENTATION = Augment()
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long and how to train; the same for all S models."""
@@ -40,7 +42,7 @@ class Plan:
     epochs: int
     batch_size: int
     schedule: Schedule
-    augment: Augment = Augment()
+    augment: Augment = NO_AUGMENTATION
     fill: Tensor | float = 0.0  # what moves in at the edge of a shifted image: black, normalised
 
 
@@ -116,7 +118,7 @@ def fit(
         accuracy, nll = validate(learner, val)
         rows = []
         for s, rate in enumerate(learner.rates(factor)):
-            row = {
+            row: dict[str, Any] = {
                 "role": role,
                 "epoch": epoch,
                 **means[s],
@@ -202,6 +204,3 @@ class Sums:
             {"loss": loss, "soft_loss": soft if self.has_soft else None, "hard_loss": hard, "train_accuracy": accuracy}
             for loss, soft, hard, accuracy in zip(*losses, correct, strict=True)
         ]
-
-
-Fit = Callable[..., list[Outcome]]

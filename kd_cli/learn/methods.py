@@ -1,19 +1,23 @@
 """What the student is taught by. A method turns logits into the loss and its two terms.
 
 A method is any callable with the signature of `Method.__call__` and an attribute `needs_teacher`. Your own is one
-class in one Python file and one YAML file in `method/` that names it under `_target_`.
+class in one Python file and one YAML file in `method/` that names it under `_target_`. A method with numbers of its own
+that may differ within a stack names them in `stackable` and has a classmethod `stack`, as `LabelSmoothing` shows.
 
 Shapes: S models, B examples, C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from kd_cli import losses
+from kd_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,33 @@ class LabelSmoothing:
     """
 
     needs_teacher = False
+    stackable = ("smoothing",)
 
     def __init__(self, smoothing: float = 0.1) -> None:
         if not 0 <= smoothing < 1:
-            from kd_cli.errors import ConfigError
-
             raise ConfigError(f"method.smoothing is {smoothing}; it must be at least 0 and below 1")
-        self.smoothing = smoothing
+        self.smoothing: float | Tensor = smoothing
+
+    @classmethod
+    def stack(cls, methods: Sequence[LabelSmoothing]) -> LabelSmoothing:
+        """One method for S models, each with a smoothing of its own."""
+        stacked = cls()
+        stacked.smoothing = torch.tensor([method.smoothing for method in methods])
+        return stacked
 
     def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
         uniform = losses.uniform_cross_entropy(student_SBC)
-        loss = weights.beta * ((1 - self.smoothing) * hard + self.smoothing * uniform)
+        share = self.smoothing
+        if isinstance(share, Tensor):
+            share = self.smoothing = share.to(hard)
+        loss = weights.beta * ((1 - share) * hard + share * uniform)
         return Terms(loss, uniform, hard)
+
+
+def stack_methods(methods: Sequence[Method]) -> Method:
+    """One method for S models: their common one, or what its class makes of S with different numbers."""
+    first = methods[0]
+    if len(methods) > 1 and hasattr(first, "stack"):
+        return first.stack(methods)
+    return first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from kd_cli.learn.randomness import generator, global_stream
 from kd_cli.zoo.models import Dropout, constrain_max_norm
-
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class Learner(Protocol):
@@ -59,6 +57,11 @@ class Autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
+def single_precision(logits: Tensor) -> Tensor:
+    """Losses and metrics are computed in float32 at least."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
 class SoloLearner:
     """S = 1: any module, any `torch.optim` optimiser."""
 
@@ -77,9 +80,7 @@ class SoloLearner:
         self.bounded = {name: p for name, p in module.named_parameters() if name in self.bounds}
 
     @contextlib.contextmanager
-    def train(self, role: str, epoch: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        for dropout in self.dropouts:
-            dropout.generator = None
+    def train(self, role: str, epoch: int) -> Iterator[None]:
         own = generator(self.seed, role, "dropout", epoch, device=self.device)
         for dropout in self.dropouts:
             dropout.generator = own
@@ -92,7 +93,7 @@ class SoloLearner:
     def logits(self, images: Tensor) -> Tensor:
         with self.autocast():
             logits = self.module(images[0])
-        return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits)[None]
+        return single_precision(logits)[None]
 
     def update(self, loss_S: Tensor, factor: float) -> None:
         if factor != self.factor:

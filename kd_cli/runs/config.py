@@ -24,6 +24,8 @@ from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
+AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # what T=auto tries
+AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # what alpha=auto tries
 FORMAT = 1  # raised when trained weights of an older version of this code must not be reused
 
 
@@ -108,13 +110,25 @@ class RunConfig:
     val_fraction: float
     method_name: str
     method: Node
-    T: float
-    alpha: float
+    T: float | str  # "auto": chosen on validation data
+    alpha: float | str
     beta: float
     device: str
     precision: str
     data_dir: Path
     store_dir: Path
+
+    def bench_key(self) -> str:
+        """Runs with equal keys have the same data on the same device, and one store."""
+        return fingerprint(
+            [self.dataset, self.val_fraction, self.device, self.precision, str(self.data_dir), str(self.store_dir)]
+        )
+
+    def settings(self) -> list[tuple[float, float]]:
+        """The temperatures and soft weights to train: one pair, or the grid to choose from."""
+        temperatures = AUTO_T if isinstance(self.T, str) else (self.T,)
+        alphas = AUTO_ALPHA if isinstance(self.alpha, str) else (self.alpha,)
+        return [(T, alpha) for T in temperatures for alpha in alphas]
 
 
 def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
@@ -122,14 +136,22 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError before any data is read.
     """
-    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value", hint=f"give it: {missing[0]}=...")
+    values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
     v: dict[str, Any] = {str(key): value for key, value in values.items()}
+    known = [f.name for f in dataclasses.fields(Schema)]
+    for key in v:
+        if key not in known:  # added with +
+            raise ConfigError(f"there is no key {key!r}", hint=did_you_mean(key, known) or "see kd-run --help")
     for group in ("teacher", "student", "dataset", "method", "optimizer", "schedule"):
         if not isinstance(v[group], dict) or "_target_" not in v[group]:
             raise ConfigError(f"{group} is {v[group]!r}; it needs an option of its group", hint="see kd-run --help")
-    T = positive("T", v["T"])
-    alpha, beta = not_negative("alpha", v["alpha"]), not_negative("beta", v["beta"])
+    T = "auto" if v["T"] == "auto" else positive("T", v["T"])
+    alpha = "auto" if v["alpha"] == "auto" else not_negative("alpha", v["alpha"])
+    beta = not_negative("beta", v["beta"])
     if alpha == 0 and beta == 0:
         raise ConfigError("alpha and beta are both 0: there is nothing to learn from", hint="set one of them above 0")
     if v["precision"] not in PRECISIONS:
@@ -150,6 +172,11 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
     val_fraction = not_negative("dataset.val_fraction", dataset.pop("val_fraction", 0.1))
     if val_fraction >= 1:
         raise ConfigError(f"dataset.val_fraction is {val_fraction}; it must be below 1")
+    if val_fraction == 0 and "auto" in (T, alpha):
+        raise ConfigError(
+            "T=auto and alpha=auto choose on validation data, and dataset.val_fraction is 0",
+            hint="dataset.val_fraction=0.1",
+        )
 
     def spec(role: str, model: Node, prefix: str) -> TrainSpec:
         training = dict(v[f"{prefix}training"])

@@ -1,11 +1,13 @@
 """The only writer of a run directory.
 
-    .hydra/                  the composed configuration and the overrides
-    run.log                  what happened, dated
-    metrics.jsonl            a JSON object per epoch and role
-    student.safetensors      the distilled student's weights
-    student.json             what rebuilds it: model, shapes, normalisation, class names
-    summary.json             the result; written last and atomically: its presence means done
+.hydra/                  the composed configuration and the overrides
+run.log                  what happened, dated
+metrics.jsonl            a JSON object per epoch and role
+student.safetensors      the distilled student's weights
+student.json             what rebuilds it: model, shapes, normalisation, class names
+examples.json            test examples, disagreements, reliability: what report.html shows
+report.html              a page with the pictures of this run
+summary.json             the result; written last and atomically: its presence means done
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 WEIGHTS = "student.safetensors"
 STUDENT = "student.json"
+EXAMPLES = "examples.json"
 
 
 class RunDir:
@@ -49,6 +52,10 @@ class RunDir:
         """The distilled student's weights and what rebuilds the module around them."""
         write_tensors(self.path / WEIGHTS, weights)
         write_json(self.path / STUDENT, {**rebuild, "checksum": checksum(self.path / WEIGHTS)})
+
+    def write_pictures(self, examples: dict[str, Any]) -> None:
+        """What report.html shows of single test examples."""
+        write_json(self.path / EXAMPLES, finite(examples))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """The last file: after it the run is done."""

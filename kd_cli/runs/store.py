@@ -73,7 +73,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, fingerprints: Iterable[str]) -> Iterator[None]:
-        """Hold the entries while making them; other processes wait. Taken in sorted order, so nobody waits in a ring."""
+        """Hold the entries while making them; other processes wait. The order is sorted: no deadlock."""
         with contextlib.ExitStack() as stack:
             with storage(self.root):
                 (self.root / "locks").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,245 @@
+"""S > 1 models of one architecture, their weights stacked on a leading axis and advanced by the same step.
+
+Equal to training the S models one by one: each has its own batches, dropout masks, learning rate and weight decay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from kd_cli.learn.randomness import generator
+from kd_cli.learn.step import Autocast, single_precision
+from kd_cli.zoo.models import Dropout, constrain_max_norm
+
+# Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they do
+# to each model what they do to it alone.
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+)
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) -> str | None:
+    """Why models like this one cannot be stacked, or None when they can; `image` is one input, without batch."""
+    if type(optimizer) not in ELEMENTWISE:
+        return f"the optimiser {type(optimizer).__name__} has no stacked form"
+    if any(True for _ in module.buffers()):
+        kinds = sorted({type(m).__name__ for m in module.modules() if any(True for _ in m.buffers(recurse=False))})
+        return f"{', '.join(kinds)} keeps running statistics, which do not stack"
+    if isinstance(module, nn.Sequential) and all(type(layer) in LAYERS for layer in module.children()):
+        return None
+    if any("Dropout" in type(m).__name__ for m in module.modules()):
+        return f"{type(module).__name__} has dropout inside a forward of its own"
+    try:
+        parameters = {name: torch.stack([p.detach()] * 2) for name, p in module.named_parameters()}
+        _vmapped(module)(parameters, torch.stack([image[None]] * 2))
+    except Exception as error:  # whatever torch finds in a user's forward
+        return f"torch.vmap cannot run {type(module).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+    return None
+
+
+class StackedLearner:
+    """S models as one: parameters [S, ...].
+
+    `modules` are the S models with their initial weights, which are copied. `optimizer` builds an optimiser from
+    parameter groups; model s gets `hyper[s]`, its own learning rate and weight decay.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        optimizer: OptimizerFactory,
+        *,
+        hyper: Sequence[dict[str, float]],
+        seeds: Sequence[int],
+        autocast: Autocast | None = None,
+    ) -> None:
+        self.size = len(modules)
+        self.seeds = list(seeds)
+        self.module = modules[0]
+        self.autocast = autocast or contextlib.nullcontext
+        named = [dict(module.named_parameters()) for module in modules]
+        self.parameters = {
+            name: torch.stack([parameters[name].detach() for parameters in named]).requires_grad_() for name in named[0]
+        }
+        self.device = next(iter(self.parameters.values())).device
+        self.bounds: dict[str, float] = getattr(self.module, "max_norm", None) or {}
+        self.layered = isinstance(self.module, nn.Sequential) and all(
+            type(layer) in LAYERS for layer in self.module.children()
+        )
+        self.generators: list[torch.Generator] | None = None
+
+        # The optimiser works on runs of models with equal hyperparameters: views of the stacked storage, whose
+        # gradients are views of the stacked gradient. So torch's own fused kernels do the work.
+        self.runs = list(_runs(hyper))
+        self.views = [
+            {name: p.detach()[run].requires_grad_() for name, p in self.parameters.items()} for run, _ in self.runs
+        ]
+        self.optimizer = optimizer(
+            [
+                {"params": list(views.values()), **values}
+                for views, (_, values) in zip(self.views, self.runs, strict=True)
+            ]
+        )
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.factor = 1.0
+
+    @contextlib.contextmanager
+    def train(self, role: str, epoch: int) -> Iterator[None]:
+        self.generators = [generator(seed, role, "dropout", epoch, device=self.device) for seed in self.seeds]
+        yield
+        self.generators = None
+
+    def logits(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            if self.layered:
+                logits = self._layers(images)
+            else:
+                shared = len(images) == 1
+                forward = _vmapped(self.module, shared=shared)
+                logits = forward(self.parameters, images[0] if shared else images)
+        return single_precision(logits)
+
+    def _layers(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.module.children()):
+            own = {name: self.parameters[f"{i}.{name}"] for name, _ in layer.named_parameters()}
+            x = LAYERS[type(layer)](layer, own, x, self.generators)
+        return x
+
+    def update(self, loss_S: Tensor, factor: float) -> None:
+        if factor != self.factor:
+            for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+                group["lr"] = rate * factor
+            self.factor = factor
+        for p in self.parameters.values():
+            p.grad = None
+        loss_S.sum().backward()  # the gradient of a sum: each model's own, whatever the others' losses are
+        for views, (run, _) in zip(self.views, self.runs, strict=True):
+            for name, view in views.items():
+                grad = self.parameters[name].grad
+                view.grad = grad[run] if grad is not None else None
+        self.optimizer.step()
+        if self.bounds:
+            constrain_max_norm(self.parameters, self.bounds)
+
+    def rates(self, factor: float) -> list[float]:
+        rates = [0.0] * self.size
+        for (run, _), rate in zip(self.runs, self.base_rates, strict=True):
+            for s in range(self.size)[run]:
+                rates[s] = rate * factor
+        return rates
+
+    def model_state(self, s: int) -> dict[str, Tensor]:
+        return {name: p.detach()[s].to("cpu", copy=True) for name, p in self.parameters.items()}
+
+    def state(self) -> dict[str, Any]:
+        parameters = {name: p.detach() for name, p in self.parameters.items()}
+        return {"parameters": parameters, "optimizer": self.optimizer.state_dict()}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, p in self.parameters.items():
+            p.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _runs(hyper: Sequence[dict[str, float]]) -> Iterator[tuple[slice, dict[str, float]]]:
+    """Neighbours with equal hyperparameters, as slices."""
+    start = 0
+    for s in range(1, len(hyper) + 1):
+        if s == len(hyper) or hyper[s] != hyper[start]:
+            yield slice(start, s), hyper[start]
+            start = s
+
+
+def _vmapped(module: nn.Module, *, shared: bool = False) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    """The forward pass of S models by `torch.vmap`: parameters [S,...], images [S,B,...] or shared [B,...]."""
+
+    def forward(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        return functional_call(module, parameters, (images,))
+
+    return vmap(forward, in_dims=(0, None if shared else 0))
+
+
+# ---------------------------------------------------------------- layers with a form of their own
+# Each maps x [S,B,...], or [1,B,...] while all models still see the same, to [S,B,...].
+
+Layer = Callable[[Any, dict[str, Tensor], Tensor, list[torch.Generator] | None], Tensor]
+
+
+def _linear(layer: nn.Linear, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
+    weight, bias = own["weight"], own.get("bias")
+    if len(x) == 1:  # one tall product instead of S small ones: the input is read once
+        y = F.linear(x[0], weight.flatten(0, 1), bias.flatten() if bias is not None else None)
+        return y.unflatten(-1, weight.shape[:2]).transpose(0, 1)
+    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+
+
+def _conv(layer: nn.Conv2d, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
+    weight, bias = own["weight"], own.get("bias")
+    size, out = weight.shape[:2]
+    flat = None if bias is None else bias.flatten()
+    shared = len(x) == 1
+    y = F.conv2d(
+        x[0] if shared else x.transpose(0, 1).flatten(1, 2),
+        weight.flatten(0, 1),
+        flat,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        groups=1 if shared else size,
+    )
+    return y.unflatten(1, (size, out)).transpose(0, 1)
+
+
+def _pool(layer: nn.Module, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def _relu(layer: nn.ReLU, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
+    return F.relu(x)
+
+
+def _flatten(layer: nn.Flatten, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
+    return x.flatten(2)
+
+
+def _dropout(layer: Dropout, own: dict[str, Tensor], x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+    if generators is None or layer.p == 0:  # evaluation
+        return x
+    keep = 1 - layer.p
+    mask = torch.empty((len(generators), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    for own_mask, own_generator in zip(mask, generators, strict=True):
+        own_mask.bernoulli_(keep, generator=own_generator)
+    return x * mask.div_(keep)
+
+
+def _identity(layer: nn.Module, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
+    return x
+
+
+LAYERS: dict[type[nn.Module], Layer] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv,
+    nn.MaxPool2d: _pool,
+    nn.AvgPool2d: _pool,
+    nn.ReLU: _relu,
+    nn.Flatten: _flatten,
+    nn.Identity: _identity,
+    Dropout: _dropout,
+}

@@ -1,0 +1,90 @@
+"""The data and the machine of a run: what models are trained and tested on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_cli.errors import ConfigError
+from kd_cli.learn.engine import Examples
+from kd_cli.runs.config import RunConfig, build
+from kd_cli.zoo.data import Dataset, normalise, prepare
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A data set on a device, in the precision of a run: what models are trained and tested on."""
+
+    dataset: Dataset
+    device: torch.device
+    precision: str
+    train: Examples
+    val: Examples
+    test: Examples
+    fill: Tensor  # a black pixel, normalised: [C]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return dtype_of(self.precision)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of weights and images; bfloat16 and tf32 are arithmetic on float32 weights."""
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name. ConfigError when the machine has none such."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}", hint="device=auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device is {name}, and torch sees no GPU here", hint="device=auto or device=cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device is {name}, and there are {torch.cuda.device_count()} GPUs, counted from 0")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device is mps, and torch sees no such device here", hint="device=auto or device=cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise ConfigError(f"device is {name!r}", hint="device=auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """Choose the arithmetic of float32 matrix products on the GPU."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigError(f"precision is tf32, which {device.type} does not have", hint="precision=float32")
+    if device.type == "mps" and precision == "float64":
+        raise ConfigError("precision is float64, which mps does not have", hint="device=cpu")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def load_bench(config: RunConfig) -> Bench:
+    """Read the data set and lay it on the device."""
+    device = resolve_device(config.device)
+    set_precision(config.precision, device)
+    source = build(config.dataset, where="dataset", data_dir=config.data_dir)
+    dataset = prepare(source, val_fraction=config.val_fraction)
+    dtype = dtype_of(config.precision)
+
+    def examples(split: Any) -> Examples:
+        images = normalise(split.images, dataset.mean, dataset.std, dtype)
+        return Examples(images.to(device), split.labels.to(device))
+
+    black = torch.zeros(1, *dataset.shape, dtype=dataset.train.images.dtype)
+    fill = normalise(black, dataset.mean, dataset.std, dtype).flatten(2)[0, :, 0] if black.ndim == 4 else torch.zeros(1)
+    train, val, test = map(examples, (dataset.train, dataset.val, dataset.test))
+    return Bench(dataset, device, config.precision, train, val, test, fill.to(device))
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a summary names it, with the GPU's product name."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

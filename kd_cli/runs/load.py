@@ -1,0 +1,78 @@
+"""The student of a run as a module to use elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.errors import CheckpointError
+from kd_cli.learn.teachers import freeze
+from kd_cli.runs.bench import dtype_of
+from kd_cli.runs.config import build
+from kd_cli.runs.files import checksum, read_json
+from kd_cli.runs.rundir import STUDENT, WEIGHTS
+from kd_cli.zoo.data import normalise
+
+
+class Student(nn.Module):
+    """A trained student with the preparation of its input: images as the data set has them in, logits out."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        classes: tuple[str, ...],
+        input_shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.mean, self.std, self.classes, self.input_shape, self.dtype = mean, std, classes, input_shape, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, *input_shape], uint8 or float in [0, 1] -> logits [B, classes]."""
+        device = next(self.network.parameters()).device
+        return self.network(normalise(images, self.mean, self.std, self.dtype).to(device))
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probabilities at T = 1, the temperature of all inference: [B, classes]."""
+        return self(images).softmax(-1)
+
+
+def load_student(run_dir: str | Path) -> Student:
+    """The distilled student of a run directory, on the CPU, in eval mode.
+
+    Takes images as its data set has them, uint8 or float in [0, 1]; predicts exactly what the run reported. The model's
+    code is the one that the run's own configuration names; load only runs that you trust as you trust their code.
+    Raises CheckpointError when there is no student or its files are damaged.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(run_dir).expanduser()
+    try:
+        rebuild = read_json(folder / STUDENT)
+        if checksum(folder / WEIGHTS) != rebuild["checksum"]:
+            raise ValueError(f"{WEIGHTS} is not what the run wrote")
+        state = load_file(folder / WEIGHTS)
+        shape = tuple(rebuild["input_shape"])
+        network = build(rebuild["model"], input_shape=shape, num_classes=len(rebuild["classes"]))
+        dtype = dtype_of(rebuild["precision"])
+        network.to(dtype).load_state_dict(state)
+        return Student(
+            freeze(network),
+            mean=tuple(rebuild["mean"]),
+            std=tuple(rebuild["std"]),
+            classes=tuple(rebuild["classes"]),
+            input_shape=shape,
+            dtype=dtype,
+        ).eval()
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} holds no student: {error.filename} is missing", hint="name the directory of a finished run"
+        ) from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the student in {folder} cannot be rebuilt: {error}") from error

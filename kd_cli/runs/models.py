@@ -1,0 +1,137 @@
+"""Models of a run: built from a spec, checked against the data, loaded from weights, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.errors import CheckpointError, ConfigError, KdError
+from kd_cli.learn.randomness import global_stream
+from kd_cli.learn.step import Autocast, single_precision
+from kd_cli.learn.teachers import batches, freeze
+from kd_cli.runs.bench import Bench, dtype_of
+from kd_cli.runs.config import TrainSpec, build
+from kd_cli.zoo.data import Dataset
+
+
+def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.device | str = "cpu") -> nn.Module:
+    """The model of a spec with its initial weights, which depend on the seed and the role alone."""
+    where = "teacher" if role == "teacher" else "student"
+    # Built on the CPU: the same weights on every device.
+    with global_stream(spec.seed, role, "init"):
+        module = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{where}: {spec.model['_target_']} gave a {type(module).__name__}, not a torch.nn.Module")
+    return module.to(device, dtype_of(spec.precision))
+
+
+def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
+    """The model without memory for its weights, to look at its shapes; a real one where its code needs numbers."""
+    where = "teacher" if role == "teacher" else "student"
+    sizes: dict[str, Any] = {"input_shape": dataset.shape, "num_classes": dataset.classes}
+    try:
+        with torch.device("meta"):
+            return build(spec.model, where=where, **sizes)
+    except KdError:
+        raise
+    except Exception:  # a constructor that computes with its weights; its own errors come again below
+        with global_stream(0, "blank"):
+            return build(spec.model, where=where, **sizes)
+
+
+def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
+    """Try the model on two blank images. ConfigError when model and data do not fit."""
+    where = "teacher" if role == "teacher" else "student"
+    wanted = f"images {tuple(dataset.shape)} and {dataset.classes} classes"
+    try:
+        module = blank_module(spec, dataset, role=role)
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            logits = module.eval()(torch.zeros(2, *dataset.shape, device=device))
+    except NotImplementedError:
+        return  # an operation that needs real numbers; training will tell
+    except (RuntimeError, ValueError) as error:
+        message = first_line(error)
+        raise ConfigError(
+            f"{where}={spec.name} does not take the data of {dataset.name} ({wanted}): {message}",
+            hint=f"choose another {where}, or set its sizes to the data's",
+        ) from error
+    if tuple(logits.shape) != (2, dataset.classes):
+        raise ConfigError(
+            f"{where}={spec.name} gives {tuple(logits.shape)} for 2 images of {dataset.name}; it must be "
+            f"(2, {dataset.classes}): one logit for each class"
+        )
+
+
+def load_module(spec: TrainSpec, state: dict[str, Tensor], bench: Bench, *, role: str) -> nn.Module:
+    """The model with trained weights, frozen, on the bench's device."""
+    module = build_module(spec, bench.dataset, role=role, device=bench.device)
+    module.load_state_dict(state)
+    return freeze(module)
+
+
+def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset) -> dict[str, Tensor]:
+    """The user's own weights for a model: safetensors, or a state dict read without unpickling code.
+
+    CheckpointError when they are unreadable or those of another architecture.
+    """
+    path = path.expanduser()
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"teacher.checkpoint={path} cannot be read as weights: {first_line(error)}",
+            hint="save the weights alone, safetensors.torch.save_file(model.state_dict(), FILE) or "
+            "torch.save(model.state_dict(), FILE); a pickled model would run code of its own and is refused",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"teacher.checkpoint={path} holds no state dict (names and tensors)", hint="save model.state_dict()"
+        )
+    module = blank_module(spec, dataset, role="teacher")
+    expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not in the model" for name in found if name not in expected]
+    problems += [
+        f"{name} is {found[name]}, the model's is {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"teacher.checkpoint={path} does not fit teacher={spec.name} on {dataset.name} "
+            f"({dataset.classes} classes): {'; '.join(problems[:3])}{more}",
+            hint="give the architecture that these weights come from, e.g. teacher=smallmlp teacher.hidden=[300,300]",
+        )
+    return state
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]
+
+
+def forward_flops(module: nn.Module, image: Tensor) -> int:
+    """Floating-point operations of one image's forward pass (a multiply-add is two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(image[None])
+    return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def predict_module(module: nn.Module, images: Tensor, autocast: Autocast) -> Tensor:
+    """Logits at T = 1, on the CPU, in float32 at least."""
+    with autocast():
+        logits = torch.cat([module(batch) for batch in batches(images)])
+    return single_precision(logits).cpu()

@@ -1,0 +1,296 @@
+"""Train many models: those that differ only in their numbers together, the others one by one."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.learn.augment import Augment
+from kd_cli.learn.engine import Examples, Outcome, Plan, fit
+from kd_cli.learn.methods import Method, Weights, stack_methods
+from kd_cli.learn.stack import StackedLearner, why_not
+from kd_cli.learn.step import Autocast, Learner, SoloLearner
+from kd_cli.learn.teachers import Teacher
+from kd_cli.runs.bench import Bench, device_name
+from kd_cli.runs.config import Node, TrainSpec, build, fingerprint
+from kd_cli.runs.files import read_json, write_json
+from kd_cli.runs.models import build_module
+from kd_cli.runs.progress import Progress, describe
+
+log = logging.getLogger(__name__)
+
+PER_MODEL = ("lr", "weight_decay")  # what an optimiser may hold apart for each model of a stack
+SIZES = (4, 16, 64, 256)  # the stacks that are tried
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One model to train: how, and on what loss."""
+
+    spec: TrainSpec
+    method: Node
+    T: float = 1.0
+    alpha: float = 0.0
+    beta: float = 1.0
+
+    def kind(self) -> str:
+        """What must be equal for two lessons to be given in one stack: all but the numbers of each model."""
+        facts = self.spec.identity("")
+        optimizer = {key: value for key, value in self.spec.optimizer.items() if key not in PER_MODEL}
+        method = {key: value for key, value in self.method.items() if key not in stackable_keys(self.method)}
+        return fingerprint({**facts, "seed": None, "optimizer": optimizer, "method": method})
+
+    def hyper(self) -> dict[str, float]:
+        """The optimiser's numbers that each model of a stack has for itself."""
+        return {key: self.spec.optimizer[key] for key in PER_MODEL if key in self.spec.optimizer}
+
+
+def stackable_keys(method: Node) -> Sequence[str]:
+    """The keys of a method that may differ within a stack, by its own word."""
+    from kd_cli.runs.config import locate
+
+    return getattr(locate(method["_target_"]), "stackable", ())
+
+
+HARD: Node = {"_target_": "kd_cli.learn.methods.Hard"}
+
+
+def train_all(
+    bench: Bench,
+    lessons: Sequence[Lesson],
+    *,
+    role: str,
+    title: str,
+    teacher: Teacher | None = None,
+    notes: Path | None = None,
+) -> list[Outcome]:
+    """Train a model for each lesson and return their outcomes in the same order.
+
+    `role` names the rows in metrics.jsonl, `title` is what a person reads. `notes` is a file that remembers which size
+    of stack is fastest on this machine, so that the same sweep takes the same path again.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, lesson in enumerate(lessons):
+        groups.setdefault(lesson.kind(), []).append(i)
+    outcomes: dict[int, Outcome] = {}
+    for members in groups.values():
+        # neighbours with equal learning rate and weight decay share one call of the optimiser
+        members.sort(key=lambda i: sorted(lessons[i].hyper().items()))
+        size = stack_size(bench, [lessons[i] for i in members], role=role, teacher=teacher, notes=notes)
+        for chunk in chunks(members, size):
+            outcomes |= zip(chunk, _train(bench, [lessons[i] for i in chunk], role, title, teacher), strict=True)
+    return [outcomes[i] for i in range(len(lessons))]
+
+
+def chunks(members: list[int], size: int) -> list[list[int]]:
+    """Parts of at most `size`, as equal as can be."""
+    parts = -(-len(members) // size)
+    edges = [round(k * len(members) / parts) for k in range(parts + 1)]
+    return [members[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def _train(bench: Bench, lessons: list[Lesson], role: str, title: str, teacher: Teacher | None) -> list[Outcome]:
+    """Train one stack; when it does not fit in the device's memory, its halves."""
+    spec = lessons[0].spec
+    stream = stream_of(role)
+    plan = make_plan(bench, spec, role)
+    many = f"{len(lessons)} × " if len(lessons) > 1 else ""
+    try:
+        outcomes = fit(
+            make_learner(bench, lessons, role),
+            bench.train,
+            bench.val,
+            role=stream,
+            seeds=[lesson.spec.seed for lesson in lessons],
+            plan=plan,
+            method=make_method(lessons),
+            weights=make_weights(bench, lessons),
+            teacher=teacher,
+            observer=Progress(many + title, spec.epochs),
+        )
+    except torch.OutOfMemoryError:
+        if len(lessons) == 1:
+            raise
+        log.info("%d models do not fit in the memory of %s together; halving the stack", len(lessons), bench.device)
+        torch.cuda.empty_cache()
+        half = len(lessons) // 2
+        return [o for part in (lessons[:half], lessons[half:]) for o in _train(bench, part, role, title, teacher)]
+    for outcome in outcomes:
+        outcome.history = [{**row, "role": role} for row in outcome.history]
+    return outcomes
+
+
+def said_of(title: str, spec: TrainSpec, outcome: Outcome) -> str:
+    """A line on a finished training."""
+    epochs = f"{spec.epochs:,} epoch{'s' * (spec.epochs != 1)}"
+    return f"{title}: {epochs} in {outcome.seconds:.1f} s, {describe(outcome.history[-1:])}"
+
+
+def stream_of(role: str) -> str:
+    """The name of the random streams: the student alone and the distilled student share theirs."""
+    return "teacher" if role == "teacher" else "student"
+
+
+def make_plan(bench: Bench, spec: TrainSpec, role: str) -> Plan:
+    where = "teacher_schedule" if role == "teacher" else "schedule"
+    return Plan(
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        schedule=build(spec.schedule, where=where),
+        augment=Augment(**spec.augment),
+        fill=bench.fill,
+    )
+
+
+def make_optimizer(lesson: Lesson, role: str, parameters: Any) -> torch.optim.Optimizer:
+    where = "teacher_optimizer" if role == "teacher" else "optimizer"
+    return build(lesson.spec.optimizer, parameters, where=where)
+
+
+def make_learner(bench: Bench, lessons: Sequence[Lesson], role: str) -> Learner:
+    """One model as an ordinary module, several as a stack."""
+    modules = [build_module(one.spec, bench.dataset, role=stream_of(role), device=bench.device) for one in lessons]
+    autocast = Autocast(bench.device, bench.precision)
+    if len(lessons) == 1:
+        optimizer = make_optimizer(lessons[0], role, modules[0].parameters())
+        return SoloLearner(modules[0], optimizer, seed=lessons[0].spec.seed, autocast=autocast)
+    return StackedLearner(
+        modules,
+        lambda groups: make_optimizer(lessons[0], role, groups),
+        hyper=[lesson.hyper() for lesson in lessons],
+        seeds=[lesson.spec.seed for lesson in lessons],
+        autocast=autocast,
+    )
+
+
+def make_method(lessons: Sequence[Lesson]) -> Method:
+    return stack_methods([build(lesson.method, where="method") for lesson in lessons])
+
+
+def make_weights(bench: Bench, lessons: Sequence[Lesson]) -> Weights:
+    rows = [(lesson.T, lesson.alpha, lesson.beta) for lesson in lessons]
+    return Weights(*torch.tensor(rows, dtype=bench.dtype, device=bench.device).T.contiguous())
+
+
+# ---------------------------------------------------------------- how many at once
+
+
+def stack_size(
+    bench: Bench, lessons: Sequence[Lesson], *, role: str, teacher: Teacher | None, notes: Path | None
+) -> int:
+    """How many of these models to train at once: the size that is fastest, as measured; 1 when they do not stack."""
+    if len(lessons) == 1:
+        return 1
+    module = build_module(lessons[0].spec, bench.dataset, role=stream_of(role), device=bench.device)
+    optimizer = make_optimizer(lessons[0], role, module.parameters())
+    reason = why_not(module, optimizer, bench.train.images[0])
+    if reason is not None:
+        log.info("%d × %s run one by one: %s", len(lessons), lessons[0].spec.name, reason)
+        return 1
+    most = min(len(lessons), room_for(bench, lessons[0], module))
+    if most < 2:
+        log.info("%d × %s run one by one: two do not fit in memory", len(lessons), lessons[0].spec.name)
+        return 1
+    shared = len({lesson.spec.seed for lesson in lessons}) == 1
+    machine = [device_name(bench.device), torch.__version__, torch.get_num_threads()]
+    key = fingerprint([lessons[0].kind(), bench.dataset.shape, bench.dataset.classes, most, shared, *machine])
+    known = _read_notes(notes)
+    if key not in known:
+        candidates = [1, *(size for size in SIZES if size < most), most]
+        seconds = {size: _time_step(bench, lessons[:size], role, teacher) / size for size in candidates}
+        best = min(seconds, key=seconds.__getitem__)
+        known[key] = best
+        _write_notes(notes, known)
+        log.info(
+            "%d × %s: %s at once, measured %s",
+            len(lessons),
+            lessons[0].spec.name,
+            best,
+            ", ".join(f"{1e3 * s:.3g} ms a step and model in stacks of {n}" for n, s in seconds.items()),
+        )
+    return int(known[key])
+
+
+def _read_notes(notes: Path | None) -> dict[str, int]:
+    try:
+        found = read_json(notes) if notes is not None else {}
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, int) and value > 0}
+
+
+def _write_notes(notes: Path | None, known: dict[str, int]) -> None:
+    if notes is not None:
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        write_json(notes, _read_notes(notes) | known)
+
+
+def room_for(bench: Bench, lesson: Lesson, module: nn.Module) -> int:
+    """How many such models fit in the device's free memory, by a careful estimate."""
+    size = bench.dtype.itemsize
+    weights = 5 * sum(p.numel() for p in module.parameters())  # weight, gradient, two of the optimiser, a temporary
+    outputs = 0
+
+    def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal outputs
+        outputs += output.numel() if isinstance(output, Tensor) else 0
+
+    hooks = [m.register_forward_hook(count) for m in module.modules()]
+    with torch.no_grad():
+        module.eval()(bench.train.images[:1])
+    for hook in hooks:
+        hook.remove()
+    batch = min(lesson.spec.batch_size, len(bench.train))
+    each = size * (weights + batch * (3 * outputs + 2 * bench.train.images[0].numel()))
+    return int(free_memory(bench.device) // each)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a stack may take: most of what is free on a GPU, half of what is free on the machine."""
+    if device.type == "cuda":
+        return 0.8 * torch.cuda.mem_get_info(device)[0]
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return 0.5 * 1024 * int(text.split("MemAvailable:")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        return 2.0 * 1024**3
+
+
+def _time_step(bench: Bench, lessons: Sequence[Lesson], role: str, teacher: Teacher | None) -> float:
+    """Seconds of one training step of these models, on copies that are thrown away; the best of several."""
+    spec = lessons[0].spec
+    batch = min(spec.batch_size, len(bench.train))
+    plan = make_plan(bench, spec, role)
+    some = Examples(bench.train.images, bench.train.labels)
+    learner, method, weights = make_learner(bench, lessons, role), make_method(lessons), make_weights(bench, lessons)
+    times: list[float] = []
+
+    def steps(n: int) -> None:
+        fit(
+            learner,
+            Examples(some.images[: batch * n], some.labels[: batch * n]),
+            Examples(some.images[:0], some.labels[:0]),
+            role="timing",
+            seeds=[lesson.spec.seed for lesson in lessons],
+            plan=Plan(1, batch, plan.schedule, plan.augment, plan.fill),
+            method=method,
+            weights=weights,
+            teacher=teacher,
+        )
+
+    steps(2)
+    for _ in range(3):
+        started = time.perf_counter()
+        steps(3)
+        times.append((time.perf_counter() - started) / min(3, -(-len(some) // batch)))
+    return min(times)
