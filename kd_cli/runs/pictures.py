@@ -129,7 +129,7 @@ def mistakes(labels: Tensor, student: Tensor, class_names: Sequence[str]) -> lis
 
 
 def picture(image: Tensor) -> str | None:
-    """One image as a PNG in a data URL; None for what is no image. Floats are stretched from their least to their most."""
+    """One image as a PNG in a data URL; None for what is no image. Floats are stretched from least to most."""
     image = image.detach().cpu()
     if image.ndim == 2:
         image = image[None]
@@ -142,7 +142,7 @@ def picture(image: Tensor) -> str | None:
         values = (values - low) / (high - low).clamp_min(1e-12) * 255
     shrink = SIDE / max(values.shape[1:])
     if shrink < 1:
-        size = [max(round(side * shrink), 1) for side in values.shape[1:]]
+        size = max(round(values.shape[1] * shrink), 1), max(round(values.shape[2] * shrink), 1)
         values = torch.nn.functional.adaptive_avg_pool2d(values[None], size)[0]
     pixels = values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
     return "data:image/png;base64," + base64.b64encode(_png(pixels)).decode("ascii")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDE, NARROW = 760, 380  # every chart is drawn at both widths; the page shows the one that can be read
+_Place = Callable[[float], float]
 LINES = 8  # as many colours as can be told apart
 
 CSS = """
@@ -26,10 +27,13 @@ svg text { fill:var(--soft); } svg .strong { fill:var(--ink); font-weight:600; }
 .grid { stroke:var(--grid); } .axis { stroke:var(--soft); } .ideal { stroke:var(--soft); stroke-dasharray:2 4; }
 .line { fill:none; stroke:var(--c); stroke-width:2; stroke-linejoin:round; stroke-linecap:round; }
 .thin { stroke-width:1.2; } .dashed { stroke-dasharray:6 4; } .dotted { stroke-dasharray:1 5; }
-.area { fill:var(--c); opacity:.13; } .bar { fill:var(--c); } .whisker { stroke:var(--c); stroke-width:1.5; }
-.dot { fill:var(--c); stroke:var(--card); stroke-width:1.5; } .ring { fill:var(--card); stroke:var(--c); stroke-width:2; }
-.touch { fill:transparent; } .cell { stroke:var(--card); stroke-width:2; } .chosen { fill:none; stroke:var(--c1); stroke-width:3; }
-.key { display:flex; flex-wrap:wrap; gap:.2rem 1.1rem; margin:0 0 .5rem; padding:0; list-style:none; font-size:.85rem; }
+.area { fill:var(--c); opacity:.13; } .bar { fill:var(--c); } .whisker { fill:none; stroke:var(--c); stroke-width:1.5; }
+.dot { fill:var(--c); stroke:var(--card); stroke-width:1.5; }
+.ring { fill:var(--card); stroke:var(--c); stroke-width:2; } .touch { fill:transparent; }
+.cell { stroke:var(--card); stroke-width:2; }
+.chosen { fill:none; stroke:var(--c1); stroke-width:3; }
+.key { display:flex; flex-wrap:wrap; gap:.2rem 1.1rem; margin:0 0 .5rem; padding:0; list-style:none; }
+.key { font-size:.85rem; }
 .key li { display:flex; align-items:center; gap:.4rem; } .key svg { width:26px; height:12px; flex:none; }
 .wide { display:block } .narrow { display:none }
 @media (max-width:640px) { .wide { display:none } .narrow { display:block } }
@@ -48,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points to join. Style: line, dashed, thin, or level (a baseline with a band, as wide as the chart if constant)."""
+    """Points to join. Style: line, dashed, thin, or level: a baseline with a band, as wide as the chart if constant."""
 
     name: str
     points: Sequence[Point]
@@ -114,86 +118,80 @@ def line_chart(
     log_y: bool = False,
     x_ticks: Sequence[float] | None = None,
     unit: str = "",
-    y_range: tuple[float, float] | None = None,
 ) -> str:
     """Lines with error bars of one standard deviation. Logarithmic axes need values above 0."""
     points = [p for s in series for p in s.points]
     if not points:
         return ""
-    left, right, top, bottom = 52, 14, 12, 44
+    left, right, top, floor = 54, width - 14, 12, height - 44
     x_low, x_high = min(p.x for p in points), max(p.x for p in points)
-    if log_y:
-        y_low, y_high = min(p.y for p in points), max(p.y for p in points)
-        y_marks = log_ticks(y_low, y_high) if y_high / y_low > 4 else ticks(y_low, y_high)
-        y_low, y_high = y_low / 1.1, y_high * 1.1
-        y_marks = [mark for mark in y_marks if y_low <= mark <= y_high]
-    else:
-        ends = y_range or (min(p.y - (p.std or 0) for p in points), max(p.y + (p.std or 0) for p in points))
-        if not y_range and min(p.y for p in points) >= 0:
-            ends = max(ends[0], 0.0), ends[1]
-        y_marks = ticks(*ends)
-        y_low, y_high = y_marks[0], y_marks[-1]
-    place_x = _scale(x_low, x_high, left + 16, width - right - 16, log=log_x)
-    place_y = _scale(y_low, y_high, height - bottom, top, log=log_y)
+    y_low, y_high, y_marks = _y_axis(points, log=log_y)
+    place_x = _scale(x_low, x_high, left + 16, right - 16, log=log_x)
+    place_y = _scale(y_low, y_high, floor, top, log=log_y)
     x_marks = x_ticks or (log_ticks(x_low, x_high) if log_x and x_high > x_low else ticks(x_low, x_high, width // 110))
     out = []
     for mark in y_marks:
         y = place_y(mark)
-        out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{number(mark)}{unit}</text>')
-    free = -1e9
+        out.append(f'<path class="grid" d="M{left} {y:.1f}H{right}"/>')
+        out.append(_text(left - 8, y + 4, number(mark) + unit, "end"))
+    free = -math.inf
     for mark in sorted(x_marks):
         x, name = place_x(mark), number(mark)
-        if not left <= x <= width - right:
+        if not left <= x <= right:
             continue
-        out.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{height - bottom}" y2="{height - bottom + 5}"/>')
+        out.append(f'<path class="axis" d="M{x:.1f} {floor}v5"/>')
         if x - 3.6 * len(name) > free:  # a label that would run into the one before it is left out
-            out.append(f'<text x="{x:.1f}" y="{height - bottom + 19}" text-anchor="middle">{name}</text>')
+            out.append(_text(x, floor + 19, name))
             free = x + 3.6 * len(name) + 4
-    out.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>')
-    out.append(f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
-    middle = (top + height - bottom) / 2
-    out.append(
-        f'<text x="13" y="{middle}" text-anchor="middle" transform="rotate(-90 13 {middle})">{escape(y_label)}</text>'
-    )
+    out.append(f'<path class="axis" d="M{left} {floor}H{right}"/>')
+    out.append(_text((left + right) / 2, height - 6, x_label))
+    out.append(_axis_name((top + floor) / 2, y_label))
     barred = [s for s in series if s.style != "level" and any(p.std for p in s.points)]
-    for s in sorted(series, key=lambda s: ("level", "thin").index(s.style) if s.style in ("level", "thin") else 2):
+    behind = ("level", "thin")
+    for s in sorted(series, key=lambda s: behind.index(s.style) if s.style in behind else len(behind)):
         dodge = (barred.index(s) - (len(barred) - 1) / 2) * 4 if s in barred else 0.0
-        out.append(_drawn(s, place_x, place_y, dodge, (left, width - right)))
+        out.append(_drawn(s, place_x, place_y, dodge, (left, right)))
     return _svg(out, width, height, title)
 
 
-def _drawn(s: Series, place_x: Callable, place_y: Callable, dodge: float, span: tuple[float, float]) -> str:
+def _y_axis(points: Sequence[Point], *, log: bool) -> tuple[float, float, list[float]]:
+    """The ends of the axis and its marks; error bars that reach below 0 are cut there when no value does."""
+    if log:
+        low, high = min(p.y for p in points) / 1.1, max(p.y for p in points) * 1.1
+        marks = log_ticks(low, high) if high / low > 4 else ticks(low, high)
+        return low, high, [mark for mark in marks if low <= mark <= high]
+    low, high = min(p.y - (p.std or 0) for p in points), max(p.y + (p.std or 0) for p in points)
+    if min(p.y for p in points) >= 0:
+        low = max(low, 0.0)
+    marks = ticks(low, high)
+    return marks[0], marks[-1], marks
+
+
+def _drawn(s: Series, place_x: _Place, place_y: _Place, dodge: float, span: tuple[float, float]) -> str:
     points = sorted(s.points, key=lambda p: p.x)
     spots = [(place_x(p.x) + dodge, place_y(p.y), p) for p in points]
     out = [f'<g class="{s.colour}">']
     if s.style == "level":
         if len({(p.y, p.std) for p in points}) == 1:
-            p = points[0]
-            spots = [(span[0], place_y(p.y), p), (span[1], place_y(p.y), p)]
+            spots = [(end, place_y(points[0].y), points[0]) for end in span]
         if any(p.std for p in points):
             upper = [f"{x:.1f},{place_y(p.y + (p.std or 0)):.1f}" for x, _, p in spots]
             lower = [f"{x:.1f},{place_y(max(p.y - (p.std or 0), 0)):.1f}" for x, _, p in reversed(spots)]
             out.append(f'<polygon class="area" points="{" ".join(upper + lower)}"/>')
-    style = {"level": " dashed", "dashed": " dotted", "thin": " thin"}.get(s.style, "")
-    told = f"<title>{escape(s.name)}</title>"
+    tip = _tip(points[0].title or s.name if s.style == "level" else s.name)
     if len(spots) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in spots)
-        out.append(f'<polyline class="line{style}" points="{path}">{told}</polyline>')
+        out.append(f'<polyline class="{_line(s.style)}" points="{path}">{tip}</polyline>')
     if s.marks and s.style != "level":
-        shape = "ring" if s.style == "dashed" else "dot"
+        kind, r = ("ring", 3.5) if s.style == "dashed" else ("dot", 4.5)
         for x, y, p in spots:
-            tip = f"<title>{escape(p.title or s.name)}</title>"
             if p.std:
                 high, low = place_y(p.y + p.std), place_y(max(p.y - p.std, 0) if p.y >= 0 else p.y - p.std)
-                out.append(
-                    f'<path class="whisker" fill="none" d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"/>'
-                )
-            out.append(f'<circle class="{shape}" cx="{x:.1f}" cy="{y:.1f}" r="{3.5 if shape == "ring" else 4.5}"/>')
-            out.append(f'<circle class="touch" cx="{x:.1f}" cy="{y:.1f}" r="11">{tip}</circle>')
+                ends = "".join(f"M{x - 4:.1f} {end:.1f}h8" for end in (low, high))
+                out.append(f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}{ends}"/>')
+            out.append(_circle(kind, x, y, r) + _circle("touch", x, y, 11, _tip(p.title or s.name)))
     elif len(spots) == 1:
-        x, y, _ = spots[0]
-        out.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4">{told}</circle>')
+        out.append(_circle("dot", spots[0][0], spots[0][1], 4, tip))
     return "".join(out) + "</g>"
 
 
@@ -205,52 +203,43 @@ def row_chart(
     if not everything:
         return ""
     above = width < 500  # no room beside the rows: names go above them
-    longest = max(len(row.name) for row in rows) if rows else 0
-    left = 12 if above else min(20 + 6.6 * longest, width * 0.45)
-    right, top, tall = 16, 10, 40 if above else 28
-    height = top + tall * len(rows) + 44
-    low = min(row.value - (row.std or 0) for row in everything)
-    high = max(row.value + (row.std or 0) for row in everything)
-    marks = ticks(max(low, 0.0) if min(row.value for row in everything) >= 0 else low, high, max(3, width // 130))
-    place = _scale(marks[0], marks[-1], left + 12, width - right - 12)
+    longest = max((len(row.name) for row in rows), default=0)
+    left = 12.0 if above else min(20 + 6.6 * longest, width * 0.45)
+    right, top, tall = width - 16, 10, 40 if above else 28
     floor = top + tall * len(rows)
+    low, high = (f(row.value + sign * (row.std or 0) for row in everything) for f, sign in ((min, -1), (max, 1)))
+    if min(row.value for row in everything) >= 0:
+        low = max(low, 0.0)
+    marks = ticks(low, high, max(3, width // 130))
+    place = _scale(marks[0], marks[-1], left + 12, right - 12)
     out = []
     for mark in marks:
         x = place(mark)
-        out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{floor}"/>')
-        out.append(f'<text x="{x:.1f}" y="{floor + 18}" text-anchor="middle">{number(mark)}{unit}</text>')
-    out.append(
-        f'<text x="{(left + width - right) / 2:.1f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
-    )
+        out.append(f'<path class="grid" d="M{x:.1f} {top}V{floor}"/>' + _text(x, floor + 18, number(mark) + unit))
+    out.append(_text((left + right) / 2, floor + 38, x_label))
+
+    def ends(row: Row) -> tuple[float, float]:
+        return place(max(row.value - (row.std or 0), marks[0])), place(row.value + (row.std or 0))
+
     for row in levels:
-        x, tip = place(row.value), f"<title>{escape(row.title or row.name)}</title>"
-        out.append(f'<g class="{row.colour}">')
-        if row.std:
-            start, end = place(max(row.value - row.std, marks[0])), place(row.value + row.std)
-            out.append(
-                f'<rect class="area" x="{start:.1f}" y="{top}" width="{end - start:.1f}" height="{floor - top}"/>'
-            )
-        out.append(f'<line class="line dashed" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{floor}">{tip}</line></g>')
-    room = int((width - left if above else left - 16) / 6.4)
+        start, end = ends(row)
+        out.append(f'<g class="{row.colour}">{_box("area", start, top, end - start, floor - top)}')
+        tip = _tip(row.title or row.name)
+        out.append(f'<path class="{_line("level")}" d="M{place(row.value):.1f} {top}V{floor}">{tip}</path></g>')
     for i, row in enumerate(rows):
         y = top + tall * (i + 0.5) + (8 if above else 0)
-        style = "strong" if row.chosen else "name"
-        name = row.name if len(row.name) <= room else row.name[: room - 1] + "…"
-        words = (
-            f'<text class="{style}" x="{left}" y="{y - 12}">'
-            if above
-            else f'<text class="{style}" x="{left - 6:.1f}" y="{y + 4}" text-anchor="end">'
-        )
-        out.append(f"{words}{escape(name)}<title>{escape(row.name)}</title></text>")
-        x, tip = place(row.value), f"<title>{escape(row.title or row.name)}</title>"
+        kind = "strong" if row.chosen else "name"
+        if above:
+            out.append(_text(left, y - 12, row.name, "start", kind=kind, most=int((width - left) / 6.4)))
+        else:
+            out.append(_text(left - 6, y + 4, row.name, "end", kind=kind, most=int((left - 16) / 6.4)))
+        start, end = ends(row)
         out.append(f'<g class="{row.colour}">')
         if row.std:
-            start, end = place(max(row.value - row.std, marks[0])), place(row.value + row.std)
-            out.append(
-                f'<path class="whisker" d="M{start:.1f} {y}H{end:.1f}M{start:.1f} {y - 4}v8M{end:.1f} {y - 4}v8"/>'
-            )
-        out.append(f'<circle class="dot" cx="{x:.1f}" cy="{y}" r="5.5">{tip}</circle></g>')
-    return _svg(out, width, height, title)
+            caps = "".join(f"M{x:.1f} {y - 4}v8" for x in (start, end))
+            out.append(f'<path class="whisker" d="M{start:.1f} {y}H{end:.1f}{caps}"/>')
+        out.append(_circle("dot", place(row.value), y, 5.5, _tip(row.title or row.name)) + "</g>")
+    return _svg(out, width, floor + 44, title)
 
 
 def heat_map(
@@ -265,52 +254,32 @@ def heat_map(
     chosen: tuple[int, int] | None = None,
 ) -> str:
     """Cells (column, row) -> (value, text, hover), darker for larger values; the chosen one is framed."""
-    longest = max(map(len, rows), default=0)
-    left, right, top, bottom = min(40 + 6.6 * longest, width * 0.35), 6, 4, 44
-    step = (width - left - right) / max(len(columns), 1)
+    left, top = min(42 + 6.6 * max(map(len, rows), default=0), width * 0.35), 4
+    step = (width - left - 6) / max(len(columns), 1)
     tall = 40 if len(rows) <= 8 else 28
-    height = top + tall * len(rows) + bottom
+    floor = top + tall * len(rows)
     values = [value for value, _, _ in cells.values()]
     low, high = min(values, default=0), max(values, default=1)
     out = []
     for (i, j), (value, text, tip) in cells.items():
         share = (value - low) / (high - low) if high > low else 0.0
         x, y = left + i * step, top + j * tall
-        fill = f"fill:color-mix(in oklab, var(--hot) {100 * share:.0f}%, var(--cold))"
-        ink = f"fill:var(--on-{'hot' if share > 0.5 else 'cold'})"
-        out.append(
-            f'<g><title>{escape(tip)}</title><rect class="cell" x="{x:.1f}" y="{y}" width="{step:.1f}" height="{tall}" rx="4" style="{fill}"/>'
-        )
+        fill = f' style="fill:color-mix(in oklab, var(--hot) {100 * share:.0f}%, var(--cold))" rx="4"'
+        out.append(f"<g>{_tip(tip)}{_box('cell', x, y, step, tall, more=fill)}")
         if 6.6 * len(text) < step:
-            out.append(
-                f'<text x="{x + step / 2:.1f}" y="{y + tall / 2 + 4}" text-anchor="middle" style="{ink}">{escape(text)}</text>'
-            )
+            ink = f' style="fill:var(--on-{"hot" if share > 0.5 else "cold"})"'
+            out.append(_text(x + step / 2, y + tall / 2 + 4, text, more=ink))
         out.append("</g>")
     if chosen is not None:
         x, y = left + chosen[0] * step, top + chosen[1] * tall
-        out.append(
-            f'<rect class="chosen" x="{x + 1.5:.1f}" y="{y + 1.5}" width="{step - 3:.1f}" height="{tall - 3}" rx="4"/>'
-        )
-    room = max(int(step / 6.4), 1)
+        out.append(_box("chosen", x + 1.5, y + 1.5, step - 3, tall - 3, more=' rx="4"'))
     for i, name in enumerate(columns):
-        short = name if len(name) <= room else name[: room - 1] + "…"
-        out.append(
-            f'<text class="name" x="{left + (i + 0.5) * step:.1f}" y="{height - bottom + 17}" text-anchor="middle">{escape(short)}<title>{escape(name)}</title></text>'
-        )
+        out.append(_text(left + (i + 0.5) * step, floor + 17, name, kind="name", most=max(int(step / 6.4), 1)))
     for j, name in enumerate(rows):
-        fits = int((left - 30) / 6.4)
-        short = name if len(name) <= fits else name[: fits - 1] + "…"
-        out.append(
-            f'<text class="name" x="{left - 8:.1f}" y="{top + (j + 0.5) * tall + 4}" text-anchor="end">{escape(short)}<title>{escape(name)}</title></text>'
-        )
-    middle = top + tall * len(rows) / 2
-    out.append(
-        f'<text x="{left + step * len(columns) / 2:.1f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
-    )
-    out.append(
-        f'<text x="13" y="{middle}" text-anchor="middle" transform="rotate(-90 13 {middle})">{escape(y_label)}</text>'
-    )
-    return _svg(out, width, height, title)
+        y = top + (j + 0.5) * tall + 4
+        out.append(_text(left - 8, y, name, "end", kind="name", most=max(int((left - 30) / 6.4), 1)))
+    out.append(_text(left + step * len(columns) / 2, floor + 38, x_label) + _axis_name((top + floor) / 2, y_label))
+    return _svg(out, width, floor + 44, title)
 
 
 def reliability_diagram(roles: Sequence[tuple[str, str, Sequence[dict]]], *, title: str, width: int = 420) -> str:
@@ -318,89 +287,73 @@ def reliability_diagram(roles: Sequence[tuple[str, str, Sequence[dict]]], *, tit
 
     Bins hold count, confidence and accuracy, the last two None where the count is 0.
     """
-    left, right, top, bottom = 52, 14, 12, 44
-    height = width - left - right + top + bottom
-    place_x, place_y = _scale(0, 1, left, width - right), _scale(0, 1, height - bottom, top)
+    left, right, top = 54, width - 14, 12
+    floor = top + right - left
+    place_x, place_y = _scale(0, 1, left, right), _scale(0, 1, floor, top)
     out = []
     for mark in (0, 0.2, 0.4, 0.6, 0.8, 1):
-        x, y = place_x(mark), place_y(mark)
-        out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{mark:.0%}</text>')
-        out.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{mark:.0%}</text>')
-    out.append(f'<line class="ideal" x1="{place_x(0)}" y1="{place_y(0)}" x2="{place_x(1)}" y2="{place_y(1)}"/>')
-    out.append(f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">confidence</text>')
-    middle = (top + height - bottom) / 2
-    out.append(f'<text x="13" y="{middle}" text-anchor="middle" transform="rotate(-90 13 {middle})">accuracy</text>')
+        out.append(f'<path class="grid" d="M{left} {place_y(mark):.1f}H{right}"/>')
+        out.append(_text(left - 8, place_y(mark) + 4, f"{mark:.0%}", "end"))
+        out.append(_text(place_x(mark), floor + 18, f"{mark:.0%}"))
+    out.append(f'<path class="ideal" d="M{left} {floor}L{right} {top}"/>')
+    out.append(_text((left + right) / 2, floor + 38, "confidence") + _axis_name((top + floor) / 2, "accuracy"))
     for name, colour, bins in roles:
         full = [b for b in bins if b["count"]]
         total = sum(b["count"] for b in full)
         spots = [(place_x(b["confidence"]), place_y(b["accuracy"]), b) for b in full]
-        out.append(f'<g class="{colour}">')
-        if len(spots) > 1:
-            out.append(f'<polyline class="line thin" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y, _ in spots)}"/>')
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in spots)
+        out.append(f'<g class="{colour}"><polyline class="{_line("thin")}" points="{path}"/>')
         for x, y, b in spots:
             tip = f"{name}: {b['count']:,} examples, confidence {b['confidence']:.1%}, accuracy {b['accuracy']:.1%}"
-            out.append(
-                f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{3 + 9 * math.sqrt(b["count"] / total):.1f}"><title>{escape(tip)}</title></circle>'
-            )
+            out.append(_circle("dot", x, y, 3 + 9 * math.sqrt(b["count"] / total), _tip(tip)))
         out.append("</g>")
-    return _svg(out, width, height, title)
+    return _svg(out, width, floor + 44, title)
 
 
 def distributions(rows: Sequence[tuple[str, float | None, float | None, bool]], *, title: str, width: int = 168) -> str:
     """Paired bars (class, teacher's probability, student's, whether it is the label); full width is probability 1."""
-    longest = min(max((len(name) for name, *_ in rows), default=1), 9)
-    left, tall = 10 + 6.6 * longest, 17
-    place = _scale(0, 1, left, width - 2)
-    out = [f'<line class="axis" x1="{left}" x2="{left}" y1="0" y2="{tall * len(rows)}"/>']
+    left, tall = 10 + 6.6 * min(max((len(name) for name, *_ in rows), default=1), 9), 17
+    place = _scale(0, 1, 0, width - 2 - left)
+    out = [f'<path class="axis" d="M{left:.1f} 0V{tall * len(rows)}"/>']
     for i, (name, teacher, student, true) in enumerate(rows):
         y = i * tall
-        short = name if len(name) <= 9 else name[:8] + "…"
-        out.append(
-            f'<text class="{"strong" if true else "name"}" x="{left - 5}" y="{y + 12.5}" text-anchor="end">{escape(short)}<title>{escape(name)}</title></text>'
-        )
+        out.append(_text(left - 5, y + 12.5, name, "end", kind="strong" if true else "name", most=9))
         there = [(role, p) for role, p in (("teacher", teacher), ("student", student)) if p is not None]
         each = 12 / max(len(there), 1)
         for k, (role, p) in enumerate(there):
-            tip = f"{name}: {role} {p:.2%}"
-            out.append(
-                f'<rect class="bar {role}" x="{left}" y="{y + 2.5 + k * each:.1f}" width="{max(place(p) - left, 0.5):.1f}" height="{each:.1f}"><title>{escape(tip)}</title></rect>'
-            )
+            tip = _tip(f"{name}: {role} {p:.2%}")
+            out.append(_box(f"bar {role}", left, y + 2.5 + k * each, max(place(p), 0.5), each, tip))
     return _svg(out, width, tall * len(rows) + 2, title)
 
 
-def parts(shares: Sequence[tuple[str, int, str, str]], *, title: str, width: int = WIDE) -> str:
-    """One bar split into (name, count, colour class, opacity)."""
+def parts(shares: Sequence[tuple[str, int, str, float]], *, title: str, width: int = WIDE) -> str:
+    """One bar split into (name, count, colour, opacity)."""
     total = sum(count for _, count, _, _ in shares) or 1
     out, x = [], 0.0
     for name, count, colour, opacity in shares:
         long = width * count / total
-        tip = f"{name}: {count:,} ({count / total:.1%})"
-        out.append(
-            f'<g class="{colour}"><rect class="bar" x="{x:.1f}" y="0" width="{max(long - 1.5, 0):.1f}" height="26" opacity="{opacity}"><title>{escape(tip)}</title></rect></g>'
-        )
+        tip = _tip(f"{name}: {count:,} ({count / total:.1%})")
+        out.append(_box(f"bar {colour}", x, 0, long - 1.5, 26, tip, f' opacity="{opacity:g}"'))
         x += long
     return _svg(out, width, 26, title)
 
 
 def legend(entries: Sequence[tuple[str, str, str]]) -> str:
-    """The key to a chart: (name, colour, style); a list that wraps."""
+    """The key to a chart: (name, colour, style of line, or block); a list that wraps."""
     items = []
     for name, colour, style in entries:
-        dash = {"level": " dashed", "dashed": " dotted", "thin": " thin"}.get(style, "")
-        if style == "block":
-            mark = '<rect class="bar" x="6" y="1" width="14" height="10" rx="2"/>'
-        else:
-            mark = f'<line class="line{dash}" x1="2" x2="24" y1="6" y2="6"/>'
-        if style == "line":
-            mark += '<circle class="dot" cx="13" cy="6" r="4"/>'
-        items.append(
-            f'<li class="{colour}"><svg viewBox="0 0 26 12" aria-hidden="true">{mark}</svg>{escape(name)}</li>'
-        )
+        mark = f'<path class="{_line(style)}" d="M2 6H24"/>' if style != "block" else _box("bar", 6, 1, 14, 10)
+        mark += _circle("dot", 13, 6, 4) if style == "line" else ""
+        picture = f'<svg viewBox="0 0 26 12" aria-hidden="true">{mark}</svg>'
+        items.append(f'<li class="{colour}">{picture}{escape(name)}</li>')
     return f'<ul class="key">{"".join(items)}</ul>'
 
 
-def _scale(low: float, high: float, start: float, end: float, *, log: bool = False) -> Callable[[float], float]:
+def _line(style: str) -> str:
+    return "line" + {"level": " dashed", "dashed": " dotted", "thin": " thin"}.get(style, "")
+
+
+def _scale(low: float, high: float, start: float, end: float, *, log: bool = False) -> _Place:
     if log:
         inner = _scale(math.log(low), math.log(high), start, end)
         return lambda value: inner(math.log(max(value, low * 1e-3)))
@@ -409,8 +362,33 @@ def _scale(low: float, high: float, start: float, end: float, *, log: bool = Fal
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
+def _tip(text: str) -> str:
+    return f"<title>{escape(text)}</title>"
+
+
+def _text(
+    x: float, y: float, text: str, anchor: str = "middle", *, kind: str = "", most: int = 0, more: str = ""
+) -> str:
+    """Words at a place; at most so many letters, and then the whole on hovering."""
+    short = text if not most or len(text) <= most else text[: max(most - 1, 1)] + "…"
+    whole = _tip(text) if short != text else ""
+    style = f'class="{kind}" ' if kind else ""
+    return f'<text {style}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(short)}{whole}</text>'
+
+
+def _circle(kind: str, x: float, y: float, r: float, tip: str = "") -> str:
+    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}">{tip}</circle>'
+
+
+def _box(kind: str, x: float, y: float, width: float, height: float, tip: str = "", more: str = "") -> str:
+    size = f'width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"'
+    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" {size}{more}>{tip}</rect>'
+
+
+def _axis_name(y: float, text: str) -> str:
+    return _text(13, y, text, more=f' transform="rotate(-90 13 {y:.1f})"')
+
+
 def _svg(parts: Sequence[str], width: float, height: float, title: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{width:g}px" role="img" aria-label="{escape(title)}">'
-        f"{''.join(parts)}</svg>"
-    )
+    size = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width:g}px"'
+    return f'<svg {size} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'

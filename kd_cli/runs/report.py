@@ -154,7 +154,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _choices(path: Path) -> dict[str, str]:
-    """Which option of each group was composed. Read by hand: parsing all of hydra.yaml costs more than the whole run."""
+    """Which option of each group was composed. Read by hand: parsing the whole file takes longer than all else."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -461,9 +461,8 @@ def answer(comparison: Comparison) -> tuple[str, str]:
         return "nothing to compare yet", f"{tally(comparison.runs)}."
     if not setting.n:
         return head, f"No run has completed: {tally(comparison.runs)}."
-    told = [
-        f"{plus_minus(setting.student['errors'])} errors on {comparison.size('test'):,} test examples ({seeds(setting.n)})"
-    ]
+    errors = plus_minus(setting.student["errors"])
+    told = [f"{errors} errors on {comparison.size('test'):,} test examples ({seeds(setting.n)})"]
     if alone := setting.student_alone.get("errors"):
         told.append(f"the student alone {plus_minus(alone)} (n = {alone.n})")
     if teacher := setting.teacher.get("errors"):
@@ -513,23 +512,16 @@ def sweep_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def _comparison_table(comparison: Comparison) -> str:
-    sizes = [
-        f"{comparison.size(split):,} {word}"
-        for split, word in (("val", "validation"), ("test", "test"))
-        if comparison.size(split)
-    ]
-    head = f"{comparison.dataset}: {', '.join(sizes)}{' examples; ' if sizes else ''}{tally(comparison.runs)}; mean ± std over n seeds"
-    rows = [["", "val accuracy", "test errors", "accuracy", "agrees", "NLL", "ECE", "gap", "n"]]
-    for setting in comparison.settings:
+    head = f"{comparison.dataset}: {sizes(comparison)}{tally(comparison.runs)}; mean ± std over n seeds"
+    names = [name_of(setting, comparison) for setting in comparison.settings]
+    corner = ""
+    if len(comparison.keys) > 1:  # a column for each key is narrower than its name in every row
+        values = [[show(value) for value in setting.values.values()] for setting in comparison.settings]
+        corner, *names = align([comparison.keys, *values]).splitlines()
+    rows = [[corner, "val accuracy", "test errors", "accuracy", "agrees", "NLL", "ECE", "gap", "n"]]
+    for name, setting in zip(names, comparison.settings, strict=True):
         mark = " *" if setting is comparison.best and len(comparison.settings) > 1 else ""
-        rows.append(
-            [
-                name_of(setting, comparison) + mark,
-                *_measures(setting.student),
-                percent(setting.gap_closed),
-                counts(setting),
-            ]
-        )
+        rows.append([name + mark, *_measures(setting.student), percent(setting.gap_closed), counts(setting)])
     for role, word in (("student_alone", "student alone"), ("teacher", "teacher")):
         for which, stats in baselines(comparison, role):
             name = f"{word} ({which})" if which else word
@@ -538,6 +530,13 @@ def _comparison_table(comparison: Comparison) -> str:
     title, text = answer(comparison)
     star = "* " if comparison.best and len(comparison.settings) > 1 else ""
     return f"{head}\n\n{align(rows)}\n\n{star}{title}\n{wrap(text)}"
+
+
+def sizes(comparison: Comparison) -> str:
+    """How many examples chose and tested: 200 validation, 597 test examples; nothing while no run has ended."""
+    there = [(comparison.size(split), word) for split, word in (("val", "validation"), ("test", "test"))]
+    told = ", ".join(f"{size:,} {word}" for size, word in there if size)
+    return f"{told} examples; " if told else ""
 
 
 def counts(setting: Setting) -> str:
@@ -561,7 +560,7 @@ def baselines(comparison: Comparison, role: str) -> list[tuple[str, dict[str, St
 
 def fit(rows: list[list[str]], *, width: int) -> None:
     """Take away columns that are empty and, while the table is too wide, those one misses least; sweep.csv has all."""
-    empty = [name for i, name in enumerate(rows[0]) if name and not any(row[i] for row in rows[1:])]
+    empty = [name for i, name in enumerate(rows[0]) if i and not any(row[i] for row in rows[1:])]
     for name in (*empty, "accuracy", "ECE", "NLL", "agrees"):
         if name in rows[0] and (name in empty or len(align(rows).splitlines()[0]) > width):
             column = rows[0].index(name)
@@ -674,4 +673,5 @@ def verdict(summary: dict[str, Any]) -> str:
     alone, student = (summary[role]["test"]["errors"] for role in ("student_alone", "student"))
     if summary["gap_closed"] is None:
         return f"{weights}: {alone} errors alone, {student} distilled; the teacher is no better than the student alone"
-    return f"{weights}: {alone} errors alone, {student} distilled, {summary['gap_closed']:.0%} of the gap to the teacher closed"
+    share = f"{summary['gap_closed']:.0%} of the gap to the teacher closed"
+    return f"{weights}: {alone} errors alone, {student} distilled, {share}"
