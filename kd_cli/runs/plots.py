@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDE, NARROW = 760, 380  # every chart is drawn at both widths; the page shows the one that can be read
+WIDE, NARROW = 960, 380  # every chart is drawn at both widths; the page shows the one that can be read
 _Place = Callable[[float], float]
 LINES = 8  # as many colours as can be told apart
 
@@ -22,7 +22,7 @@ CSS = """
 .c0{--c:var(--c0)} .c1{--c:var(--c1)} .c2{--c:var(--c2)} .c3{--c:var(--c3)} .c4{--c:var(--c4)} .c5{--c:var(--c5)}
 .c6{--c:var(--c6)} .c7{--c:var(--c7)} .teacher{--c:var(--teacher)} .alone{--c:var(--alone)} .student{--c:var(--c0)}
 .faint{--c:var(--edge)}
-svg { display:block; width:100%; height:auto; font:12px system-ui, sans-serif; }
+svg { display:block; width:100%; height:auto; font:12.5px system-ui, sans-serif; }
 svg text { fill:var(--soft); } svg .strong { fill:var(--ink); font-weight:600; } svg .name { fill:var(--ink); }
 .grid { stroke:var(--grid); } .axis { stroke:var(--soft); } .ideal { stroke:var(--soft); stroke-dasharray:2 4; }
 .line { fill:none; stroke:var(--c); stroke-width:2; stroke-linejoin:round; stroke-linecap:round; }
@@ -36,7 +36,7 @@ svg text { fill:var(--soft); } svg .strong { fill:var(--ink); font-weight:600; }
 .key { font-size:.85rem; }
 .key li { display:flex; align-items:center; gap:.4rem; } .key svg { width:26px; height:12px; flex:none; }
 .wide { display:block } .narrow { display:none }
-@media (max-width:640px) { .wide { display:none } .narrow { display:block } }
+@media (max-width:720px) { .wide { display:none } .narrow { display:block } .narrow svg { max-width:560px !important } }
 """
 
 
@@ -128,7 +128,7 @@ def line_chart(
     y_low, y_high, y_marks = _y_axis(points, log=log_y)
     place_x = _scale(x_low, x_high, left + 16, right - 16, log=log_x)
     place_y = _scale(y_low, y_high, floor, top, log=log_y)
-    x_marks = x_ticks or (log_ticks(x_low, x_high) if log_x and x_high > x_low else ticks(x_low, x_high, width // 110))
+    x_marks = x_ticks or (log_ticks(x_low, x_high) if log_x and x_high > x_low else ticks(x_low, x_high, width // 100))
     out = []
     for mark in y_marks:
         y = place_y(mark)
@@ -276,8 +276,8 @@ def heat_map(
     for i, name in enumerate(columns):
         out.append(_text(left + (i + 0.5) * step, floor + 17, name, kind="name", most=max(int(step / 6.4), 1)))
     for j, name in enumerate(rows):
-        y = top + (j + 0.5) * tall + 4
-        out.append(_text(left - 8, y, name, "end", kind="name", most=max(int((left - 30) / 6.4), 1)))
+        middle = top + (j + 0.5) * tall + 4
+        out.append(_text(left - 8, middle, name, "end", kind="name", most=max(int((left - 30) / 6.4), 1)))
     out.append(_text(left + step * len(columns) / 2, floor + 38, x_label) + _axis_name((top + floor) / 2, y_label))
     return _svg(out, width, floor + 44, title)
 
@@ -326,14 +326,13 @@ def distributions(rows: Sequence[tuple[str, float | None, float | None, bool]], 
     return _svg(out, width, tall * len(rows) + 2, title)
 
 
-def parts(shares: Sequence[tuple[str, int, str, float]], *, title: str, width: int = WIDE) -> str:
-    """One bar split into (name, count, colour, opacity)."""
-    total = sum(count for _, count, _, _ in shares) or 1
+def parts(shares: Sequence[tuple[str, int, str]], *, title: str, width: int = WIDE) -> str:
+    """One bar split into (name, count, colour)."""
+    total = sum(count for _, count, _ in shares) or 1
     out, x = [], 0.0
-    for name, count, colour, opacity in shares:
+    for name, count, colour in shares:
         long = width * count / total
-        tip = _tip(f"{name}: {count:,} ({count / total:.1%})")
-        out.append(_box(f"bar {colour}", x, 0, long - 1.5, 26, tip, f' opacity="{opacity:g}"'))
+        out.append(_box(f"bar {colour}", x, 0, long - 1.5, 26, _tip(f"{name}: {count:,} ({count / total:.1%})")))
         x += long
     return _svg(out, width, 26, title)
 

@@ -430,7 +430,7 @@ def plus_minus(value: Stat | None, form: str = ",.1f") -> str:
 
 
 def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
+    return "" if value is None else f"{value:.0%}".replace("-0%", "0%")
 
 
 def one_setting(comparison: Comparison) -> str:
@@ -468,7 +468,9 @@ def answer(comparison: Comparison) -> tuple[str, str]:
     if teacher := setting.teacher.get("errors"):
         told.append(f"the teacher {plus_minus(teacher)} (n = {teacher.n})")
     text = ", ".join(told)
-    if setting.gap_closed is not None:
+    if setting.gap_closed is not None and setting.gap_closed <= 0:
+        text += f"; on average no better than alone ({percent(setting.gap_closed)} of the gap to the teacher closed)."
+    elif setting.gap_closed is not None:
         text += f": {percent(setting.gap_closed)} of the gap to the teacher closed."
     elif setting.gap_n:
         text += "; the teacher is no better than the student alone, so there is no gap to close."
@@ -554,8 +556,16 @@ def baselines(comparison: Comparison, role: str) -> list[tuple[str, dict[str, St
     told = []
     for group in shared.values():
         same = {k: v for k, v in group[0].values.items() if all(show(s.values[k]) == show(v) for s in group)}
-        told.append((label(same) if len(shared) > 1 else "", getattr(group[0], role)))
+        theirs = {k: v for k, v in same.items() if _matters(role, k)} or same
+        told.append((label(theirs) if len(shared) > 1 else "", getattr(group[0], role)))
     return told
+
+
+def _matters(role: str, key: str) -> bool:
+    """Whether a key can make a difference to a teacher or a student alone."""
+    if role == "teacher":
+        return key.startswith("teacher") or key == "precision"
+    return not key.startswith(("teacher", "method")) and key not in ("T", "alpha", "beta")
 
 
 def fit(rows: list[list[str]], *, width: int) -> None:

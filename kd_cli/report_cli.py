@@ -1,0 +1,92 @@
+"""The `kd-report` command: tables and pages of runs that are on disk, finished or not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd_cli.errors import KdError
+from kd_cli.runs.pages import write_report, write_run_page
+from kd_cli.runs.report import is_run, read_run, run_table
+
+EPILOG = """examples:
+  kd-report multirun/2026-11-21/10-00-00     one sweep: its table, sweep.csv and sweep.html beside the runs
+  kd-report multirun outputs --out compare   everything of several days on one page, in compare/
+  kd-report outputs/2026-11-21/10-00-00      one run: its table and its report.html
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `kd-report`. Exits with 1 after an error, told without a traceback."""
+    try:
+        report(arguments(argv))
+    except KdError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")
+    except BrokenPipeError:  # the reader of our output left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="kd-report",
+        description="Compare runs that are on disk: mean ± std over seeds for each setting, the best by validation.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="a run directory, or a folder of them")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="where to write; by default the sweep's own folder, or for several paths kd-report.csv and .html here",
+    )
+    parser.add_argument("--runs", action="store_true", help="also write the report.html of every run")
+    return parser.parse_args(argv)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write and print what was asked for."""
+    if len(options.paths) == 1 and is_run(options.paths[0]):
+        page = write_run_page(options.paths[0], options.out)
+        if summary := read_run(options.paths[0]).summary:
+            print(run_table(summary))
+        print(f"\nwritten: {os.path.relpath(page)}")
+        return
+    out, name = destination(options.paths, options.out)
+    pages = 0
+    if options.runs:  # first, so that the sweep's page links to them
+        from kd_cli.runs.report import collect
+
+        for run in collect(options.paths)[0]:
+            write_run_page(run.path)
+            pages += 1
+    written = write_report(options.paths, out, name=name)
+    print(f"\n{written.table}")
+    for note in written.notes:
+        print(f"note: {note}", file=sys.stderr)
+    also = f" and {pages:,} report.html" if pages else ""
+    print(f"\nwritten: {os.path.relpath(written.csv)}, {os.path.relpath(written.html)}{also}")
+
+
+def destination(paths: Sequence[Path], out: Path | None) -> tuple[Path, str]:
+    """Where the files go and what they are called: a sweep's beside its runs, those of anything else here."""
+    if out is not None:
+        return out, "sweep"
+    if len(paths) == 1 and paths[0].is_dir() and is_sweep(paths[0]):
+        return paths[0], "sweep"
+    return Path(), "kd-report"
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether the folder is one sweep's: Hydra's multirun.yaml is there, or runs lie directly in it."""
+    return (path / "multirun.yaml").is_file() or any(is_run(folder) for folder in path.iterdir() if folder.is_dir())
+
+
+if __name__ == "__main__":
+    main()
