@@ -1,0 +1,560 @@
+"""Measure what the project promises about speed. Everything that is compared runs side by side, in one process.
+
+    python scripts/bench.py                       # about two minutes on two cores
+    python scripts/bench.py --no-startup --rounds 11
+
+Compared are epochs of one distillation: a 2x1200 teacher, a 2x800 student, soft and hard targets, the same optimiser.
+
+    kd-cli         the project's own path: engine, learner and method, on resident tensors, teacher logits computed once
+    bare loop      plain PyTorch: torchvision's MNIST, ToTensor, Normalize, DataLoader, the teacher live
+    torchdistill   its DistillationBox and KDLoss on the same DataLoader, where it is installed
+    products       the matrix products of the student's step and nothing else: what no loop can be faster than
+
+The contenders take turns within each round, so that whatever else the machine does meets them all; a ratio is taken
+within its round, and its median and range over the rounds are printed. MNIST is used where it is (--data-dir, KD_DATA),
+else random images of its shape. Speed does not depend on what the images show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import inspect
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, RandomSampler, Subset
+
+from kd_cli.help import conf_dir
+from kd_cli.learn.engine import Examples, Plan, fit
+from kd_cli.learn.methods import SoftTargets, Weights
+from kd_cli.learn.optim import Constant
+from kd_cli.learn.step import SoloLearner
+from kd_cli.learn.teachers import CachedTeacher, batches, freeze
+from kd_cli.runs.config import build, folder
+from kd_cli.runs.progress import Progress
+from kd_cli.zoo.data import normalise, prepare, torchvision_dataset
+from kd_cli.zoo.vision import import_torchvision
+
+T, ALPHA, BETA = 2.0, 1.0, 0.5
+CLASSES = 10
+EPOCHS = 30  # of conf/config.yaml: what the one pass of the teacher is spread over
+GOALS = {"bare loop": 2.4, "torchdistill": 2.4, "share": 0.8, "help": 3.0}
+
+Contender = Callable[[], None]  # one epoch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all contenders."""
+
+    batch: int
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    optimizer: dict[str, Any]
+    images: Any  # torchvision's MNIST, cut to the epoch: PIL -> tensor, normalised, and the label
+    train: Examples  # the same, resident
+
+    @property
+    def steps(self) -> int:
+        return -(-len(self.train) // self.batch)
+
+    def model(self, node: Mapping[str, Any], seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        shape = tuple(self.train.images.shape[1:])
+        return build(dict(node), input_shape=shape, num_classes=CLASSES)  # type: ignore[no-any-return]
+
+    def live_teacher(self) -> nn.Module:
+        return freeze(self.model(self.teacher, 0))
+
+    def loader(self, workers: int) -> DataLoader[Any]:
+        return DataLoader(self.images, self.batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    results: dict[str, Any] = {"machine": machine(args)}
+    with tempfile.TemporaryDirectory(prefix="kd-bench-") as scratch:
+        say_machine(results["machine"])
+        results["epoch"] = compare_epochs(args, Path(scratch))
+        if args.startup:
+            results["startup"] = measure_startup(args, Path(scratch))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Ratios of speed, measured side by side in one run.")
+    add = parser.add_argument
+    add("--examples", type=int, default=12_800, help="examples in an epoch (%(default)s)")
+    add("--rounds", type=int, default=7, help="rounds in which every contender trains one epoch (%(default)s)")
+    add("--threads", type=int, default=2, help="threads for torch (%(default)s)")
+    add("--batch", type=int, default=128, help="examples in a step (%(default)s)")
+    add("--teacher", default="bigmlp", help="a model of conf/model (%(default)s)")
+    add("--student", default="smallmlp", help="a model of conf/model, fully connected (%(default)s)")
+    add("--data-dir", help="folder that has MNIST; default KD_DATA, else ~/.cache/kd-cli/data")
+    add("--json", type=Path, metavar="FILE", help="write the numbers, every round's too")
+    add("--no-startup", dest="startup", action="store_false", help="leave out start-up and the default run")
+    args = parser.parse_args()
+    for name in ("examples", "rounds", "threads", "batch"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be 1 or more")
+    return args
+
+
+def machine(args: argparse.Namespace) -> dict[str, Any]:
+    packages = ("torch", "torchvision", "torchdistill", "hydra-core", "kd-cli")
+    found = {name: version for name in packages if (version := installed(name))}
+    return {
+        "device": f"cpu ({processor()}, {os.cpu_count()} cores)",
+        "threads": args.threads,
+        "versions": {"python": platform.python_version(), **found},
+    }
+
+
+def installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def say_machine(found: Mapping[str, Any]) -> None:
+    print(f"device    {found['device']}")
+    print(f"threads   {found['threads']}")
+    print("versions  " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()), flush=True)
+
+
+# ---------------------------------------------------------------- epochs
+
+
+def compare_epochs(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Every contender's seconds in every round, and the cost that is paid once."""
+    setting, origin, reading = prepare_setting(args, scratch)
+    print(
+        f"models    teacher {args.teacher} {setting.teacher['hidden']} to student {args.student} "
+        f"{setting.student['hidden']}, T = {T:g}\n"
+        f"training  {setting.optimizer['_target_']}, batch {setting.batch}, {args.rounds} rounds of an epoch of "
+        f"{len(setting.train):,} examples of {origin}",
+        flush=True,
+    )
+    start = time.perf_counter()
+    teacher = cached_teacher(setting)
+    logits = time.perf_counter() - start
+
+    workers = quickest_workers(setting)
+    contenders: dict[str, Contender] = {
+        "kd-cli": our_epoch(setting, teacher),
+        "products": products_alone(setting),
+        "bare loop": bare_epoch(setting, workers),
+    }
+    if importlib.util.find_spec("torchdistill"):
+        contenders["torchdistill"] = torchdistill_epoch(setting, workers)
+    seconds = take_turns(contenders, args.rounds)
+    once = {"teacher_logits": logits, "read_and_normalise": reading}
+    say_epochs(seconds, once, len(setting.train), workers)
+    return {
+        "examples": len(setting.train),
+        "batch": setting.batch,
+        "workers": workers,
+        "seconds": seconds,
+        "once": once,
+    }
+
+
+def prepare_setting(args: argparse.Namespace, scratch: Path) -> tuple[Setting, str, float]:
+    """The data, resident and as torchvision reads it; its name; and the seconds to make an epoch of it resident."""
+    vision = import_torchvision()
+    root, origin = folder(args.data_dir, "KD_DATA", "data"), "MNIST"
+    raw = Path("MNIST", "raw")
+    if not (root / raw / "train-images-idx3-ubyte").is_file():
+        root, origin = scratch, "made data of MNIST's shape"
+        write_made_mnist(root / raw, args.examples)
+    start = time.perf_counter()
+    data = prepare(torchvision_dataset(data_dir=root, name="MNIST"), val_fraction=0)
+    images = normalise(data.train.images, data.mean, data.std, torch.float32)[: args.examples].clone()
+    reading = (time.perf_counter() - start) * len(images) / len(data.train)
+
+    steps = [vision.transforms.ToTensor(), vision.transforms.Normalize(data.mean, data.std)]
+    pictures = vision.datasets.MNIST(root, train=True, transform=vision.transforms.Compose(steps))
+    setting = Setting(
+        batch=args.batch,
+        teacher=read_node("model", args.teacher),
+        student=read_node("model", args.student),
+        optimizer=read_node("optimizer", "adamw"),
+        images=Subset(pictures, range(len(images))),
+        train=Examples(images, data.train.labels[: args.examples]),
+    )
+    return setting, origin, reading
+
+
+def write_made_mnist(raw: Path, examples: int) -> None:
+    """Random images and labels in MNIST's file format, so that the loops compared read what they always read."""
+    raw.mkdir(parents=True)
+    draw = torch.Generator().manual_seed(0)
+    for prefix, n in (("train", examples), ("t10k", 16)):
+        images = torch.randint(256, (n, 28, 28), generator=draw, dtype=torch.uint8)
+        labels = torch.randint(CLASSES, (n,), generator=draw, dtype=torch.uint8)
+        for tensor, kind in ((images, "images"), (labels, "labels")):
+            header = [0x800 + tensor.dim(), *tensor.shape]
+            content = b"".join(number.to_bytes(4, "big") for number in header) + tensor.numpy().tobytes()
+            (raw / f"{prefix}-{kind}-idx{tensor.dim()}-ubyte").write_bytes(content)
+
+
+def read_node(group: str, name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def cached_teacher(setting: Setting) -> CachedTeacher:
+    teacher = setting.live_teacher()
+    with torch.no_grad():
+        return CachedTeacher(torch.cat([teacher(batch) for batch in batches(setting.train.images)]))
+
+
+def our_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
+    """An epoch as a run trains it, progress and metrics included; there is no validation part, as in the others."""
+    student = setting.model(setting.student, 1)
+    learner = SoloLearner(student, build(setting.optimizer, student.parameters()), seed=0)
+    plan = Plan(epochs=1, batch_size=setting.batch, schedule=Constant())
+    weights = Weights(*(torch.tensor([value]) for value in (T, ALPHA, BETA)))
+    nothing = Examples(setting.train.images[:0], setting.train.labels[:0])
+
+    def epoch() -> None:
+        fit(
+            learner,
+            setting.train,
+            nothing,
+            role="student",
+            seeds=[0],
+            plan=plan,
+            method=SoftTargets(),
+            weights=weights,
+            teacher=teacher,
+            observer=Progress("bench", 1),
+        )
+
+    return epoch
+
+
+def bare_epoch(setting: Setting, workers: int) -> Contender:
+    """The loop that one writes by hand. It keeps no metrics at all."""
+    teacher, student = setting.live_teacher(), setting.model(setting.student, 1).train()
+    optimizer = build(setting.optimizer, student.parameters())
+    loader = setting.loader(workers)
+
+    def epoch() -> None:
+        for images, labels in loader:
+            with torch.no_grad():
+                soft_targets = F.softmax(teacher(images) / T, dim=1)
+            logits = student(images)
+            soft = F.kl_div(F.log_softmax(logits / T, dim=1), soft_targets, reduction="batchmean")
+            loss = ALPHA * T**2 * soft + BETA * F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def quickest_workers(setting: Setting) -> int:
+    """The number of DataLoader processes with which the bare loop is faster here: none, or two."""
+    seconds = {}
+    for workers in (0, 2):
+        seconds[workers] = min(take_turns({"": bare_epoch(setting, workers)}, 1)[""])
+    return min(seconds, key=seconds.__getitem__)
+
+
+def torchdistill_epoch(setting: Setting, workers: int) -> Contender:
+    """torchdistill's box, loss and DataLoader, in the loop of its examples without that loop's logging."""
+    from torchdistill.core.distillation import get_distillation_box  # type: ignore[import-not-found]
+
+    name, kwargs = setting.optimizer["_target_"], {k: v for k, v in setting.optimizer.items() if k != "_target_"}
+    loss = {"student_module_path": ".", "student_module_io": "output", "temperature": T, "alpha": BETA, "beta": ALPHA}
+    loss |= {"teacher_module_path": ".", "teacher_module_io": "output"}  # its alpha weighs the hard term
+    terms = {"kd": {"criterion": {"key": "KDLoss", "kwargs": loss}, "weight": 1.0}}
+    config = {
+        "num_epochs": 1,
+        "train_data_loader": {
+            "dataset_id": "mnist",
+            "sampler": {"class_or_func": RandomSampler},
+            "kwargs": {"batch_size": setting.batch, "num_workers": workers, "persistent_workers": workers > 0},
+        },
+        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only"},
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}},
+        "optimizer": {"key": name.rpartition(".")[2], "kwargs": kwargs},
+    }
+    cpu = torch.device("cpu")
+    student = setting.model(setting.student, 1)
+    box = get_distillation_box(
+        setting.live_teacher(), student, {"mnist": setting.images}, config, cpu, None, False, lr_factor=1
+    )
+
+    def epoch() -> None:
+        box.pre_epoch_process(epoch=0)
+        for images, labels, extra in box.train_data_loader:
+            loss = box.forward_process(images.to(cpu), labels.to(cpu), extra)
+            box.post_forward_process(loss=loss)
+        box.post_epoch_process()
+
+    return epoch
+
+
+def products_alone(setting: Setting) -> Contender:
+    """The matrix products of the student's steps: forward, for each weight, and for the input of all layers but one."""
+    widths = [setting.train.images[0].numel(), *setting.student["hidden"], CLASSES]
+    layers = [
+        (torch.randn(setting.batch, fan_in), torch.randn(width, fan_in), torch.randn(setting.batch, width))
+        for fan_in, width in itertools.pairwise(widths)
+    ]
+    outputs = [tuple(torch.empty_like(tensor) for tensor in layer) for layer in layers]
+
+    def step() -> None:
+        for (x, weight, _), (_, _, y) in zip(layers, outputs, strict=True):
+            torch.mm(x, weight.t(), out=y)
+        for i in reversed(range(len(layers))):
+            (x, weight, grad), (grad_x, grad_weight, _) = layers[i], outputs[i]
+            torch.mm(grad.t(), x, out=grad_weight)
+            if i:
+                torch.mm(grad, weight, out=grad_x)
+
+    def epoch() -> None:
+        for _ in range(setting.steps):
+            step()
+
+    return epoch
+
+
+def take_turns(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender's epoch in each round, after an epoch that warms up. Each round starts with another."""
+    names = list(contenders)
+    for name in names:
+        contenders[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            start = time.perf_counter()
+            contenders[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def say_epochs(seconds: Mapping[str, list[float]], once: Mapping[str, float], examples: int, workers: int) -> None:
+    rates = {name: examples / statistics.median(values) for name, values in seconds.items()}
+    ours = seconds["kd-cli"]
+    print(f"\n{'':14}examples/s   kd-cli is faster by (median, range)")
+    for name in ("kd-cli", "bare loop", "torchdistill"):
+        if name not in seconds:
+            print(f"{name:14}not installed: pip install torchdistill")
+            continue
+        note = "" if name == "kd-cli" else f"{versus(seconds[name], ours)}   DataLoader with {workers} workers"
+        print(f"{name:14}{rates[name]:10,.0f}   {note}".rstrip())
+    print(f"{'products':14}{rates['products']:10,.0f}   the student's matrix products alone")
+    print(
+        f"\nshare of the products' rate: {spread(ratios(seconds['products'], ours), '.0%')}   goal {GOALS['share']:.0%}"
+    )
+
+    logits, epoch = once["teacher_logits"], statistics.median(ours)
+    print(
+        f"once: {logits:.2f} s for the teacher's logits ({logits / epoch:.1f} epochs), "
+        f"{once['read_and_normalise']:.2f} s to read and normalise"
+    )
+    for name in ("bare loop", "torchdistill"):
+        if name in seconds:
+            counted = {
+                epochs: statistics.median(
+                    t * epochs / (o * epochs + sum(once.values())) for t, o in pairs(seconds, name)
+                )
+                for epochs in (1, EPOCHS)
+            }
+            told = ", ".join(f"{ratio:.2f} in {plural(epochs)}" for epochs, ratio in counted.items())
+            print(f"with that counted, faster than {name} by {told}")
+    sys.stdout.flush()
+
+
+def versus(theirs: Sequence[float], ours: Sequence[float]) -> str:
+    return f"{spread(ratios(theirs, ours), '.2f')}   goal {GOALS['bare loop']}"
+
+
+def pairs(seconds: Mapping[str, list[float]], name: str) -> Iterator[tuple[float, float]]:
+    return zip(seconds[name], seconds["kd-cli"], strict=True)
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+
+
+def plural(epochs: int) -> str:
+    return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
+
+
+# ---------------------------------------------------------------- start-up, and what a run does besides training
+
+
+def measure_startup(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Seconds until something is ready to work, and where the default run's seconds go."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "KD_STORE": str(scratch / "store")}
+    script = Path(sys.executable).with_name("kd-run")
+    kd_run = [str(script)] if script.is_file() else [sys.executable, "-m", "kd_cli"]
+    python = [sys.executable, "-c"]
+    commands = {
+        "import hydra": [*python, "import hydra"],
+        "import torch": [*python, "import torch"],
+        "kd-run --help": [*kd_run, "--help"],
+    }
+
+    def starter(command: list[str]) -> Contender:
+        return lambda: wait_for(command, scratch, environment)
+
+    seconds = take_turns({name: starter(command) for name, command in commands.items()}, args.rounds)
+    print("\nstart-up, seconds (median, range)")
+    for name, values in seconds.items():
+        print(f"  {name:14}{spread(values, '.2f')}")
+    ratio = ratios(seconds["kd-run --help"], seconds["import hydra"])
+    print(
+        f"  kd-run --help takes {spread(ratio, '.2f')} times as long as import hydra   goal at most {GOALS['help']:g}"
+    )
+    runs = {store: default_run(scratch / store, environment) for store in ("empty store", "filled store")}
+    for store, found in runs.items():
+        say_run(store, found)
+    return {"seconds": seconds, "default_run": runs}
+
+
+def wait_for(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
+    done = subprocess.run(command, cwd=cwd, env=dict(environment), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)[:200]}\nexited with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def default_run(work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """`kd-run` in a new folder: its wall-clock seconds, those of training by role, and the others by stage."""
+    work.mkdir()
+    begun = time.time()
+    said = wait_for([sys.executable, "-c", f"{inspect.getsource(traced_run)}\ntraced_run()"], work, environment)
+    total = time.time() - begun
+    report = json.loads(said.splitlines()[-1])
+    (summary,) = (json.loads(file.read_text(encoding="utf-8")) for file in work.glob("outputs/*/*/summary.json"))
+    training = {
+        role: summary[role]["seconds"]
+        for role in ("teacher", "student_alone", "student")
+        if summary[role] and not summary[role]["from_store"]
+    }
+    stages = {"interpreter": report["begun"] - begun, **report["stages"]}
+    stages["exit"] = begun + total - report["ended"]
+    # What the hooks around training hold besides the epochs themselves: building models, metrics between epochs.
+    stages["around training"] = stages.pop("training", 0.0) - sum(training.values())
+    stages["the rest"] = total - sum(stages.values()) - sum(training.values())
+    return {"total": total, "training": training, "stages": stages}
+
+
+def traced_run() -> None:
+    """Run `kd-run` in this process and print, as the last line, the seconds of its stages.
+
+    Its source is run by an interpreter of its own, so it imports what it needs, and nothing before its clock runs.
+    """
+    import time
+
+    begun = time.time()
+    import functools
+    import importlib
+    import json
+    import sys
+
+    stages: dict = {}
+    inner = [0.0]  # seconds that stages within the open ones have taken for themselves
+
+    def stage(name, function):
+        @functools.wraps(function)
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - start
+                stages[name] = stages.get(name, 0.0) + took - inner.pop()
+                inner[-1] += took
+
+        return timed
+
+    def watch(module, name, *functions):
+        for function in functions:
+            if hasattr(module, function):  # what has moved is counted with the rest
+                setattr(module, function, stage(name, getattr(module, function)))
+
+    sys.argv = ["kd-run"]
+    stage("import hydra", importlib.import_module)("hydra")
+    from kd_cli import cli
+
+    job = cli.task
+
+    @functools.wraps(job)
+    def task(cfg):
+        for module, name in (
+            ("torch", "torch"),
+            ("sklearn.datasets", "scikit-learn"),
+            ("kd_cli.runs.runner", "kd_cli"),
+        ):
+            stage(f"import {name}", importlib.import_module)(module)
+        from kd_cli.learn import engine
+        from kd_cli.runs import rundir, runner, store
+
+        watch(runner, "data", "load_bench")
+        watch(runner, "training", "train")
+        watch(engine, "evaluation", "validate")
+        watch(runner, "evaluation", "predict_module", "report_of", "evaluate_logits")
+        watch(runner, "checks", "check_shape")
+        watch(rundir.RunDir, "writing", "append_metrics", "write_student", "write_summary")
+        watch(store.Store, "store", "put", "get")
+        watch(store.Entry, "store", "weights", "outputs")
+        return stage("the rest", job)(cfg)
+
+    cli.task = task
+    stage("compose", cli.main)()
+    stages.pop("the rest", None)
+    print(json.dumps({"begun": begun, "ended": time.time(), "stages": stages}))
+
+
+def say_run(store: str, found: Mapping[str, Any]) -> None:
+    training = sum(found["training"].values())
+    roles = ", ".join(f"{role.replace('_', ' ')} {seconds:.2f}" for role, seconds in found["training"].items())
+    print(f"\ndefault run, {store}: {found['total']:.2f} s")
+    print(f"  training     {training:.2f}   {roles}")
+    print(f"  all else     {found['total'] - training:.2f}")
+    for name, seconds in sorted(found["stages"].items(), key=lambda item: -item[1]):
+        print(f"    {name:20}{seconds:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""`scripts/bench.py` measures and prints; how fast anything is, no test says."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "scripts" / "bench.py"
+TINY = ("--examples", "256", "--rounds", "1", "--threads", "1")
+
+
+def bench(folder: Path, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, str(BENCH), *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_prints_ratios_on_made_data_of_mnists_shape_and_writes_every_round(tmp_path: Path) -> None:
+    said = bench(tmp_path, *TINY, "--rounds", "2", "--teacher", "smallmlp", "--no-startup", "--json", "numbers.json")
+
+    assert "256 examples of made data of MNIST's shape" in said
+    assert re.search(r"^bare loop +[\d,]+ +\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) +goal 2\.4", said, re.M), said
+    assert re.search(r"^torchdistill +(not installed|[\d,]+ )", said, re.M), said
+    assert re.search(r"^share of the products' rate: \d+% \(\d+%–\d+%\) +goal 80%$", said, re.M), said
+
+    epoch = json.loads((tmp_path / "numbers.json").read_text())["epoch"]
+    assert {"kd-cli", "bare loop", "products"} <= set(epoch["seconds"])
+    assert all(len(values) == 2 and min(values) > 0 for values in epoch["seconds"].values())
+    assert epoch["once"]["teacher_logits"] > 0
+
+
+def test_refuses_a_number_of_rounds_that_measures_nothing(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(BENCH), "--rounds", "0"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert "--rounds is 0; it must be 1 or more" in done.stderr
