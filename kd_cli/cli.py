@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from kd_cli import help as help_page
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.nearest import did_you_mean
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 OWN_KEYS = {"teacher": {"checkpoint": None}}  # keys that a role adds to every option
 
@@ -29,7 +24,15 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back to us, who know how to tell them
     sys.path.append(os.getcwd())  # a user's own models and methods
     try:
-        _hydra(argv)
+        try:
+            _hydra(argv)
+        except Exception:
+            if swept():
+                end_sweep()  # exits when jobs failed: these were named when it happened
+            raise
+        else:
+            if swept():
+                end_sweep()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
     except BrokenPipeError:  # the reader of our output left
@@ -45,26 +48,41 @@ def main() -> None:
 def _hydra(argv: Sequence[str]) -> None:
     import hydra
 
+    from kd_cli.launcher.task import Task
+
     prepare(argv)
-    hydra.main(version_base="1.3", config_path=str(help_page.conf_dir()), config_name="config")(task)()
+    hydra.main(version_base="1.3", config_path=str(help_page.conf_dir()), config_name="config")(Task())()
+
+
+def swept() -> Path | None:
+    """The directory of the sweep that this process has run, if it has."""
+    from kd_cli.launcher.task import SweepNotes
+
+    return SweepNotes.folder if SweepNotes.folder and any(SweepNotes.folder.glob("*/.hydra")) else None
+
+
+def end_sweep() -> None:
+    """Print the answer of a sweep and write its files; exits with 1 when a job failed."""
+    from kd_cli.runs.pages import write_report
+
+    folder = swept()
+    assert folder is not None
+    written = write_report([folder], folder)
+    print(f"\n{written.table}\n\nwritten to {os.path.relpath(folder)}: sweep.csv, sweep.html")
+    if bad := sum(run.status != "completed" for run in written.runs):
+        sys.exit(f"\nerror: {bad} of {len(written.runs)} jobs did not complete; each was named when it failed")
 
 
 def prepare(argv: Sequence[str]) -> None:
-    """Register with Hydra what it must know before it composes: schema, mirrored groups, resolvers."""
+    """Register with Hydra what it must know before it composes: schema, mirrored groups, launcher, resolvers."""
     from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
 
+    from kd_cli.launcher.fused import register
+    from kd_cli.launcher.names import register_resolvers
     from kd_cli.runs.config import Schema
-    from kd_cli.runs.files import new_folder
 
-    made: dict[str, str] = {}
-
-    def new_dir(path: str) -> str:  # asked for several times in a run, made once
-        if path not in made:
-            made[path] = str(new_folder(path))
-        return made[path]
-
-    OmegaConf.register_new_resolver("new_dir", new_dir, replace=True)
+    register_resolvers()
+    register()
     store = ConfigStore.instance()
     store.store(name="kd_schema", node=Schema)
     folders = conf_dirs(argv)
@@ -87,25 +105,6 @@ def conf_dirs(argv: Sequence[str]) -> list[Path]:
             if folder.is_dir():
                 folders.append(folder.absolute())
     return folders
-
-
-def task(cfg: DictConfig) -> dict[str, Any]:
-    """One job: what Hydra calls with the composed configuration, in its run directory."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from kd_cli.runs.config import run_config
-
-    hydra_cfg = HydraConfig.get()
-    config = run_config(cfg, hydra_cfg.runtime.choices)
-
-    from kd_cli.runs.report import run_table
-    from kd_cli.runs.runner import run
-
-    path = Path(hydra_cfg.runtime.output_dir)
-    summary = run(config, path, command=shlex.join(["kd-run", *sys.argv[1:]]))
-    print(run_table(summary))
-    print(f"\nwritten to {os.path.relpath(path)}")
-    return summary
 
 
 # ---------------------------------------------------------------- errors for a person

@@ -62,6 +62,9 @@ class Schema:
     precision: str = "float32"
     data_dir: str | None = None
     store_dir: str | None = None
+    resume: str | None = None
+    dry_run: bool = False
+    fail_fast: bool = False
     training: Training = field(default_factory=Training)
     optimizer: Any = None
     schedule: Any = None
@@ -117,6 +120,7 @@ class RunConfig:
     precision: str
     data_dir: Path
     store_dir: Path
+    resume: bool = False  # a finished run in the directory is taken as it is, an unfinished one is made again
 
     def bench_key(self) -> str:
         """Runs with equal keys have the same data on the same device, and one store."""
@@ -207,6 +211,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
         precision=v["precision"],
         data_dir=folder(v["data_dir"], "KD_DATA", "data"),
         store_dir=folder(v["store_dir"], "KD_STORE", ""),
+        resume=v["resume"] is not None,
     )
 
 

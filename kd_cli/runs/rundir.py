@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import StorageError
-from kd_cli.runs.files import checksum, storage, write_json, write_tensors
+from kd_cli.runs.files import checksum, read_json, storage, write_json, write_tensors
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
@@ -29,12 +29,18 @@ EXAMPLES = "examples.json"
 
 
 class RunDir:
-    """One run's directory. Refuses a directory that already holds a run."""
+    """One run's directory. Refuses a directory that already holds a run.
 
-    def __init__(self, path: Path) -> None:
+    With `again`, what an unfinished run has left there is removed first.
+    """
+
+    def __init__(self, path: Path, *, again: bool = False) -> None:
         self.path = path
         with storage(path):
             path.mkdir(parents=True, exist_ok=True)
+            if again and not (path / SUMMARY).exists():
+                for name in (METRICS, WEIGHTS, STUDENT, EXAMPLES):
+                    (path / name).unlink(missing_ok=True)
         for name in (SUMMARY, METRICS):
             if (path / name).exists():
                 raise StorageError(
@@ -60,6 +66,19 @@ class RunDir:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """The last file: after it the run is done."""
         write_json(self.path / SUMMARY, finite(summary))
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of a run directory, None while there is none. StorageError when it cannot be read."""
+    try:
+        summary = read_json(path / SUMMARY)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{path / SUMMARY} cannot be read: {error}", hint="remove it to make this run again"
+        ) from error
+    return summary if isinstance(summary, dict) else {}
 
 
 def finite(value: Any) -> Any:

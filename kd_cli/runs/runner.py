@@ -30,7 +30,9 @@ from kd_cli.runs.bench import Bench, device_name, load_bench
 from kd_cli.runs.config import RunConfig, TrainSpec, build, fingerprint
 from kd_cli.runs.files import checksum
 from kd_cli.runs.models import check_shape, forward_flops, load_module, predict_module, read_checkpoint
-from kd_cli.runs.rundir import RunDir
+from kd_cli.runs.pages import write_run_page
+from kd_cli.runs.pictures import pictures
+from kd_cli.runs.rundir import RunDir, read_summary
 from kd_cli.runs.store import Entry, Store
 from kd_cli.runs.training import HARD, Lesson, said_of, train_all
 
@@ -56,6 +58,20 @@ class Job:
     teacher: Entry | None = None
     alone: Entry | None = None
 
+    @property
+    def ended(self) -> bool:
+        return self.error is not None or self.summary.get("status") == "completed"
+
+    def open(self) -> None:
+        """Prepare the directory; with `resume`, take the result that is there."""
+        self.method = build(self.config.method, where="method")
+        if self.config.resume and (summary := read_summary(self.path)) is not None:
+            self.summary = summary
+            if summary.get("status") != "completed":
+                raise Diverged(f"{summary.get('status')}: {summary.get('cause')}")
+            return
+        self.rundir = RunDir(self.path, again=self.config.resume)
+
 
 def run(config: RunConfig, path: Path, *, command: str) -> dict[str, Any]:
     """One run from its configuration to its summary, in the directory `path`.
@@ -69,20 +85,27 @@ def run(config: RunConfig, path: Path, *, command: str) -> dict[str, Any]:
     return job.summary
 
 
-def run_many(jobs: Sequence[Job], *, finished: Callable[[Job], None] = lambda job: None) -> None:
-    """Run jobs together. A job that fails keeps its error and fails no other; `finished` is called as each one ends."""
+def run_many(
+    jobs: Sequence[Job], *, finished: Callable[[Job], None] = lambda job: None, fail_fast: bool = False
+) -> None:
+    """Run jobs together; `finished` is called as each one ends.
+
+    A job that fails keeps its error and fails no other, unless `fail_fast` stops those that have not ended.
+    """
     told: set[int] = set()
 
     def tell() -> None:
         for job in jobs:
-            if id(job) not in told and (job.error is not None or job.summary.get("status") == "completed"):
+            if id(job) not in told and job.ended:
                 told.add(id(job))
                 finished(job)
+        if fail_fast and any(job.error is not None for job in jobs):
+            for job in alive(jobs):
+                job.error = KdError("not run: another job failed, and fail_fast=true")
 
     for job in jobs:
         with failing([job]):
-            job.method = build(job.config.method, where="method")
-            job.rundir = RunDir(job.path)
+            job.open()
     tell()
     for same_data in grouped(alive(jobs), lambda job: job.config.bench_key()):
         with failing(same_data):
@@ -92,8 +115,36 @@ def run_many(jobs: Sequence[Job], *, finished: Callable[[Job], None] = lambda jo
         tell()
 
 
+def foresee(jobs: Sequence[Job]) -> list[str]:
+    """A line for each job: what it would train and what the store has. Reads the data, trains and writes nothing."""
+    lines: dict[int, str] = {}
+    planned: set[str] = set()
+    for same_data in grouped(jobs, lambda job: job.config.bench_key()):
+        session = Session(load_bench(same_data[0].config), Store(same_data[0].config.store_dir))
+        for job in same_data:
+            job.method = build(job.config.method, where="method")
+            check_shape(job.config.student, session.bench.dataset, role="student")
+            wanted = [session.wanted_alone(job)]
+            if needs_teacher(job):
+                check_shape(job.config.teacher, session.bench.dataset, role="teacher")
+                wanted.insert(0, session.wanted_teacher(job))
+            parts = []
+            for one in wanted:
+                known = session.store.get(one.key) is not None
+                shared = one.key in planned
+                planned.add(one.key)
+                parts.append(f"{one.title}: {'in the store' if known else 'shared' if shared else 'to train'}")
+            config = job.config
+            n = len(config.settings())
+            students = f"{n} students" if n > 1 else "student"
+            parts.append(f"{students} {config.student.name} by {config.method_name}: to train")
+            lines[id(job)] = "; ".join(parts)
+    return [lines[id(job)] for job in jobs]
+
+
 def alive(jobs: Iterable[Job]) -> list[Job]:
-    return [job for job in jobs if job.error is None]
+    """The jobs that have neither failed nor finished."""
+    return [job for job in jobs if not job.ended]
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
@@ -145,16 +196,21 @@ class Session:
 
     # ------------------------------------------------------------ what is trained once
 
-    def teachers(self, jobs: list[Job]) -> None:
-        def wanted(job: Job) -> Wanted:
-            config = job.config
-            if config.checkpoint is not None:
-                return self.checkpoint(config)
-            spec = config.teacher
-            facts = {"kind": "teacher", **spec.identity(self.bench.dataset.fingerprint)}
-            return Wanted(facts, spec, f"teacher {spec.name}")
+    def wanted_teacher(self, job: Job) -> Wanted:
+        config = job.config
+        if config.checkpoint is not None:
+            return self.checkpoint(config)
+        spec = config.teacher
+        facts = {"kind": "teacher", **spec.identity(self.bench.dataset.fingerprint)}
+        return Wanted(facts, spec, f"teacher {spec.name}")
 
-        for job, entry, from_store in self.obtain(jobs, wanted, role="teacher"):
+    def wanted_alone(self, job: Job) -> Wanted:
+        spec = job.config.student
+        facts = {"kind": "alone", **spec.identity(self.bench.dataset.fingerprint)}
+        return Wanted(facts, spec, f"student {spec.name} alone")
+
+    def teachers(self, jobs: list[Job]) -> None:
+        for job, entry, from_store in self.obtain(jobs, self.wanted_teacher, role="teacher"):
             job.teacher = entry
             job.summary["teacher"] = {"fingerprint": entry.fingerprint, **entry.report, "from_store": from_store}
 
@@ -172,12 +228,7 @@ class Session:
         return Wanted(facts, spec, f"teacher {spec.name}", state)
 
     def students_alone(self, jobs: list[Job]) -> None:
-        def wanted(job: Job) -> Wanted:
-            spec = job.config.student
-            facts = {"kind": "alone", **spec.identity(self.bench.dataset.fingerprint)}
-            return Wanted(facts, spec, f"student {spec.name} alone")
-
-        for job, entry, from_store in self.obtain(jobs, wanted, role="student_alone"):
+        for job, entry, from_store in self.obtain(jobs, self.wanted_alone, role="student_alone"):
             job.alone = entry
             report = {"fingerprint": entry.fingerprint, **entry.report, "from_store": from_store}
             job.summary["student_alone"] = self.with_agreement(report, entry.outputs()["test"], job)
@@ -254,6 +305,9 @@ class Session:
 
     def distil(self, jobs: list[Job], tell: Callable[[], None]) -> None:
         """The distilled students of jobs with one teacher, together; then each job's results."""
+        jobs = alive(jobs)
+        if not jobs:
+            return
         config = jobs[0].config
         lessons = [self.lessons(job) for job in jobs]
         title = f"student {config.student.name} by {config.method_name}"
@@ -269,9 +323,10 @@ class Session:
         )
         for job, of_job in zip(jobs, lessons, strict=True):
             own = [next(outcomes) for _ in of_job]
-            with failing([job]):
-                self.finish(job, of_job, own, title)
-            tell()
+            if not job.ended:
+                with failing([job]):
+                    self.finish(job, of_job, own, title)
+                tell()
 
     def teacher(self, job: Job) -> Teacher | None:
         """The teacher as the student meets it: its stored logits, or live where the student's input is augmented."""
@@ -311,8 +366,21 @@ class Session:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
         rundir.write_student(outcome.state, rebuilding(spec, self.bench))
+        assert job.alone is not None
+        rundir.write_pictures(
+            pictures(
+                dataset.test.images,
+                self.labels,
+                job.teacher.outputs()["test"] if job.teacher else None,
+                logits,
+                dataset.class_names,
+                alone_logits=job.alone.outputs()["test"],
+                T=lesson.T,
+            )
+        )
+        rundir.write_summary(job.summary | {"status": "completed"})
+        write_run_page(rundir.path)
         job.summary["status"] = "completed"
-        rundir.write_summary(job.summary)
 
     # ------------------------------------------------------------ what is said of a model
 
@@ -324,6 +392,7 @@ class Session:
             "flops": forward_flops(module, self.bench.test.images[0]),
             "epochs": spec.epochs if outcome else None,  # None: weights that the user brought
             "seconds": round(outcome.seconds, 3) if outcome else 0.0,
+            "val": {key: outcome.history[-1][f"val_{key}"] for key in ("accuracy", "nll")} if outcome else None,
             "test": vars(evaluate_logits(logits, self.labels)).copy(),
         }
 

@@ -1,0 +1,191 @@
+"""The task that Hydra runs: one job, or all jobs of a sweep together."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+
+from kd_cli.errors import ConfigError, KdError
+from kd_cli.launcher.names import SWEPT, register_resolvers
+from kd_cli.nearest import did_you_mean
+from kd_cli.runs.config import RunConfig, run_config
+
+if TYPE_CHECKING:
+    from kd_cli.launcher.fused import SweepJob
+    from kd_cli.runs.runner import Job
+
+log = logging.getLogger("kd_cli")
+
+
+class SweepNotes(Callback):
+    """Notes where a sweep writes, so that the command can report on it when it has ended, however it ended."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        os.environ[SWEPT] = ",".join(o.get_key_element() for o in parsed if o.is_sweep_override())
+        SweepNotes.folder = None if config.dry_run else Path(str(config.hydra.sweep.dir))
+
+
+class Task:
+    """Trains what a composed configuration says. Returns the student's validation error, for sweepers that search."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _task_elsewhere, ()
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """One job in its own directory: a run, or a job of a launcher that starts them one by one."""
+        hydra = HydraConfig.get()
+        sweeping = hydra.mode == RunMode.MULTIRUN
+        path = Path(hydra.runtime.output_dir)
+        config = checked(cfg, hydra)
+        if sweeping and cfg.device == "auto":
+            config = spread(config, int(hydra.job.num))
+
+        from kd_cli.runs.report import run_table
+        from kd_cli.runs.runner import Job, foresee, run_many
+
+        job = Job(config, path, command())
+        if cfg.dry_run:
+            print(foresee([job])[0])
+            shutil.rmtree(path)
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()  # the day's folder, if it was made for this
+            return None
+        run_many([job])
+        if job.error is not None:
+            if sweeping:
+                log.error("%s", failure(job))
+                if cfg.fail_fast:
+                    raise SystemExit(1)
+            raise job.error
+        if not sweeping:
+            print(run_table(job.summary))
+            print(f"\nwritten to {os.path.relpath(path)}")
+        return objective(job.summary)
+
+    def together(self, jobs: list[SweepJob]) -> None:
+        """All jobs of a sweep: each gets its result or its error."""
+        from kd_cli.runs.runner import Job, run_many
+
+        started = time.monotonic()
+        running: dict[int, SweepJob] = {}
+        todo: list[Job] = []
+        for job in jobs:
+            assert job.task_config is not None
+            assert job.path is not None
+            try:
+                config = checked(job.task_config, job.config.hydra)
+            except KdError as error:
+                job.error = error
+                log.error("failed: %s: %s", job.path, error)
+                continue
+            todo.append(Job(config, job.path, command(), say=saying(job)))
+            running[id(todo[-1])] = job
+
+        def finished(job: Job) -> None:
+            sweep_job = running[id(job)]
+            sweep_job.error, sweep_job.result = job.error, objective(job.summary)
+            if job.error is not None:
+                note(sweep_job, logging.ERROR, failure(job), job.error)
+
+        fail_fast = bool(jobs) and bool(jobs[0].config.fail_fast)
+        run_many(todo, finished=finished, fail_fast=fail_fast)
+        for job in todo:  # those that fail_fast has stopped were not told
+            running[id(job)].error = job.error
+        log.info("%d jobs in %.1f s", len(jobs), time.monotonic() - started)
+
+    def dry_run(self, jobs: list[SweepJob]) -> None:
+        """Print what the jobs of a sweep would do."""
+        from kd_cli.runs.runner import Job, foresee
+
+        todo = []
+        for job in jobs:
+            hydra = job.config.hydra
+            todo.append(Job(checked(without_hydra(job.config), hydra), Path(str(hydra.sweep.subdir)), command()))
+        for one, line in zip(todo, foresee(todo), strict=True):
+            print(f"{one.path}: {line}")
+
+
+def _task_elsewhere() -> Task:
+    """The task in another process, which has not come through the command line."""
+    register_resolvers()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return Task()
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """The configuration as a task sees it."""
+    task_cfg = copy.deepcopy(cfg)
+    with read_write(task_cfg), open_dict(task_cfg):
+        del task_cfg["hydra"]
+    return task_cfg
+
+
+def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
+    """The configuration as plain values. ConfigError for what Hydra itself lets pass."""
+    from kd_cli.help import conf_dir, groups
+
+    folders = [conf_dir(), *(Path(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line")]
+    for override in hydra.overrides.task:
+        group, _, name = str(override).partition("=")
+        if group in ("training", "teacher_training") and name not in (known := groups(folders).get(group, {})):
+            hint = f"{group} can be {', '.join(sorted(known))}"  # an optional group, which Hydra lets be unknown
+            raise ConfigError(
+                f"there is no option {group}={name}", hint=" ".join(filter(None, (did_you_mean(name, known), hint)))
+            )
+    return run_config(cfg, hydra.runtime.choices)
+
+
+def spread(config: RunConfig, number: int) -> RunConfig:
+    """Jobs of a launcher that runs several at once, each on the next of the machine's GPUs."""
+    import dataclasses
+
+    import torch
+
+    count = torch.cuda.device_count()
+    return dataclasses.replace(config, device=f"cuda:{number % count}") if count > 1 else config
+
+
+def objective(summary: dict[str, Any]) -> float | None:
+    """What a searching sweeper minimises: the student's validation error in the last epoch."""
+    val = (summary.get("student") or {}).get("val")
+    return None if val is None or val["accuracy"] is None else 1 - val["accuracy"]
+
+
+def command() -> str:
+    return shlex.join(["kd-run", *sys.argv[1:]])
+
+
+def failure(job: Job) -> str:
+    return f"failed: {os.path.relpath(job.path)}: {job.error}"
+
+
+def saying(job: SweepJob) -> Callable[[str], None]:
+    return lambda message: note(job, logging.INFO, message)
+
+
+def note(job: SweepJob, level: int, message: str, error: Exception | None = None) -> None:
+    """Say something of a job now, on the terminal, and later in the job's own log."""
+    exc_info = None if error is None or isinstance(error, KdError) else (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, level, __file__, 0, message, (), exc_info)
+    job.records.append(record)
+    prefix = "" if error is not None or job.path is None else f"{job.path.name}: "
+    log.handle(log.makeRecord(log.name, level, __file__, 0, prefix + message, (), exc_info))
