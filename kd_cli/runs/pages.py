@@ -38,6 +38,7 @@ from kd_cli.runs.report import (
     sweep_csv,
     sweep_table,
     tally,
+    telling,
     value_of,
     verdict,
 )
@@ -66,7 +67,7 @@ a { color:var(--accent); } p { max-width:72ch; margin:.4rem 0; } code { font-siz
 .figures .value { font-size:1.5rem; font-weight:650; font-variant-numeric:tabular-nums; white-space:nowrap; }
 .figures .more { font-size:.8rem; color:var(--soft); }
 .card { background:var(--card); border:1px solid var(--edge); border-radius:10px; padding:1rem 1.1rem; margin:.6rem 0; }
-.pair { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap:.8rem; }
+.pair { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap:.8rem; }
 .pair .card { margin:0; }
 .scroll { overflow-x:auto; border:1px solid var(--edge); border-radius:10px; background:var(--card); }
 .tall { max-height:80vh; overflow-y:auto; }
@@ -81,14 +82,17 @@ th[aria-sort=ascending] button::after { content:"\\2191"; opacity:1; }
 th[aria-sort=descending] button::after { content:"\\2193"; opacity:1; }
 tr.best td { background:color-mix(in oklab, var(--accent) 11%, transparent); font-weight:600; }
 tr.level td { color:var(--soft); } .badge { color:var(--c1); font-weight:600; }
-.example { display:grid; grid-template-columns:112px 1fr; gap:.5rem 1.1rem; align-items:start; }
-.example img { width:112px; height:auto; image-rendering:pixelated; border-radius:6px; background:#000; }
-.panels { display:flex; flex-wrap:wrap; gap:.7rem 1.1rem; grid-column:2; }
-.panels figure { margin:0; flex:0 1 140px; min-width:118px; }
+.example { display:grid; grid-template-columns:9.5rem 1fr; gap:.6rem 1.4rem; align-items:start; }
+.example img { width:104px; height:auto; image-rendering:pixelated; border-radius:6px; background:#000; display:block; }
+.example p { line-height:1.35; } .example dl { margin:.5rem 0; font-size:.88rem; } .example dt { color:var(--soft); }
+.example dl { display:grid; grid-template-columns:auto 1fr; gap:0 .6rem; } .example dd { margin:0; font-weight:600; }
+.panels { display:grid; grid-template-columns:repeat(auto-fit, minmax(108px, 1fr)); gap:.7rem .9rem; }
+.panels figure { margin:0; max-width:190px; }
 .panels figcaption { font-size:.8rem; color:var(--soft); text-align:center; margin-bottom:.2rem; }
 .panels .own figcaption { color:var(--ink); font-weight:650; }
-@media (max-width:640px) { .example { grid-template-columns:72px 1fr; } .example img { width:72px; }
-  .panels { grid-column:1 / -1; } body { padding:1.2rem .8rem 3rem; } .card { padding:.7rem; } }
+@media (max-width:720px) {
+  .example { grid-template-columns:1fr; } .example > div:first-child { display:flex; gap:1rem; }
+  .example img { width:84px; } body { padding:1.2rem .8rem 3rem; } .card { padding:.7rem; } }
 details summary { cursor:pointer; } pre { overflow-x:auto; font-size:.82rem; }
 @media print { .narrow { display:none } .scroll, .tall { max-height:none; overflow:visible } }
 """
@@ -190,7 +194,7 @@ def _comparison(comparison: Comparison, *, several: bool) -> str:
     out = ["<section>"]
     if several:
         out.append(f"<h2>{escape(comparison.dataset)}</h2>")
-    out.append(f'<p class="headline">{escape(head)}</p><p>{escape(text)}</p>')
+    out.append(f'<p class="headline">{escape(head)}</p><p>{escape(text).replace(" ± ", "&nbsp;±&nbsp;")}</p>')
     setting = comparison.best or (comparison.settings[0] if len(comparison.settings) == 1 else None)
     if setting is not None and setting.n:
         out.append(_figures(setting, comparison))
@@ -278,9 +282,10 @@ def _errors(comparison: Comparison) -> str:
     if axis is None or len({s.values[axis] for s in done}) < 2:
         return _error_rows(comparison, done)
     others = [key for key in comparison.keys if key != axis]
+    words = telling(others, [setting.values for setting in done])
     lines: dict[str, list[Setting]] = {}
     for setting in done:
-        lines.setdefault(label({key: setting.values[key] for key in others}), []).append(setting)
+        lines.setdefault(label({key: setting.values[key] for key in words}), []).append(setting)
     ranked = sorted(lines, key=lambda name: min(map(_by_validation, lines[name])))
     kept = [name for name in lines if name in ranked[: plots.LINES]]
     series: list[Series] = []
@@ -301,18 +306,18 @@ def _errors(comparison: Comparison) -> str:
         key.append((name or "student", colour, "line"))
     shown = [setting for name in kept for setting in lines[name]]
     for role, word, colour in (("student_alone", "student alone", "alone"), ("teacher", "teacher", "teacher")):
-        for name, group in _levels(shown, role, lines, kept, axis):
+        levels = _levels({name: lines[name] for name in kept}, role, axis)
+        for names, group in levels:
             points = []
             for x, setting in sorted(group.items()):
                 stats = getattr(setting, role)
                 if rate := _rate(setting, stats):
-                    points.append(Point(x, rate.mean, rate.std, _hover(f"{word} {name}".strip(), rate, stats)))
-            own = colour if not name else f"c{kept.index(name)}"
-            title = word + (f" ({name})" if name else "")
-            if points:
-                series.append(Series(title, points, own, "level"))
-                if not name or role == "student_alone":
-                    key.append((title, own, "level"))
+                    tip = _hover(f"{word} ({'; '.join(names)})" if len(levels) > 1 else word, rate, stats)
+                    points.append(Point(x, rate.mean, rate.std if len(levels) == 1 else None, tip))
+            own = f"c{kept.index(names[0])}" if len(names) == 1 < len(levels) and role != "teacher" else colour
+            series.append(Series(word, points, own, "level"))
+        if levels:
+            key.append((word + (", in its student's colour" if own != colour else ""), colour, "level"))
     values = sorted({float(s.values[axis]) for s in shown})
     log = _is_log(values)
     what = "temperature T" if axis == "T" else axis
@@ -341,20 +346,23 @@ def _errors(comparison: Comparison) -> str:
 
 
 def _levels(
-    shown: Sequence[Setting], role: str, lines: dict[str, list[Setting]], kept: Sequence[str], axis: str
-) -> list[tuple[str, dict[float, Setting]]]:
-    """Baselines to draw: one for all lines where they share it, else one for each line; by the axis's value."""
+    lines: dict[str, list[Setting]], role: str, axis: str
+) -> list[tuple[tuple[str, ...], dict[float, Setting]]]:
+    """The distinct baselines: which lines each belongs to, and a setting of it for each value of the axis."""
+    found: dict[Any, tuple[list[str], dict[float, Setting]]] = {}
+    for name, group in lines.items():
+        marks = {float(s.values[axis]): _models(s, role) for s in group if getattr(s, role)}
+        same = next((known for known in found if all(dict(known).get(x, m) == m for x, m in marks.items())), None)
+        names, settings = found.pop(same) if same is not None else ([], {})
+        settings |= {float(s.values[axis]): s for s in group if getattr(s, role)}
+        if settings:
+            merged = {x: _models(setting, role) for x, setting in settings.items()}
+            found[tuple(sorted(merged.items(), key=lambda item: item[0]))] = [*names, name], settings
+    return [(tuple(names), settings) for names, settings in found.values()]
 
-    def mark(setting: Setting) -> frozenset[str]:
-        return frozenset(run.summary[role]["fingerprint"] for run in setting.runs if run.summary.get(role))
 
-    there = [s for s in shown if getattr(s, role)]
-    at: dict[float, set[frozenset[str]]] = {}
-    for setting in there:
-        at.setdefault(float(setting.values[axis]), set()).add(mark(setting))
-    if all(len(marks) == 1 for marks in at.values()):
-        return [("", {float(s.values[axis]): s for s in there})] if there else []
-    return [(name, {float(s.values[axis]): s for s in lines[name] if getattr(s, role)}) for name in kept]
+def _models(setting: Setting, role: str) -> frozenset[str]:
+    return frozenset(run.summary[role]["fingerprint"] for run in setting.runs if run.summary.get(role))
 
 
 def _by_validation(setting: Setting) -> float:
@@ -433,7 +441,9 @@ def _heat(comparison: Comparison) -> str:
         )
     )
     total = comparison.size("test")
-    note = f"Mean test errors of {total:,}; darker is more." + (" The frame: best by validation." if chosen else "")
+    note = f"Mean test errors of {total:,}; the stronger the colour, the more." + (
+        " The frame: best by validation." if chosen else ""
+    )
     head = f"<h2>{escape(first)} and {escape(second)}</h2>"
     return f'{head}<div class="card">{draw}<p class="note">{note}</p></div>'
 
@@ -694,10 +704,9 @@ def _temperature(examples: dict[str, Any]) -> str:
             own = ' class="own"' if t == examples["T"] else ""
             drawn = plots.distributions(rows, title=f"example {example['index']} at T = {t:g}")
             panels.append(f"<figure{own}><figcaption>T = {t:g}</figcaption>{drawn}</figure>")
-        said = [f"teacher: {example['teacher_says']}"] if taught else []
-        said.append(f"student: {example['student_says']}")
-        words = f"<strong>{escape(example['label'])}</strong>; {escape('; '.join(said))}"
-        why = f'<span class="note">test example {example["index"]}: {escape(example["why"])}</span>'
+        said = [("label", example["label"]), ("teacher", example["teacher_says"]), ("student", example["student_says"])]
+        words = "".join(f"<dt>{word}</dt><dd>{escape(name)}</dd>" for word, name in said if name is not None)
+        why = f"test example {example['index']}: {escape(example['why'])}"
         image = example["image"] or ""
         picture = (
             f'<img alt="{escape(example["label"])}" src="{escape(image)}">'
@@ -705,7 +714,7 @@ def _temperature(examples: dict[str, Any]) -> str:
             else ""
         )
         out.append(
-            f'<div class="card example"><div>{picture or "no image"}</div><div><p>{words}<br>{why}</p></div>'
+            f'<div class="card example"><div>{picture}<div><dl>{words}</dl><p class="note">{why}</p></div></div>'
             f'<div class="panels">{"".join(panels)}</div></div>'
         )
     return "".join(out)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDE, NARROW = 960, 380  # every chart is drawn at both widths; the page shows the one that can be read
+WIDE, NARROW = 1000, 380  # every chart is drawn at both widths; the page shows the one that can be read
 _Place = Callable[[float], float]
 LINES = 8  # as many colours as can be told apart
 
@@ -21,7 +21,7 @@ CSS = """
   --teacher:#efb949; --alone:#a5aebb; --cold:#1d2633; --hot:#7cc0ff; --on-cold:#e7ebf2; --on-hot:#0c1420; } }
 .c0{--c:var(--c0)} .c1{--c:var(--c1)} .c2{--c:var(--c2)} .c3{--c:var(--c3)} .c4{--c:var(--c4)} .c5{--c:var(--c5)}
 .c6{--c:var(--c6)} .c7{--c:var(--c7)} .teacher{--c:var(--teacher)} .alone{--c:var(--alone)} .student{--c:var(--c0)}
-.faint{--c:var(--edge)}
+.faint{--c:color-mix(in oklab, var(--soft) 45%, var(--card))}
 svg { display:block; width:100%; height:auto; font:12.5px system-ui, sans-serif; }
 svg text { fill:var(--soft); } svg .strong { fill:var(--ink); font-weight:600; } svg .name { fill:var(--ink); }
 .grid { stroke:var(--grid); } .axis { stroke:var(--soft); } .ideal { stroke:var(--soft); stroke-dasharray:2 4; }
@@ -203,8 +203,8 @@ def row_chart(
     if not everything:
         return ""
     above = width < 500  # no room beside the rows: names go above them
-    longest = max((len(row.name) for row in rows), default=0)
-    left = 12.0 if above else min(20 + 6.6 * longest, width * 0.45)
+    letter = 7.4  # of a bold name
+    left = 12.0 if above else min(24 + letter * max((len(row.name) for row in rows), default=0), width * 0.45)
     right, top, tall = width - 16, 10, 40 if above else 28
     floor = top + tall * len(rows)
     low, high = (f(row.value + sign * (row.std or 0) for row in everything) for f, sign in ((min, -1), (max, 1)))
@@ -230,9 +230,9 @@ def row_chart(
         y = top + tall * (i + 0.5) + (8 if above else 0)
         kind = "strong" if row.chosen else "name"
         if above:
-            out.append(_text(left, y - 12, row.name, "start", kind=kind, most=int((width - left) / 6.4)))
+            out.append(_text(left, y - 12, row.name, "start", kind=kind, most=int((width - left) / letter)))
         else:
-            out.append(_text(left - 6, y + 4, row.name, "end", kind=kind, most=int((left - 16) / 6.4)))
+            out.append(_text(left - 6, y + 4, row.name, "end", kind=kind, most=int((left - 16) / letter)))
         start, end = ends(row)
         out.append(f'<g class="{row.colour}">')
         if row.std:
@@ -253,7 +253,7 @@ def heat_map(
     width: int = WIDE,
     chosen: tuple[int, int] | None = None,
 ) -> str:
-    """Cells (column, row) -> (value, text, hover), darker for larger values; the chosen one is framed."""
+    """Cells (column, row) -> (value, text, hover), stronger in colour for larger values; the chosen one is framed."""
     left, top = min(42 + 6.6 * max(map(len, rows), default=0), width * 0.35), 4
     step = (width - left - 6) / max(len(columns), 1)
     tall = 40 if len(rows) <= 8 else 28

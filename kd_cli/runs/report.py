@@ -441,7 +441,26 @@ def one_setting(comparison: Comparison) -> str:
 
 
 def name_of(setting: Setting, comparison: Comparison) -> str:
-    return setting.label or one_setting(comparison)
+    """A setting by the values that tell it from the others; the tables have the rest."""
+    values = [other.values for other in comparison.settings]
+    return label({key: setting.values[key] for key in telling(comparison.keys, values)}) or one_setting(comparison)
+
+
+def telling(keys: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that tell the values apart: those of one value go, then what others determine, from the last on.
+
+    T, alpha and beta stay wherever they differ.
+    """
+
+    def apart(some: Sequence[str]) -> int:
+        return len({tuple(show(value[key]) for key in some) for value in values})
+
+    kept = [key for key in keys if apart([key]) > 1]
+    for key in reversed([key for key in kept if key not in FIRST[:3]]):
+        fewer = [other for other in kept if other != key]
+        if apart(fewer) == apart(kept):
+            kept = fewer
+    return kept
 
 
 def answer(comparison: Comparison) -> tuple[str, str]:
