@@ -82,6 +82,7 @@ th[aria-sort=ascending] button::after { content:"\\2191"; opacity:1; }
 th[aria-sort=descending] button::after { content:"\\2193"; opacity:1; }
 tr.best td { background:color-mix(in oklab, var(--accent) 11%, transparent); font-weight:600; }
 tr.level td { color:var(--soft); } .badge { color:var(--c1); font-weight:600; }
+.beside { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap:.8rem 2rem; }
 .example { display:grid; grid-template-columns:9.5rem 1fr; gap:.6rem 1.4rem; align-items:start; }
 .example img { width:104px; height:auto; image-rendering:pixelated; border-radius:6px; background:#000; display:block; }
 .example p { line-height:1.35; } .example dl { margin:.5rem 0; font-size:.88rem; } .example dt { color:var(--soft); }
@@ -317,7 +318,8 @@ def _errors(comparison: Comparison) -> str:
             own = f"c{kept.index(names[0])}" if len(names) == 1 < len(levels) and role != "teacher" else colour
             series.append(Series(word, points, own, "level"))
         if levels:
-            key.append((word + (", in its student's colour" if own != colour else ""), colour, "level"))
+            mixed = any(s.name == word and s.colour != colour for s in series)
+            key.append((word + (", in its student's colour where it has but one" if mixed else ""), colour, "level"))
     values = sorted({float(s.values[axis]) for s in shown})
     log = _is_log(values)
     what = "temperature T" if axis == "T" else axis
@@ -524,10 +526,19 @@ def _learning_chart(series: Sequence[Series], title: str, y_label: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[str], *, tall: bool = False) -> str:
+    """A table that a click on a heading sorts."""
     cells = "".join(f'<th scope="col"><button type="button">{escape(head)}</button></th>' for head in heads)
-    head, body = f"<thead><tr>{cells}</tr></thead>", "\n".join(rows)
-    style = "scroll tall" if tall else "scroll"
-    return f'<div class="{style}"><table class="sortable">{head}<tbody>{body}</tbody></table></div>'
+    return _framed(f'<table class="sortable"><thead><tr>{cells}</tr></thead>', rows, tall=tall)
+
+
+def _plain_table(heads: Sequence[str], rows: Iterable[str]) -> str:
+    cells = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    return _framed(f"<table><thead><tr>{cells}</tr></thead>", rows)
+
+
+def _framed(start: str, rows: Iterable[str], *, tall: bool = False) -> str:
+    body = "\n".join(rows)
+    return f'<div class="{"scroll tall" if tall else "scroll"}" tabindex="0">{start}<tbody>{body}</tbody></table></div>'
 
 
 def _line(cells: str, *, best: bool = False) -> str:
@@ -656,9 +667,7 @@ def _run_head(run: Run) -> str:
         )
     heads, *rows = role_rows(summary)
     if rows:
-        head = "".join(f'<th scope="col">{escape(word)}</th>' for word in heads)
-        lines = "".join(f"<tr>{''.join(_cell(word) for word in row)}</tr>" for row in rows)
-        out.append(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>')
+        out.append(_plain_table(heads, (_line("".join(map(_cell, row))) for row in rows)))
     return "".join(out)
 
 
@@ -726,7 +735,7 @@ def _disagreement(examples: dict[str, Any]) -> str:
         pairs = examples["mistakes"]
         rows = [_line(_cell(p["label"]) + _cell(p["student"]) + _cell(f"{p['count']:,}")) for p in pairs]
         heads = ["true class", "student says", "examples"]
-        return f"<h2>The student's mistakes</h2>{_table(heads, rows)}" if rows else ""
+        return f"<h2>The student's mistakes</h2>{_plain_table(heads, rows)}" if rows else ""
     shares = (
         ("both right", facts["both_right"], "c2"),
         ("only the teacher right", facts["teacher_right"], "teacher"),
@@ -748,8 +757,8 @@ def _disagreement(examples: dict[str, Any]) -> str:
             rows.append(
                 _line(_cell(pair["teacher"]) + _cell(pair["student"]) + "".join(_cell(f"{k:,}") for k in numbers))
             )
-        heads = ["teacher says", "student says", "examples", "teacher right", "student right"]
-        out.append(f"<div>{_table(heads, rows)}</div>")
+        heads = ["teacher says", "student says", "count", "teacher right", "student right"]
+        out.append(f"<div>{_plain_table(heads, rows)}</div>")
     if facts["matrix"] and apart:
         names = facts["names"]
         cells = {
@@ -782,7 +791,8 @@ def _reliability(examples: dict[str, Any], run: Run) -> str:
     drawn = plots.reliability_diagram(roles, title="reliability diagram")
     note = "On the dotted line, what is predicted with confidence p is right a share p of the time. Below it the model "
     note += "is too sure. A mark's area is its share of the test examples."
-    return f'<h2>Reliability</h2><div class="card">{plots.legend(key)}{drawn}<p class="note">{note}</p></div>'
+    words = f'<div>{plots.legend(key)}<p class="note">{note}</p></div>'
+    return f'<h2>Reliability</h2><div class="card beside"><div>{drawn}</div>{words}</div>'
 
 
 def _details(run: Run, link: str) -> str:

@@ -287,7 +287,7 @@ def reliability_diagram(roles: Sequence[tuple[str, str, Sequence[dict]]], *, tit
 
     Bins hold count, confidence and accuracy, the last two None where the count is 0.
     """
-    left, right, top = 54, width - 14, 12
+    left, right, top = 54, width - 22, 14
     floor = top + right - left
     place_x, place_y = _scale(0, 1, left, right), _scale(0, 1, floor, top)
     out = []
