@@ -508,39 +508,59 @@ def traced_run() -> None:
 
         return timed
 
-    def watch(module, name, *functions):
-        for function in functions:
-            if hasattr(module, function):  # what has moved is counted with the rest
-                setattr(module, function, stage(name, getattr(module, function)))
+    # Functions and classes' methods by where they are defined. What has moved is counted with the rest.
+    watched = {
+        "data": ("runs.bench.load_bench",),
+        "checks": ("runs.models.check_shape",),
+        "training": ("learn.engine.fit",),
+        "evaluation": ("learn.engine.validate", "runs.models.predict_module", "metrics.evaluate_logits"),
+        "FLOPs": ("runs.models.forward_flops",),
+        "models": ("runs.models.build_module", "runs.models.load_module"),
+        "optimizer": ("runs.training.make_optimizer",),
+        "pictures, page": ("runs.pictures.pictures", "runs.rundir.RunDir.write_pictures", "runs.pages.write_run_page"),
+        "run directory": tuple(
+            f"runs.rundir.RunDir.{name}" for name in ("append_metrics", "write_student", "write_summary")
+        ),
+        "store": (
+            "runs.store.Store.put",
+            "runs.store.Store.get",
+            "runs.store.Entry.weights",
+            "runs.store.Entry.outputs",
+        ),
+    }
+
+    def watch():
+        ours = [module for name, module in sys.modules.items() if name.startswith("kd_cli.")]
+        for name, paths in watched.items():
+            for path in paths:
+                found = None
+                holder = path.split(".")
+                for split in range(len(holder), 0, -1):
+                    module = sys.modules.get("kd_cli." + ".".join(holder[:split]))
+                    if module is not None:
+                        for part in holder[split:]:
+                            found, owner = getattr(found or module, part, None), found
+                        break
+                if found is None:
+                    continue
+                timed = stage(name, found)
+                for where in [owner] if owner is not None else ours:
+                    for key in [key for key, value in vars(where).items() if value is found]:
+                        setattr(where, key, timed)
 
     sys.argv = ["kd-run"]
-    stage("import hydra", importlib.import_module)("hydra")
+    hydra = stage("import hydra", importlib.import_module)("hydra._internal.hydra")
+    run_job = hydra.run_job
+
+    def job(*args, **kwargs):
+        for module in ("torch", "sklearn.datasets", "kd_cli.runs.runner"):
+            stage(f"import {module.partition('.')[0]}", importlib.import_module)(module)
+        watch()
+        return stage("the rest", run_job)(*args, **kwargs)
+
+    hydra.run_job = job
     from kd_cli import cli
 
-    job = cli.task
-
-    @functools.wraps(job)
-    def task(cfg):
-        for module, name in (
-            ("torch", "torch"),
-            ("sklearn.datasets", "scikit-learn"),
-            ("kd_cli.runs.runner", "kd_cli"),
-        ):
-            stage(f"import {name}", importlib.import_module)(module)
-        from kd_cli.learn import engine
-        from kd_cli.runs import rundir, runner, store
-
-        watch(runner, "data", "load_bench")
-        watch(runner, "training", "train")
-        watch(engine, "evaluation", "validate")
-        watch(runner, "evaluation", "predict_module", "report_of", "evaluate_logits")
-        watch(runner, "checks", "check_shape")
-        watch(rundir.RunDir, "writing", "append_metrics", "write_student", "write_summary")
-        watch(store.Store, "store", "put", "get")
-        watch(store.Entry, "store", "weights", "outputs")
-        return stage("the rest", job)(cfg)
-
-    cli.task = task
     stage("compose", cli.main)()
     stages.pop("the rest", None)
     print(json.dumps({"begun": begun, "ended": time.time(), "stages": stages}))
