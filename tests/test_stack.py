@@ -1,0 +1,298 @@
+"""S models trained as one stack are the S models trained one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import made
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_cli.learn.augment import Augment
+from kd_cli.learn.engine import Outcome
+from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Weights, stack_methods
+from kd_cli.learn.optim import Cosine
+from kd_cli.learn.stack import StackedLearner, why_not
+from kd_cli.learn.step import SoloLearner
+from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
+from kd_cli.zoo.models import Dropout, mlp
+
+JITTER = Augment(jitter=1, flip=True)
+Optimizer = Callable[..., torch.optim.Optimizer]
+Hyper = Sequence[dict[str, float]]
+
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+NESTEROV = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True)
+ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.02)
+FUSED = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.02, fused=True)
+
+SAME_SEED = (3, 3, 3)
+SEEDS = (0, 1, 2)
+WEIGHTS = made.some_weights(T=[1, 2, 8], alpha=[1, 0.5, 0], beta=[0.5, 0, 1])
+ALIKE: Hyper = [{"lr": 0.02}] * 3
+UNLIKE: Hyper = [{"lr": 0.02, "weight_decay": 0.0}, {"lr": 0.02, "weight_decay": 0.1}, {"lr": 0.005, "weight_decay": 0}]
+
+
+def teacher(live: bool) -> Teacher:
+    module = made.made(made.small, seed=8)
+    if live:
+        return LiveTeacher(module)
+    with torch.no_grad():
+        return CachedTeacher(3 * module(made.examples(75).images))
+
+
+def one_of(weights: Weights, s: int) -> Weights:
+    return Weights(weights.T[s : s + 1], weights.alpha[s : s + 1], weights.beta[s : s + 1])
+
+
+def both_ways(
+    build: made.Build,
+    optimizer: Optimizer,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    hyper: Hyper = ALIKE,
+    weights: Weights = WEIGHTS,
+    methods: Sequence[Method] = (SoftTargets(),) * 3,
+    augment: Augment | None = None,
+    dtype: torch.dtype = torch.float64,
+    epochs: int = 3,
+) -> tuple[list[Outcome], list[Outcome]]:
+    """The outcomes of a stack, and of its models one by one."""
+    plan = made.a_plan(epochs=epochs, schedule=Cosine(warmup=0.2), augment=augment)
+    teaching: Any = {"teacher": teacher(live=augment is not None), "plan": plan}
+    modules = [made.made(build, seed) for seed in seeds]
+    stack = StackedLearner(modules, optimizer, hyper=hyper, seeds=seeds)
+    together = made.train(stack, seeds=seeds, weights=weights, method=stack_methods(methods), **teaching)
+    alone = []
+    for s, seed in enumerate(seeds):
+        module = made.made(build, seed)
+        solo = SoloLearner(module, optimizer(module.parameters(), **hyper[s]), seed=seed)
+        alone += made.train(solo, seeds=[seed], weights=one_of(weights, s), method=methods[s], **teaching)
+    return together, alone
+
+
+def assert_equal(together: list[Outcome], alone: list[Outcome]) -> None:
+    assert len({row["loss"] for outcome in together for row in outcome.history}) == 3 * 3  # the models are unlike
+    for one, other in zip(together, alone, strict=True):
+        assert made.apart(one.state, other.state) < 1e-9
+        assert [list(row) for row in one.history] == [list(row) for row in other.history]
+        for mine, its in zip(made.told(one), made.told(other), strict=True):
+            assert mine.pop("role") == its.pop("role")
+            assert mine == pytest.approx(its, abs=1e-9)
+
+
+# ---------------------------------------------------------------- stacked = one by one
+
+
+@pytest.mark.parametrize("build", [made.small, made.big, made.conv, made.Own])
+@pytest.mark.parametrize("optimizer", [SGD, NESTEROV, ADAMW, FUSED], ids=["sgd", "nesterov", "adamw", "fused"])
+def test_a_stack_equals_its_models_one_by_one(build: made.Build, optimizer: Optimizer) -> None:
+    assert_equal(*both_ways(build, optimizer))
+
+
+@pytest.mark.parametrize("build", [made.small, made.big, made.conv, made.Own])
+@pytest.mark.parametrize("seeds", [SEEDS, SAME_SEED, (1, 1, 0)], ids=["seeds", "same seed", "two seeds"])
+def test_a_stack_equals_its_models_with_augmented_images(build: made.Build, seeds: Sequence[int]) -> None:
+    assert_equal(*both_ways(build, SGD, seeds=seeds, augment=JITTER))
+
+
+@pytest.mark.parametrize("build", [made.small, made.big, made.conv, made.Own])
+def test_models_of_one_seed_may_differ_in_T_alpha_and_beta(build: made.Build) -> None:
+    assert_equal(*both_ways(build, ADAMW, seeds=SAME_SEED))
+
+
+@pytest.mark.parametrize("build", [made.small, made.big, made.Own])
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW, FUSED], ids=["sgd", "adamw", "fused"])
+@pytest.mark.parametrize("seeds", [SEEDS, SAME_SEED], ids=["seeds", "same seed"])
+def test_models_may_differ_in_learning_rate_and_weight_decay(
+    build: made.Build, optimizer: Optimizer, seeds: Sequence[int]
+) -> None:
+    together, alone = both_ways(build, optimizer, seeds=seeds, hyper=UNLIKE)
+    assert_equal(together, alone)
+    assert [outcome.history[0]["lr"] for outcome in together] == [outcome.history[0]["lr"] for outcome in alone]
+    assert together[0].history[0]["lr"] == 4 * together[2].history[0]["lr"]
+
+
+def test_models_may_differ_in_label_smoothing() -> None:
+    methods = [LabelSmoothing(smoothing) for smoothing in (0, 0.1, 0.5)]
+    weights = made.some_weights(T=[1, 1, 1], beta=[0.5, 1, 2], alpha=[0, 0, 0])
+    assert_equal(*both_ways(made.small, SGD, seeds=SAME_SEED, methods=methods, weights=weights))
+
+
+@pytest.mark.parametrize("method", [Hard(), Logits()], ids=["hard", "logits"])
+def test_other_methods_stack_too(method: Method) -> None:
+    weights = made.some_weights(T=[1, 1, 1], alpha=[1, 0.5, 0.1], beta=[0.5, 0.2, 1])
+    assert_equal(*both_ways(made.small, SGD, weights=weights, methods=[method] * 3))
+
+
+def test_the_bound_on_the_norm_holds_in_each_model_of_a_stack() -> None:
+    together, _ = both_ways(made.big, partial(torch.optim.SGD, momentum=0.9), hyper=[{"lr": 0.3}] * 3, epochs=2)
+    for outcome in together:
+        norms = torch.cat([outcome.state[name].norm(dim=1) for name in ("2.weight", "5.weight")])
+        assert 0.59 < norms.max() <= 0.6 + 1e-12
+
+
+def test_company_and_place_in_the_stack_change_nothing() -> None:
+    hyper, plan = [{"lr": 0.02}] * 4, made.a_plan(augment=JITTER)
+
+    def train(seeds: Sequence[int]) -> list[Outcome]:
+        modules = [made.made(made.big, seed) for seed in seeds]
+        learner = StackedLearner(modules, SGD, hyper=hyper[: len(seeds)], seeds=seeds)
+        weights = made.some_weights(*([value] * len(seeds) for value in (2, 1, 0.5)))
+        return made.train(learner, seeds=seeds, weights=weights, teacher=teacher(live=True), plan=plan)
+
+    few, many = train([4, 5]), train([7, 5, 6, 4])
+    assert made.apart(few[0].state, many[3].state) < 1e-9
+    assert made.apart(few[1].state, many[1].state) < 1e-9
+    assert made.apart(few[0].state, few[1].state) > 1e-3
+
+
+def test_the_modules_that_a_stack_is_made_of_are_left_as_they_are() -> None:
+    modules = [made.made(made.small, seed) for seed in SEEDS]
+    before = [{name: t.clone() for name, t in module.state_dict().items()} for module in modules]
+    made.train(
+        StackedLearner(modules, SGD, hyper=ALIKE, seeds=SEEDS),
+        seeds=SEEDS,
+        method=Hard(),
+        weights=made.some_weights(beta=[1, 1, 1]),
+    )
+    for module, state in zip(modules, before, strict=True):
+        assert made.apart(module.state_dict(), state) == 0
+
+
+# ---------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("build", [made.small, made.big, made.conv, made.Own])
+@pytest.mark.parametrize("optimizer", [SGD, FUSED], ids=["sgd", "fused"])
+@pytest.mark.parametrize(("rate", "beta"), [(1e30, 0.5), (math.inf, 0.5), (math.nan, 0.5), (0.02, math.nan)], ids=str)
+def test_a_model_that_diverges_leaves_its_neighbours_bit_identical(
+    build: made.Build, optimizer: Optimizer, dtype: torch.dtype, rate: float, beta: float
+) -> None:
+    def train(rate: float, beta: float) -> list[Outcome]:
+        modules = [made.made(build, seed, dtype) for seed in SEEDS]
+        hyper = [{"lr": 0.02}, {"lr": rate}, {"lr": 0.02}]
+        return made.train(
+            StackedLearner(modules, optimizer, hyper=hyper, seeds=SEEDS),
+            seeds=SEEDS,
+            method=Hard(),
+            weights=made.some_weights([2, 2, 2], [1, 1, 1], [0.5, beta, 0.5], dtype=dtype),
+            data=made.examples(75, dtype=dtype),
+            plan=made.a_plan(epochs=3, augment=JITTER),
+        )
+
+    harmless, harmful = train(0.02 if rate == 0.02 else 0.03, 0.5), train(rate, beta)
+    assert harmless[1].diverged is None
+    assert harmful[1].diverged == 1 or rate == 1e30  # a normalised network may stay finite
+    assert made.apart(harmful[1].state, harmless[1].state) != 0
+    for s in (0, 2):
+        assert harmful[s].diverged is None
+        assert made.apart(harmful[s].state, harmless[s].state) == 0
+        assert made.told(harmful[s]) == made.told(harmless[s])
+        assert len(harmful[s].history) == 3
+
+
+# ---------------------------------------------------------------- what does not stack
+
+
+def reason(module: nn.Module, optimizer: Optimizer = SGD) -> str | None:
+    return why_not(module, optimizer(module.parameters()), made.examples(1, dtype=torch.float32).images[0])
+
+
+def test_what_stacks_has_no_reason_against_it() -> None:
+    for build in (made.small, made.big, made.conv, made.Own):
+        for optimizer in (SGD, ADAMW, FUSED):
+            assert reason(made.made(build, dtype=torch.float32), optimizer) is None
+
+
+def test_running_statistics_do_not_stack() -> None:
+    found = reason(made.made(made.Moody, dtype=torch.float32))
+    assert found is not None
+    assert "BatchNorm2d" in found
+    assert "running statistics" in found
+
+
+def test_an_optimiser_that_looks_at_all_weights_at_once_does_not_stack() -> None:
+    found = reason(made.made(made.small, dtype=torch.float32), torch.optim.LBFGS)
+    assert found is not None
+    assert "LBFGS" in found
+
+
+class OwnAdam(torch.optim.Adam):
+    pass
+
+
+def test_an_optimiser_of_ones_own_does_not_stack() -> None:
+    found = reason(made.made(made.small, dtype=torch.float32), OwnAdam)
+    assert found is not None
+    assert "OwnAdam" in found
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout, Dropout])
+def test_dropout_in_a_forward_of_ones_own_does_not_stack(dropout: Callable[[float], nn.Module]) -> None:
+    class Net(made.Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = dropout(0.5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.drop(super().forward(images))
+
+    found = reason(Net())
+    assert found is not None
+    assert "Net" in found
+    assert "dropout" in found
+
+
+def test_a_forward_that_torch_cannot_map_does_not_stack() -> None:
+    class Net(made.Own):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return logits if logits.sum() > 0 else -logits
+
+    found = reason(Net())
+    assert found is not None
+    assert "vmap" in found
+
+
+# ---------------------------------------------------------------- float32
+
+
+def test_in_single_precision_a_stack_differs_no_more_than_another_number_of_threads() -> None:
+    """Rounding is the only difference: no larger than between one thread and two."""
+    build = partial(mlp, hidden=[128, 128], **made.SIZES)
+    data, test = made.examples(600, dtype=torch.float32), made.examples(1000, "test", torch.float32)
+    plan = made.a_plan(epochs=3, batch_size=128)
+    weights = made.some_weights(*([value] * 2 for value in (2, 1, 0.5)), dtype=torch.float32)
+    seeds = [0, 1]
+
+    def errors(outcome: Outcome) -> int:
+        module = build()
+        module.load_state_dict(outcome.state)
+        return int((module.eval()(test.images).argmax(-1) != test.labels).sum())
+
+    def one_by_one(threads: int) -> list[int]:
+        torch.set_num_threads(threads)
+        found = []
+        for s, seed in enumerate(seeds):
+            module = made.made(build, seed, torch.float32)
+            learner = SoloLearner(module, FUSED(module.parameters()), seed=seed)
+            found += made.train(learner, seeds=[seed], method=Hard(), weights=one_of(weights, s), data=data, plan=plan)
+        torch.set_num_threads(1)
+        return [errors(outcome) for outcome in found]
+
+    modules = [made.made(build, seed, torch.float32) for seed in seeds]
+    learner = StackedLearner(modules, FUSED, hyper=[{}] * 2, seeds=seeds)
+    stacked = [
+        errors(o) for o in made.train(learner, seeds=seeds, method=Hard(), weights=weights, data=data, plan=plan)
+    ]
+    one, two = one_by_one(1), one_by_one(2)
+    print(f"errors of 1,000: stacked {stacked}, one thread {one}, two threads {two}")
+    apart = [max(abs(a - b) for a, b in zip(one, other, strict=True)) for other in (stacked, two)]
+    assert apart[0] <= apart[1] + 1
+    assert len(set(one)) > 1
