@@ -94,6 +94,7 @@ tr.level td { color:var(--soft); } .badge { color:var(--c1); font-weight:600; }
 @media (max-width:720px) {
   .example { grid-template-columns:1fr; } .example > div:first-child { display:flex; gap:1rem; }
   .example img { width:84px; } body { padding:1.2rem .8rem 3rem; } .card { padding:.7rem; } }
+.pair th { white-space:normal; }
 details summary { cursor:pointer; } pre { overflow-x:auto; font-size:.82rem; }
 @media print { .narrow { display:none } .scroll, .tall { max-height:none; overflow:visible } }
 """

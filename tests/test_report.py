@@ -1,0 +1,427 @@
+"""Run directories to settings, means, tables and files: known values on made-up summaries, and real runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_cli.errors import DataError
+from kd_cli.metrics import gap_closed, mean_std
+from kd_cli.report_cli import main
+from kd_cli.runs.pages import answer_sweep, write_report, write_run_page
+from kd_cli.runs.report import (
+    align,
+    answer,
+    collect,
+    compare,
+    plus_minus,
+    run_table,
+    share_closed,
+    stat,
+    sweep_table,
+    swept_keys,
+    telling,
+)
+
+TEST = 200  # examples in a made-up test set
+
+
+def made_run(
+    path: Path,
+    *,
+    teacher: int | None = 10,
+    alone: int = 50,
+    student: int | None = 30,
+    val: float | None = 0.9,
+    val_nll: float = 0.5,
+    status: str = "completed",
+    data: str = "data-1",
+    choices: dict[str, str] | None = None,
+    epochs: int = 3,
+    **config: Any,
+) -> Path:
+    """A run directory as kd-run leaves it, of made-up numbers; a status of unfinished has no summary."""
+    options = {
+        "method": "soft_targets",
+        "student": "tinymlp",
+        "teacher": "bigmlp",
+        "dataset": "digits",
+        **(choices or {}),
+    }
+    settings = {"T": 2.0, "alpha": 1.0, "beta": 0.5, "seed": 0, "training.epochs": epochs, "teacher_training.seed": 0}
+    settings |= {"dataset.val_fraction": 0.2, "device": "auto", "precision": "float32", **config}
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[name] = value
+    (path / ".hydra").mkdir(parents=True)
+    (path / ".hydra/config.yaml").write_text(json.dumps(nested))  # JSON is YAML
+    lines = "".join(f"      {group}: {name}\n" for group, name in {**options, "experiment": "null"}.items())
+    (path / ".hydra/hydra.yaml").write_text(f"hydra:\n  runtime:\n    cwd: /x\n    choices:\n{lines}  verbose: false\n")
+    rows = [
+        {"role": role, "epoch": e, "train_accuracy": 0.5, "hard_loss": 1.0 / e, "val_accuracy": val, "val_nll": val_nll}
+        for role in ("teacher", "student_alone", "student")
+        for e in range(1, epochs + 1)
+    ]
+    rows = [row if val is not None else {**row, "val_accuracy": None, "val_nll": None} for row in rows]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if status == "unfinished":
+        return path
+
+    def report(name: str, errors: int | None, mark: str) -> dict[str, Any] | None:
+        if errors is None:
+            return None
+        test = {"errors": errors, "total": TEST, "accuracy": 1 - errors / TEST, "nll": 0.3, "ece": 0.05}
+        facts = {"parameters": 100, "flops": 200, "epochs": epochs, "seconds": 0.1, "from_store": False}
+        return {"fingerprint": mark, "name": name, **facts, "test": test | {"agreement": 0.8}}
+
+    seed, taught = settings["seed"], teacher is not None
+    mark = json.dumps([settings, options])
+    summary = {
+        "status": status,
+        "command": "kd-run T=2",
+        "dataset": {
+            "name": options["dataset"],
+            "fingerprint": data,
+            "train": 100,
+            "val": 50,
+            "test": TEST,
+            "classes": 10,
+        },
+        "teacher": report(options["teacher"], teacher, f"teacher {settings['teacher_training.seed']}"),
+        "student_alone": report(options["student"], alone, f"alone {seed} {options['student']} {epochs}"),
+        "student": report(options["student"], student if status == "completed" else None, mark),
+        "gap_closed": gap_closed(teacher, alone, student) if taught and student is not None else None,
+        **{key: settings[key] for key in ("T", "alpha", "beta", "seed", "precision")},
+        "method": options["method"],
+        "device": "cpu",
+        "versions": {"python": "3.11"},
+        **({"cause": "student: the loss is not a finite number in epoch 1"} if status == "diverged" else {}),
+    }
+    (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two temperatures and two seeds, by the command itself."""
+    folder = tmp_path_factory.mktemp("real")
+    words = "student=tinymlp teacher=tinymlp training.epochs=2 teacher_training.epochs=2 device=cpu T=1,4 seed=0,1"
+    env = {**os.environ, "KD_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "kd_cli", "-m", *words.split(), "hydra.sweep.dir=sweep"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "sweep"
+
+
+def only(path: Path) -> Any:
+    """The one comparison of the runs under a path."""
+    (comparison,) = compare(collect([path])[0])
+    return comparison
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_mean_and_std_are_those_of_the_metrics_module() -> None:
+    values = [3.0, 5.0, 10.0]
+    found = stat(values)
+    assert found is not None
+    assert (found.mean, found.std, found.n) == pytest.approx(mean_std(values))
+    assert found.std == pytest.approx(3.605551275)  # sqrt((9 + 1 + 16) / 2)
+
+
+def test_one_value_has_no_std_and_none_has_no_mean() -> None:
+    one = stat([4.0, None])
+    assert one is not None
+    assert (one.mean, one.std, one.n) == (4.0, None, 1)
+    assert plus_minus(one) == "4"
+    assert stat([None]) is None
+
+
+def test_a_share_of_the_gap_is_that_of_the_metrics_module() -> None:
+    for triple in ((10, 50, 30), (10, 50, 60), (50, 10, 5), (5, 5, 5)):
+        assert share_closed(*triple) == gap_closed(*triple)
+
+
+def test_a_setting_averages_over_seeds(tmp_path: Path) -> None:
+    for seed, (alone, student) in enumerate([(50, 30), (54, 32), (46, 40)]):
+        made_run(tmp_path / str(seed), seed=seed, alone=alone, student=student, val=0.8 + seed / 100)
+    comparison = only(tmp_path)
+    (setting,) = comparison.settings
+    assert setting.n == 3
+    assert setting.student["errors"].mean == 34
+    assert setting.student["errors"].std == pytest.approx(28**0.5)  # (16 + 4 + 36) / 2
+    assert setting.student["val_accuracy"].mean == pytest.approx(0.81)
+    assert setting.student_alone["errors"].n == 3
+    assert (setting.teacher["errors"].mean, setting.teacher["errors"].n) == (10, 1)  # one teacher taught all three
+    assert setting.gap_closed == pytest.approx((50 - 34) / (50 - 10))
+    assert setting.saved.mean == 16
+
+
+def test_the_gap_of_a_setting_is_not_the_mean_of_its_runs_shares(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", seed=0, teacher=40, alone=41, student=31)  # a share of 1000 %
+    made_run(tmp_path / "1", seed=1, teacher=40, alone=79, student=79)  # of 0 %
+    (setting,) = only(tmp_path).settings
+    assert setting.gap_closed == pytest.approx((60 - 55) / (60 - 40))
+    assert setting.gap_n == 2
+
+
+def test_the_best_is_chosen_by_validation_and_not_by_the_test_set(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", T=1.0, student=20, val=0.80)
+    made_run(tmp_path / "1", T=5.0, student=40, val=0.95)
+    comparison = only(tmp_path)
+    assert comparison.best.values == {"T": 5.0}
+    head, text = answer(comparison)
+    assert head == "best by validation: T=5"
+    assert text.startswith("40 errors on 200 test examples (one seed)")
+    assert "One seed cannot tell a difference from chance" in text
+
+
+def test_equal_accuracies_are_told_apart_by_likelihood(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", T=1.0, val=0.9, val_nll=0.4)
+    made_run(tmp_path / "1", T=5.0, val=0.9, val_nll=0.3)
+    assert only(tmp_path).best.values == {"T": 5.0}
+
+
+def test_without_validation_nothing_is_chosen(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", T=1.0, val=None)
+    made_run(tmp_path / "1", T=5.0, val=None)
+    comparison = only(tmp_path)
+    assert comparison.best is None
+    assert answer(comparison)[0] == "no setting is chosen"
+    assert "val accuracy" not in sweep_table([comparison])
+
+
+def test_a_setting_with_a_diverged_run_is_passed_over(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", T=1.0, seed=0, val=0.99)
+    made_run(tmp_path / "1", T=1.0, seed=1, status="diverged")
+    made_run(tmp_path / "2", T=5.0, seed=0, val=0.90)
+    comparison = only(tmp_path)
+    assert comparison.best.values == {"T": 5.0}
+    assert [(s.n, s.diverged) for s in comparison.settings] == [(1, 1), (1, 0)]
+    assert "1 (1 diverged)" in sweep_table([comparison])
+
+
+def test_what_validation_does_not_tell_apart_is_named(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        made_run(tmp_path / f"a{seed}", T=1.0, seed=seed, val=0.90 + 0.04 * seed)
+        made_run(tmp_path / f"b{seed}", T=2.0, seed=seed, val=0.91)
+        made_run(tmp_path / f"c{seed}", T=8.0, seed=seed, val=0.50)
+    comparison = only(tmp_path)
+    assert comparison.best.values == {"T": 1.0}
+    assert [s.values["T"] for s in comparison.alike] == [2.0]
+    assert "Validation does not tell it from T=2 (" in answer(comparison)[1]
+
+
+def test_a_repeated_run_is_no_new_evidence(tmp_path: Path) -> None:
+    for folder in ("monday/0", "tuesday/0"):
+        made_run(tmp_path / folder, seed=0)
+    made_run(tmp_path / "tuesday/1", seed=1)
+    (setting,) = only(tmp_path).settings
+    assert (setting.n, setting.repeats) == (2, 1)
+
+
+# ---------------------------------------------------------------- what differs
+
+
+def test_swept_keys_leave_out_seeds_and_places(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", T=1.0, seed=0, device="cpu", **{"teacher_training.seed": 1})
+    made_run(tmp_path / "1", T=2.0, seed=1, device="cuda")
+    assert swept_keys(collect([tmp_path])[0]) == ["T"]
+
+
+def test_a_group_is_told_by_its_option(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", choices={"student": "tinymlp"}, **{"student.hidden": [30, 30], "student.dropout": 0.0})
+    made_run(tmp_path / "1", choices={"student": "smallmlp"}, **{"student.hidden": [800, 800], "student.dropout": 0.1})
+    runs = collect([tmp_path])[0]
+    assert swept_keys(runs) == ["student"]
+    assert only(tmp_path).settings[0].label == "student=smallmlp"
+    made_run(tmp_path / "2", choices={"student": "tinymlp"}, **{"student.hidden": [20], "student.dropout": 0.0})
+    assert swept_keys(collect([tmp_path])[0]) == ["student", "student.hidden"]
+
+
+def test_data_sets_are_compared_apart(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", T=1.0)
+    made_run(tmp_path / "1", T=2.0)
+    made_run(tmp_path / "2", data="data-2", choices={"dataset": "mnist"}, epochs=4)
+    made_run(tmp_path / "3", data="data-3", **{"dataset.val_fraction": 0.5})
+    found = {comparison.dataset: comparison.keys for comparison in compare(collect([tmp_path])[0])}
+    assert found == {"digits (val_fraction=0.2)": ("T",), "mnist": (), "digits (val_fraction=0.5)": ()}
+
+
+def test_names_keep_what_tells_settings_apart() -> None:
+    values = [{"T": 1, "teacher": "a", "teacher.hidden": 3}, {"T": 1, "teacher": "b", "teacher.hidden": 4}]
+    assert telling(["T", "teacher", "teacher.hidden"], values) == ["teacher"]
+    joint = [{"T": 1, "beta": 0.5}, {"T": 2, "beta": 0.7}]
+    assert telling(["T", "beta"], joint) == ["T", "beta"]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_unreadable_runs_are_named_and_the_others_read(tmp_path: Path) -> None:
+    made_run(tmp_path / "good")
+    (made_run(tmp_path / "torn") / "summary.json").write_text('{"status": "comp')
+    (made_run(tmp_path / "foreign") / ".hydra/config.yaml").write_text("model: resnet\n")
+    with (tmp_path / "good/metrics.jsonl").open("a") as file:
+        file.write('not json\n{"role": "stud')
+    runs, notes = collect([tmp_path, tmp_path / "good"])
+    assert [run.path.name for run in runs] == ["good"]
+    assert len(notes) == 3
+    assert any("torn is left out: summary.json cannot be read" in note for note in notes)
+    assert any("foreign is left out" in note and "config.yaml" in note for note in notes)
+    assert any("line 10 cannot be read" in note for note in notes)
+
+
+def test_a_run_without_a_summary_is_unfinished(tmp_path: Path) -> None:
+    made_run(tmp_path / "0", T=1.0)
+    made_run(tmp_path / "1", T=2.0, status="unfinished")
+    comparison = only(tmp_path)
+    assert [run.status for run in comparison.runs] == ["completed", "unfinished"]
+    assert "0 (1 unfinished)" in sweep_table([comparison])
+
+
+def test_a_summary_is_enough(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "0")
+    for file in (path / ".hydra").iterdir():
+        file.unlink()
+    (path / ".hydra").rmdir()
+    assert only(tmp_path).settings[0].n == 1
+
+
+@pytest.mark.parametrize("make", [lambda path: path / "nowhere", lambda path: path])
+def test_nothing_to_report_on_is_an_error_with_a_hint(tmp_path: Path, make: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        collect([make(tmp_path)])
+    assert caught.value.hint is not None
+
+
+# ---------------------------------------------------------------- tables and files
+
+
+def test_columns_are_aligned() -> None:
+    assert align([["", "n"], ["long", "1"], ["x", "100"]]) == "        n\nlong    1\nx     100"
+
+
+def test_the_table_of_a_sweep(tmp_path: Path) -> None:
+    for i, (T, seed) in enumerate((t, s) for t in (1.0, 4.0) for s in (0, 1)):
+        made_run(tmp_path / str(i), T=T, seed=seed, alone=50 + seed, student=30 + int(T) + 2 * seed, val=0.9 + T / 100)
+    lines = sweep_table([only(tmp_path)]).splitlines()
+    assert lines[0].startswith("digits: 50 validation, 200 test examples; 4 runs: 4 completed")
+    assert "T=4 *" in lines[4]
+    assert "35.0 ± 1.4" in lines[4]
+    assert lines[5].split()[:5] == ["student", "alone", "50.5", "±", "0.7"]
+    assert lines[6].split()[:2] == ["teacher", "10"]
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_csv_has_a_row_for_each_run(tmp_path: Path) -> None:
+    made_run(tmp_path / "runs/0", T=1.0)
+    made_run(tmp_path / "runs/1", T=4.0, status="diverged")
+    written = write_report([tmp_path / "runs"], tmp_path / "out")
+    rows = list(csv.DictReader(written.csv.read_text().splitlines()))
+    assert [(row["run"], row["T"], row["status"], row["student_errors"]) for row in rows] == [
+        ("../runs/0", "1", "completed", "30"),
+        ("../runs/1", "4", "diverged", ""),
+    ]
+    assert rows[0]["val_accuracy"] == "0.9"
+    assert rows[1]["cause"].startswith("student: the loss")
+
+
+def test_a_run_ends_with_a_table_even_when_it_diverged(tmp_path: Path) -> None:
+    good = json.loads((made_run(tmp_path / "0") / "summary.json").read_text())
+    assert "50 errors alone, 30 distilled, 50% of the gap" in run_table(good)
+    bad = json.loads((made_run(tmp_path / "1", status="diverged") / "summary.json").read_text())
+    assert run_table(bad).endswith("diverged: student: the loss is not a finite number in epoch 1")
+
+
+def test_a_real_sweep_is_read_whole(real_sweep: Path) -> None:
+    comparison = only(real_sweep)
+    assert comparison.keys == ("T",)
+    assert [(s.values["T"], s.n) for s in comparison.settings] == [(1.0, 2), (4.0, 2)]
+    run = comparison.runs[0]
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert run.test("student", "errors") == summary["student"]["test"]["errors"]
+    last = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["role"] == "student"
+    assert run.validation("val_nll") == last["val_nll"]
+
+
+def test_a_sweep_ends_with_its_answer(real_sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer_sweep(real_sweep) == 0
+    out = capsys.readouterr().out
+    assert "best by validation: T=" in out
+    assert "sweep.csv" in out
+    assert (real_sweep / "sweep.html").is_file()
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_kd_report_of_a_sweep_writes_beside_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_run(tmp_path / "sweep/0", T=1.0)
+    made_run(tmp_path / "sweep/1", T=2.0)
+    main([str(tmp_path / "sweep"), "--runs"])
+    assert sorted(p.name for p in (tmp_path / "sweep").iterdir()) == ["0", "1", "sweep.csv", "sweep.html"]
+    assert (tmp_path / "sweep/1/report.html").is_file()
+    assert "2 runs: 2 completed" in capsys.readouterr().out
+
+
+def test_kd_report_of_several_paths_writes_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_run(tmp_path / "a/0", T=1.0)
+    made_run(tmp_path / "b/0", T=2.0)
+    monkeypatch.chdir(tmp_path)
+    main(["a", "b"])
+    assert (tmp_path / "kd-report.html").is_file()
+    assert (tmp_path / "kd-report.csv").read_text().count("\n") == 3
+
+
+def test_kd_report_of_a_run_leaves_the_run_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = made_run(tmp_path / "0")
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    main([str(path)])
+    assert {p: p.read_bytes() for p in before} == before
+    assert {p.name for p in path.iterdir()} - {p.name for p in before} == {".hydra", "report.html"}
+    assert "50% of the gap" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["nowhere"], ["."]])
+def test_kd_report_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert str(caught.value.code).startswith("error: ")
+    assert "\nhint: " in str(caught.value.code)
+
+
+def test_reports_need_no_torch(tmp_path: Path) -> None:
+    made_run(tmp_path / "0")
+    code = "import sys; from kd_cli.report_cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_thousand_runs_take_seconds_and_megabytes(tmp_path: Path) -> None:
+    for i in range(1000):
+        T, seed, beta = 1.0 + i % 20, (i // 20) % 5, 0.1 * (i // 100)
+        made_run(tmp_path / str(i), T=T, seed=seed, beta=beta, student=20 + i % 37, val=0.5 + (i % 41) / 100, epochs=30)
+    start = time.process_time()
+    written = write_report([tmp_path], tmp_path)
+    assert time.process_time() - start < 20  # about 3 seconds on an idle machine
+    assert written.html.stat().st_size < 5_000_000
+    assert len(written.runs) == 1000
+
+
+def test_a_page_of_a_run_is_written_where_asked(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run")
+    assert write_run_page(path, tmp_path / "elsewhere") == tmp_path / "elsewhere/report.html"
+    assert 'href="../run/summary.json"' in (tmp_path / "elsewhere/report.html").read_text()
