@@ -102,7 +102,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 def number(value: float) -> str:
     """A tick's label."""
     if value and (abs(value) >= 1e6 or abs(value) < 1e-4):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     return f"{value:,.10g}"
 
 
