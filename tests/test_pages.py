@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_report import made_run, only, real_sweep  # noqa: F401
+from test_report import made_run, only
 
 from kd_cli.errors import StorageError
 from kd_cli.metrics import evaluate_logits
@@ -183,13 +183,6 @@ def test_a_page_is_the_same_every_time(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- one run
-
-
-def test_the_page_of_a_real_run(real_sweep: Path) -> None:  # noqa: F811
-    page = Page(run_page(next(real_sweep.glob("*/summary.json")).parent))
-    assert page.headings[0] == "Learning curves"
-    assert "student by soft_targets (tinymlp)" in page.text
-    assert "summary.json" in page.links
 
 
 def test_the_page_of_a_run_that_did_not_end(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from kd_cli.errors import DataError
 from kd_cli.metrics import gap_closed, mean_std
 from kd_cli.report_cli import main
-from kd_cli.runs.pages import answer_sweep, write_report, write_run_page
+from kd_cli.runs.pages import run_page, write_report, write_run_page
 from kd_cli.runs.report import (
     align,
     answer,
@@ -356,12 +356,56 @@ def test_a_real_sweep_is_read_whole(real_sweep: Path) -> None:
     assert run.validation("val_nll") == last["val_nll"]
 
 
-def test_a_sweep_ends_with_its_answer(real_sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert answer_sweep(real_sweep) == 0
-    out = capsys.readouterr().out
-    assert "best by validation: T=" in out
-    assert "sweep.csv" in out
-    assert (real_sweep / "sweep.html").is_file()
+def test_a_sweep_ends_with_its_answer(real_sweep: Path) -> None:
+    written = write_report([real_sweep], real_sweep)
+    assert "best by validation: T=" in written.table
+    assert (written.csv, written.html) == (real_sweep / "sweep.csv", real_sweep / "sweep.html")
+    assert [run.status for run in written.runs] == ["completed"] * 4
+
+
+def test_a_real_run_has_a_page_with_its_pictures(real_sweep: Path) -> None:
+    path = next(real_sweep.glob("*/summary.json")).parent
+    text = (path / "report.html").read_text()
+    assert text == run_page(path)
+    titles = ("What temperature shows", "Where student and teacher disagree", "Reliability", "Learning curves")
+    assert all(f"<h2>{title}</h2>" in text for title in titles)
+    assert (path / "examples.json").stat().st_size < 100_000
+
+
+def test_where_the_best_epoch_is_kept_its_validation_counts(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "0", **{"training.keep": "best"})
+    seen = [(0.7, 0.5), (0.9, 0.4), (0.9, 0.3), (0.8, 0.2)]
+    rows = [{"role": "student", "epoch": i + 1, "val_accuracy": a, "val_nll": n} for i, (a, n) in enumerate(seen)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = only(tmp_path).runs[0]
+    assert (run.validation("val_accuracy"), run.validation("val_nll")) == (0.9, 0.3)
+
+
+def test_a_temperature_that_the_tool_chose_is_told(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "0", T="auto")
+    summary = json.loads((path / "summary.json").read_text())
+    tried = [{"T": T, "alpha": 1.0, "val_accuracy": 0.8 + T / 100, "val_nll": 0.5, "diverged": None} for T in (1, 5)]
+    summary |= {"T": 5.0, "auto": {"keys": ["T"], "rule": "highest validation accuracy", "chosen": 1, "tried": tried}}
+    (path / "summary.json").write_text(json.dumps(summary))
+    assert "T = 5, alpha = 1, beta = 0.5 (T chosen on validation data)" in run_table(summary)
+    assert "Chosen: T = 5, alpha = 1" in write_run_page(path).read_text()
+    (row,) = csv.DictReader(write_report([path], tmp_path).csv.read_text().splitlines())
+    assert (row["T"], row["T_used"]) == ("auto", "5")
+
+
+def test_left_out_classes_show_the_result_and_the_oracle_apart(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "0")
+    summary = json.loads((path / "summary.json").read_text())
+    made = {
+        k: {"shift": 3.5, "errors": n, "omitted_errors": 1, "omitted_total": 20}
+        for k, n in (("before", 90), ("corrected", 40), ("oracle", 35))
+    }
+    (path / "summary.json").write_text(
+        json.dumps(summary | {"omitted": {"classes": ["3"], "result": "corrected", **made}})
+    )
+    text = write_run_page(path).read_text()
+    assert "Without 3 in the transfer set" in text
+    assert '<tr class="best"><td>biases shifted, by training inputs alone</td><td>+3.50</td><td>40</td>' in text
 
 
 # ---------------------------------------------------------------- the command

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -149,19 +148,6 @@ def write_report(paths: Iterable[str | Path], out_dir: str | Path, *, name: str 
     write_text(out / f"{name}.csv", sweep_csv(comparisons, out))
     write_text(out / f"{name}.html", sweep_page(comparisons, out, name=name, notes=notes))
     return Written(sweep_table(comparisons), out / f"{name}.csv", out / f"{name}.html", tuple(notes), tuple(runs))
-
-
-def answer_sweep(folder: str | Path) -> int:
-    """What a sweep ends with: print its table, write sweep.csv and sweep.html into it.
-
-    Returns how many of its runs did not complete. Errors as `write_report`.
-    """
-    written = write_report([folder], folder)
-    print(f"\n{written.table}\n")
-    for note in written.notes:
-        print(f"note: {note}")
-    print(f"written: {os.path.relpath(written.csv)}, {os.path.relpath(written.html)}")
-    return sum(run.status != "completed" for run in written.runs)
 
 
 def write_run_page(run_dir: str | Path, out_dir: str | Path | None = None) -> Path:
@@ -647,7 +633,7 @@ def run_page(run_dir: str | Path, root: Path | None = None) -> str:
         body.append(
             '<p class="headline">not finished</p><p>There is no summary yet: the run goes on, or was stopped.</p>'
         )
-    body.append(_run_curves(run))
+    body += [_auto(run), _omitted(run), _run_curves(run)]
     if examples:
         body += [_temperature(examples), _disagreement(examples), _reliability(examples, run)]
     body.append(_details(run, relative(path, root)))
@@ -677,6 +663,65 @@ _ROLES = (
     ("student_alone", "student alone", "alone"),
     ("student", "student", "student"),
 )
+
+
+def _auto(run: Run) -> str:
+    """What validation said of the settings that the tool chose from."""
+    facts = run.summary.get("auto")
+    if not facts:
+        return ""
+    lines: dict[str, list[Point]] = {}
+    chosen = facts["tried"][facts["chosen"]]
+    for one in facts["tried"]:
+        if one["diverged"] is None and one["val_accuracy"] is not None:
+            tip = f"T={one['T']:g}, alpha={one['alpha']:g}: validation accuracy {one['val_accuracy']:.2%}"
+            point = Point(float(one["T"]), 100 * (1 - one["val_accuracy"]), None, tip)
+            lines.setdefault(f"alpha={one['alpha']:g}", []).append(point)
+    series = [Series(name, points, f"c{i % plots.LINES}") for i, (name, points) in enumerate(lines.items())]
+    values = sorted({point.x for points in lines.values() for point in points})
+    draw = plots.both(
+        lambda width: plots.line_chart(
+            series,
+            title="validation error of what was tried",
+            x_label="temperature T",
+            y_label="validation errors, %",
+            width=width,
+            log_x=_is_log(values) if values else False,
+            x_ticks=values,
+        )
+    )
+    key = plots.legend([(s.name, s.colour, "line") for s in series])
+    words = f"Chosen: T = {chosen['T']:g}, alpha = {chosen['alpha']:g}; {facts['rule']}. One seed each."
+    head = " and ".join(facts["keys"])
+    return (
+        f'<h2>How {escape(head)} was chosen</h2><div class="card">{key}{draw}<p class="note">{escape(words)}</p></div>'
+    )
+
+
+def _omitted(run: Run) -> str:
+    """What leaving classes out of the transfer set did, before and after the correction of the biases."""
+    facts = run.summary.get("omitted")
+    if not facts:
+        return ""
+    rows = []
+    for name, words in (
+        ("before", "as trained"),
+        ("corrected", "biases shifted, by training inputs alone"),
+        ("oracle", "oracle: shift tuned on the test set"),
+    ):
+        one = facts[name]
+        cells = [
+            words,
+            f"{one['shift']:+.2f}",
+            f"{one['errors']:,}",
+            f"{one['omitted_errors']:,}",
+            f"{one['omitted_total']:,}",
+        ]
+        rows.append(_line("".join(map(_cell, cells)), best=name == facts["result"]))
+    heads = ["", "shift", "test errors", "of them on these classes", "examples of these classes"]
+    title = f"Without {', '.join(map(str, facts['classes']))} in the transfer set"
+    note = "Marked: this run's result. The oracle has seen the test set and is no result."
+    return f'<h2>{escape(title)}</h2>{_plain_table(heads, rows)}<p class="note">{note}</p>'
 
 
 def _run_curves(run: Run) -> str:

@@ -25,7 +25,8 @@ from kd_cli.runs.files import read_json
 from kd_cli.runs.rundir import METRICS, SUMMARY
 
 AVERAGED = ("seed", "teacher_training.seed")
-NO_SETTING = ("device", "data_dir", "store_dir", "experiment")  # where and under what name a run ran, not what it was
+# Where, under what name and with what company a run ran; not what it was.
+NO_SETTING = ("device", "data_dir", "store_dir", "experiment", "diagnostics", "resume", "dry_run", "fail_fast")
 FIRST = ("T", "alpha", "beta", "method", "student", "teacher")  # the order in which keys are shown; the rest follow
 ROLES = ("teacher", "student_alone", "student")
 MEASURES = ("errors", "accuracy", "nll", "ece", "agreement")
@@ -58,9 +59,14 @@ class Run:
         return None if value is None else float(value)
 
     def validation(self, measure: str) -> float | None:
-        """The student's val_accuracy or val_nll after its last epoch; None without validation data."""
-        rows = self.history.get("student")
-        value = rows[-1].get(measure) if rows else None
+        """The student's val_accuracy or val_nll in the epoch that was kept; None without validation data."""
+        rows = self.history.get("student", [])
+        if self.config.get("training.keep") == "best":
+            seen = [row for row in rows if row.get("val_accuracy") is not None and row.get("val_nll") is not None]
+            kept = min(seen, key=lambda row: (-row["val_accuracy"], row["val_nll"]), default=None)
+        else:
+            kept = rows[-1] if rows else None
+        value = kept.get(measure) if kept else None
         return None if value is None else float(value)
 
     @property
@@ -619,6 +625,7 @@ def sweep_csv(comparisons: Sequence[Comparison], root: Path) -> str:
     """One row for each run, with all swept keys and all results; `counted` says whether the means contain it."""
     keys = list(dict.fromkeys(key for comparison in comparisons for key in comparison.keys))
     keys = [*(key for key in FIRST[:4] if key not in keys), *keys]  # what one always asks for
+    automatic = any(run.config.get(key) == "auto" for c in comparisons for run in c.runs for key in ("T", "alpha"))
     rows = []
     for comparison in comparisons:
         counted = {id(run) for setting in comparison.settings for run in setting.runs}
@@ -626,6 +633,8 @@ def sweep_csv(comparisons: Sequence[Comparison], root: Path) -> str:
         for run in comparison.runs:
             row: dict[str, Any] = {"run": relative(run.path, root), "status": run.status, "dataset": comparison.dataset}
             row |= {key: show(value_of(run, key)) for key in keys}
+            if automatic:
+                row |= {f"{key}_used": show(run.summary.get(key, "")) for key in ("T", "alpha")}
             row |= {key: show(run.config.get(key)) for key in AVERAGED}
             row |= {"counted": int(id(run) in counted), "best_by_validation": int(id(run) in chosen)}
             row |= {measure: run.validation(measure) for measure in ("val_accuracy", "val_nll")}
@@ -695,8 +704,10 @@ def verdict(summary: dict[str, Any]) -> str:
     if summary["status"] == "diverged":
         return f"diverged: {summary.get('cause', 'a loss is not a finite number')}"
     if summary["teacher"] is None:
-        return f"{summary['method']} has no teacher; T = {summary['T']:g} is not used"
-    weights = f"T = {summary['T']:g}, alpha = {summary['alpha']:g}, beta = {summary['beta']:g}"
+        return f"{summary['method']} has no teacher; T = {show(summary['T'])} is not used"
+    weights = ", ".join(f"{key} = {show(summary[key])}" for key in ("T", "alpha", "beta"))
+    if "auto" in summary:
+        weights += f" ({' and '.join(summary['auto']['keys'])} chosen on validation data)"
     if summary["student"] is None or summary["student_alone"] is None:
         return f"{weights}: there is no result to compare"
     alone, student = (summary[role]["test"]["errors"] for role in ("student_alone", "student"))
