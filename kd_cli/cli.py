@@ -12,7 +12,9 @@ from kd_cli import help as help_page
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.nearest import did_you_mean
 
-OWN_KEYS = {"teacher": {"checkpoint": None}}  # keys that a role adds to every option
+OWN_KEYS = {
+    "teacher": {"checkpoint": None, "members": 1, "combine": "geometric"}
+}  # keys that a role adds to every option
 
 
 def main() -> None:

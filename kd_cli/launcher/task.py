@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.launcher.names import SWEPT, register_resolvers
@@ -107,8 +107,8 @@ class Task:
 
         fail_fast = bool(jobs) and bool(jobs[0].config.fail_fast)
         run_many(todo, finished=finished, fail_fast=fail_fast)
-        for job in todo:  # those that fail_fast has stopped were not told
-            running[id(job)].error = job.error
+        for one in todo:  # those that fail_fast has stopped were not told
+            running[id(one)].error = one.error
         log.info("%d jobs in %.1f s", len(jobs), time.monotonic() - started)
 
     def dry_run(self, jobs: list[SweepJob]) -> None:
@@ -151,7 +151,31 @@ def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
             raise ConfigError(
                 f"there is no option {group}={name}", hint=" ".join(filter(None, (did_you_mean(name, known), hint)))
             )
+    data = OmegaConf.select(cfg, "transfer.data")
+    if data is not None:
+        cfg = copy.deepcopy(cfg)
+        cfg.transfer.data = data_node(OmegaConf.to_container(cfg, resolve=True)["transfer"]["data"], folders)  # type: ignore[index,call-overload]
     return run_config(cfg, hydra.runtime.choices)
+
+
+def data_node(given: Any, folders: list[Path]) -> Any:
+    """A data set named by its option, alone or with keys of its own, as the node that its YAML file holds."""
+    from kd_cli.help import groups
+
+    own = {"name": given} if isinstance(given, str) else given
+    if not isinstance(own, dict) or "_target_" in own:
+        return own
+    known = groups(folders)["dataset"]
+    name = own.get("name")
+    if name not in known:
+        raise ConfigError(
+            f"transfer.data is {name!r}, and there is no such data set",
+            hint=" ".join(filter(None, (did_you_mean(str(name), known), f"it can be {', '.join(sorted(known))}"))),
+        )
+    node = OmegaConf.to_container(OmegaConf.load(known[name]))
+    assert isinstance(node, dict)
+    node.pop("val_fraction", None)
+    return node | {key: value for key, value in own.items() if key != "name"}
 
 
 def spread(config: RunConfig, number: int) -> RunConfig:

@@ -43,6 +43,8 @@ class Plan:
     batch_size: int
     schedule: Schedule
     augment: Augment = NO_AUGMENTATION
+    keep_best: bool = False  # the weights of the epoch with the best validation accuracy instead of the last
+    diagnostics: bool = False  # log the sizes of the two terms' gradients
     fill: Tensor | float = 0.0  # what moves in at the edge of a shifted image: black, normalised
 
 
@@ -54,6 +56,7 @@ class Outcome:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     diverged: int | None = None  # the epoch in which the loss stopped being finite
+    epoch: int | None = None  # the epoch that the weights are of
 
 
 class Observer:
@@ -108,7 +111,7 @@ def fit(
                 labels = train.labels[index]
                 factor = plan.schedule(step / total_steps)
                 logits = learner.logits(images)
-                terms = method(logits, teacher(index, images) if teacher else None, labels, weights)
+                terms = method(logits, teacher(index, images, weights.T) if teacher else None, labels, weights)
                 learner.update(terms.loss, factor)
                 sums.add(terms.loss, terms.soft, terms.hard, logits, labels)
                 step += 1
@@ -116,6 +119,7 @@ def fit(
         means = sums.means(len(train))  # the epoch's one wait for the device
         seconds = time.perf_counter() - started
         accuracy, nll = validate(learner, val)
+        sizes = gradient_sizes(learner, train, method, weights, teacher) if plan.diagnostics else None
         rows = []
         for s, rate in enumerate(learner.rates(factor)):
             row: dict[str, Any] = {
@@ -127,18 +131,59 @@ def fit(
                 "lr": rate,
                 "examples_per_second": len(train) / seconds,
             }
+            if sizes is not None:
+                row |= sizes[s]
             rows.append(row)
             outcomes[s].history.append(row)
             outcomes[s].seconds += seconds
             if outcomes[s].diverged is None and not math.isfinite(row["loss"]):
                 outcomes[s].diverged = epoch
+            if plan.keep_best and better(outcomes[s]):
+                outcomes[s].epoch, outcomes[s].state = epoch, learner.model_state(s)
         observer.epoch(rows)
         if all(outcome.diverged for outcome in outcomes):
             break
     for s, outcome in enumerate(outcomes):
-        outcome.state = learner.model_state(s)
+        if outcome.epoch is None:
+            outcome.epoch, outcome.state = len(outcome.history), learner.model_state(s)
     observer.finish()
     return outcomes
+
+
+def better(outcome: Outcome) -> bool:
+    """Whether the last epoch is the best so far on the validation part: accuracy, then likelihood."""
+    if outcome.diverged is not None:
+        return False
+    ranks = [(-row["val_accuracy"], row["val_nll"]) for row in outcome.history]
+    return all(ranks[-1] < rank for rank in ranks[:-1])
+
+
+def gradient_sizes(
+    learner: Learner, train: Examples, method: Method, weights: Weights, teacher: Teacher | None, *, examples: int = 512
+) -> list[dict[str, float | None]]:
+    """How large the gradients of the soft and the hard term are, before weighting, for each of the S models.
+
+    On the logits: the mean over examples of the norm of an example's own gradient, (p - q) / T for soft targets. On the
+    parameters: the norm of the gradient of the mean over examples. In eval mode, on the first `examples` examples.
+    """
+    index = torch.arange(min(examples, len(train)), device=train.labels.device)[None]
+    images = train.images[index]
+    logits = learner.logits(images)
+    terms = method(logits, teacher(index, images, weights.T) if teacher else None, train.labels[index], weights)
+    found: dict[str, list[float] | None] = {}
+    for name, term in (("soft", terms.soft), ("hard", terms.hard)):
+        for where, tensors in (("logits", [logits]), ("parameters", learner.trained())):
+            key = f"{name}_gradient_{where}"
+            if term is None:
+                found[key] = None
+                continue
+            gradients = torch.autograd.grad(term.sum(), tensors, retain_graph=True)
+            if where == "logits":
+                found[key] = (gradients[0].norm(dim=-1).mean(-1) * logits.shape[1]).tolist()
+            else:
+                squares = [g.reshape(learner.size, -1).double().square().sum(-1) for g in gradients]
+                found[key] = torch.stack(squares).sum(0).sqrt().tolist()
+    return [{key: None if values is None else values[s] for key, values in found.items()} for s in range(learner.size)]
 
 
 def draw_order(n: int, seeds: list[int], role: str, epoch: int) -> Tensor:

@@ -144,6 +144,9 @@ class StackedLearner:
                 rates[s] = rate * factor
         return rates
 
+    def trained(self) -> list[Tensor]:
+        return list(self.parameters.values())
+
     def model_state(self, s: int) -> dict[str, Tensor]:
         return {name: p.detach()[s].to("cpu", copy=True) for name, p in self.parameters.items()}
 

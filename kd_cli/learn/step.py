@@ -34,6 +34,10 @@ class Learner(Protocol):
         """The learning rate of each model at this factor."""
         ...
 
+    def trained(self) -> list[Tensor]:
+        """The parameters that are trained, [S,...] each for S > 1."""
+        ...
+
     def model_state(self, s: int) -> dict[str, Tensor]:
         """The state dict of model `s`, copied to the CPU."""
         ...
@@ -108,6 +112,9 @@ class SoloLearner:
 
     def rates(self, factor: float) -> list[float]:
         return [self.base_rates[0] * factor]
+
+    def trained(self) -> list[Tensor]:
+        return [p for p in self.module.parameters() if p.requires_grad]
 
     def model_state(self, s: int) -> dict[str, Tensor]:
         return {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}

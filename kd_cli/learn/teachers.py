@@ -1,12 +1,13 @@
 """The teacher while it teaches: frozen, in eval mode, without gradients.
 
-A teacher answers with logits for a batch. Cached, they are looked up by the example's index; live, the network runs on
-the very images the student sees, which is needed once these are augmented.
+A teacher, one network or an ensemble, answers with logits for a batch. Cached, they are looked up by the example's
+index; live, the network runs on the very images the student sees, which is needed once these are augmented.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -18,31 +19,55 @@ EVAL_BATCH = 1000  # examples in one forward pass without gradients
 class Teacher(Protocol):
     """Logits of the teacher for a batch."""
 
-    def __call__(self, index: Tensor, images: Tensor) -> Tensor:
-        """`index` [S,B] or [B] into the training examples, `images` [S,B,...] -> logits [S,B,C] or [B,C]."""
+    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
+        """`index` [S,B] or [1,B] into the transfer set, `images` [S,B,...], `T` [S] -> logits [S,B,C] or [1,B,C].
+
+        T matters to an ensemble alone, whose mean distribution depends on it.
+        """
         ...
 
 
 class CachedTeacher:
-    """The teacher's logits on all training examples, `[N, C]`, looked up by index."""
+    """The logits of one or more members on the transfer set, `[M, N, C]` or `[N, C]`, looked up by index."""
 
-    def __init__(self, logits_NC: Tensor) -> None:
-        self.logits_NC = logits_NC
+    def __init__(self, logits_MNC: Tensor, *, combine: str = "geometric") -> None:
+        if logits_MNC.ndim == 2:
+            logits_MNC = logits_MNC[None]
+        if combine == "geometric":  # does not depend on T: one mean for all
+            logits_MNC = combine_logits(logits_MNC, combine=combine, T=torch.ones(()))[None]
+        self.logits_MNC, self.combine = logits_MNC, combine
 
-    def __call__(self, index: Tensor, images: Tensor) -> Tensor:
-        return self.logits_NC[index]
+    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
+        if len(self.logits_MNC) == 1:
+            return self.logits_MNC[0][index]
+        return combine_logits(self.logits_MNC[:, index], combine=self.combine, T=T[:, None, None])
 
 
 class LiveTeacher:
-    """The teacher's network on the student's own batch."""
+    """The networks of one or more members on the student's own batch."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = freeze(module)
+    def __init__(self, modules: Sequence[nn.Module], *, combine: str = "geometric") -> None:
+        self.modules, self.combine = [freeze(module) for module in modules], combine
 
     @torch.no_grad()
-    def __call__(self, index: Tensor, images: Tensor) -> Tensor:
-        stack, batch = images.shape[:2]
-        return self.module(images.flatten(0, 1)).unflatten(0, (stack, batch))
+    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
+        flat = images.flatten(0, 1)
+        members = torch.stack([module(flat).unflatten(0, images.shape[:2]) for module in self.modules])
+        return combine_logits(members, combine=self.combine, T=T[:, None, None])
+
+
+def combine_logits(logits_MxC: Tensor, *, combine: str, T: Tensor) -> Tensor:
+    """Logits `[..., C]` whose softmax at T is the mean of M members' distributions at T, `[M, ..., C]`.
+
+    `geometric`: the mean of the logits, whatever T is. `arithmetic`: `T log mean softmax(z / T)`. Hinton 2015,
+    section 1.
+    """
+    if len(logits_MxC) == 1:
+        return logits_MxC[0]
+    if combine == "geometric":
+        return logits_MxC.mean(0)
+    log_p = (logits_MxC / T).log_softmax(-1)
+    return T * (log_p.logsumexp(0) - math.log(len(logits_MxC)))
 
 
 def freeze(module: nn.Module) -> nn.Module:

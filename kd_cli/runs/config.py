@@ -24,6 +24,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
+COMBINE = ("geometric", "arithmetic")  # how an ensemble's distributions are averaged
 AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # what T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # what alpha=auto tries
 FORMAT = 1  # raised when trained weights of an older version of this code must not be reused
@@ -39,11 +40,22 @@ class Training:
     jitter: int = 0
     crop: int = 0
     flip: bool = False
+    keep: str = "last"
 
 
 @dataclass
 class TeacherTraining(Training):
     seed: int = 0
+
+
+@dataclass
+class Transfer:
+    omit: list[Any] = field(default_factory=list)
+    only: list[Any] = field(default_factory=list)
+    fraction: float = 1.0
+    labels: bool = True
+    data: Any = None
+    correct_bias: bool = True
 
 
 @dataclass
@@ -65,6 +77,8 @@ class Schema:
     resume: str | None = None
     dry_run: bool = False
     fail_fast: bool = False
+    diagnostics: bool = False
+    transfer: Transfer = field(default_factory=Transfer)
     training: Training = field(default_factory=Training)
     optimizer: Any = None
     schedule: Any = None
@@ -93,13 +107,33 @@ class TrainSpec:
     schedule: Node
     seed: int
     precision: str
+    keep: str = "last"
 
     def identity(self, data: str) -> dict[str, Any]:
         """The facts that a fingerprint is made of; `data` is the data set's own fingerprint."""
         facts = dataclasses.asdict(self)
         del facts["name"]  # what it is called changes nothing
+        if self.keep == "last":
+            del facts["keep"]  # said only where it is not the default
         code = [code_version(node["_target_"]) for node in (self.model, self.optimizer, self.schedule)]
         return {**facts, "data": data, "format": FORMAT, "code": code}
+
+
+@dataclass(frozen=True)
+class TransferSpec:
+    """What the student is taught with; the default is all of the training data with its labels."""
+
+    omit: tuple[int | str, ...] = ()
+    only: tuple[int | str, ...] = ()
+    fraction: float = 1.0
+    labels: bool = True
+    data: Node | None = None
+    correct_bias: bool = True
+
+    def examples(self) -> dict[str, Any]:
+        """The facts that say which examples these are; none for all of the training data."""
+        facts = {"omit": self.omit, "only": self.only, "fraction": self.fraction, "data": self.data}
+        return {key: value for key, value in facts.items() if value not in ((), 1.0, None)}
 
 
 @dataclass(frozen=True)
@@ -108,7 +142,11 @@ class RunConfig:
 
     teacher: TrainSpec
     checkpoint: str | None
+    members: int
+    combine: str
     student: TrainSpec
+    transfer: TransferSpec
+    diagnostics: bool
     dataset: Node
     val_fraction: float
     method_name: str
@@ -161,6 +199,8 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
     if v["precision"] not in PRECISIONS:
         raise ConfigError(f"precision is {v['precision']!r}; it must be one of {', '.join(PRECISIONS)}")
     for section in ("training", "teacher_training"):
+        if v[section]["keep"] not in ("last", "best"):
+            raise ConfigError(f"{section}.keep is {v[section]['keep']!r}; it must be last or best")
         for key, least in (("epochs", 1), ("batch_size", 1), ("jitter", 0), ("crop", 0)):
             at_least(f"{section}.{key}", v[section][key], least)
     at_least("seed", v["seed"], 0)
@@ -171,11 +211,23 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
 
     teacher, dataset = dict(v["teacher"]), dict(v["dataset"])
     checkpoint = teacher.pop("checkpoint", None)
+    members, combine = teacher.pop("members", 1), teacher.pop("combine", COMBINE[0])
+    if isinstance(members, bool) or not isinstance(members, int) or members < 1:
+        raise ConfigError(f"teacher.members is {members!r}; it must be a whole number, 1 or more")
+    if combine not in COMBINE:
+        raise ConfigError(f"teacher.combine is {combine!r}; it must be {' or '.join(COMBINE)}")
+    if members > 1 and checkpoint is not None:
+        raise ConfigError("teacher.checkpoint is one model's weights, and teacher.members is more than 1")
     if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
         raise ConfigError(f"teacher.checkpoint is {checkpoint}, and there is no such file")
     val_fraction = not_negative("dataset.val_fraction", dataset.pop("val_fraction", 0.1))
     if val_fraction >= 1:
         raise ConfigError(f"dataset.val_fraction is {val_fraction}; it must be below 1")
+    if val_fraction == 0 and "best" in (v["training"]["keep"], v["teacher_training"]["keep"]):
+        raise ConfigError(
+            "training.keep=best chooses on validation data, and dataset.val_fraction is 0",
+            hint="dataset.val_fraction=0.1",
+        )
     if val_fraction == 0 and "auto" in (T, alpha):
         raise ConfigError(
             "T=auto and alpha=auto choose on validation data, and dataset.val_fraction is 0",
@@ -194,12 +246,17 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
             schedule=v[f"{prefix}schedule"],
             seed=training.get("seed", v["seed"]),
             precision=v["precision"],
+            keep=training["keep"],
         )
 
     return RunConfig(
         teacher=spec("teacher", teacher, "teacher_"),
         checkpoint=checkpoint,
+        members=members,
+        combine=combine,
         student=spec("student", dict(v["student"]), ""),
+        transfer=transfer_spec(v["transfer"], alpha),
+        diagnostics=v["diagnostics"],
         dataset=dataset,
         val_fraction=val_fraction,
         method_name=option_name("method", v["method"], choices),
@@ -212,6 +269,30 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
         data_dir=folder(v["data_dir"], "KD_DATA", "data"),
         store_dir=folder(v["store_dir"], "KD_STORE", ""),
         resume=v["resume"] is not None,
+    )
+
+
+def transfer_spec(values: dict[str, Any], alpha: float | str) -> TransferSpec:
+    """The transfer set, checked as far as it can be without the data."""
+    if values["omit"] and values["only"]:
+        raise ConfigError("transfer.omit and transfer.only are both given", hint="give one of them")
+    for key in ("omit", "only"):
+        if any(isinstance(c, bool) or not isinstance(c, int | str) for c in values[key]):
+            raise ConfigError(f"transfer.{key} is {values[key]}; it must be a list of classes, by number or name")
+    if not 0 < values["fraction"] <= 1:
+        raise ConfigError(f"transfer.fraction is {values['fraction']}; it must be above 0 and at most 1")
+    data = values["data"]
+    if data is not None and (not isinstance(data, dict) or "_target_" not in data):
+        raise ConfigError(f"transfer.data is {data!r}; it must be the name of a data set", hint="transfer.data=kmnist")
+    if alpha == 0 and (data is not None or not values["labels"]):
+        raise ConfigError("the transfer set has no labels and alpha is 0: there is nothing to learn from")
+    return TransferSpec(
+        omit=tuple(values["omit"]),
+        only=tuple(values["only"]),
+        fraction=float(values["fraction"]),
+        labels=values["labels"] and data is None,
+        data=data,
+        correct_bias=values["correct_bias"],
     )
 
 

@@ -28,15 +28,18 @@ class Student(nn.Module):
         classes: tuple[str, ...],
         input_shape: tuple[int, ...],
         dtype: torch.dtype,
+        shift: list[float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.register_buffer("shift", None if shift is None else torch.tensor(shift, dtype=dtype))
         self.mean, self.std, self.classes, self.input_shape, self.dtype = mean, std, classes, input_shape, dtype
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, *input_shape], uint8 or float in [0, 1] -> logits [B, classes]."""
         device = next(self.network.parameters()).device
-        return self.network(normalise(images, self.mean, self.std, self.dtype).to(device))
+        logits = self.network(normalise(images, self.mean, self.std, self.dtype).to(device))
+        return logits if self.shift is None else logits + self.shift
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities at T = 1, the temperature of all inference: [B, classes]."""
@@ -69,6 +72,7 @@ def load_student(run_dir: str | Path) -> Student:
             classes=tuple(rebuild["classes"]),
             input_shape=shape,
             dtype=dtype,
+            shift=rebuild.get("shift"),
         ).eval()
     except FileNotFoundError as error:
         raise CheckpointError(

@@ -12,20 +12,20 @@ import platform
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from kd_cli.errors import Diverged, KdError
+from kd_cli.errors import ConfigError, Diverged, KdError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
 from kd_cli.learn.methods import Method
 from kd_cli.learn.step import Autocast
-from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
-from kd_cli.metrics import agreement, evaluate_logits, gap_closed
+from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher, combine_logits
+from kd_cli.metrics import agreement, evaluate_logits, gap_closed, matching_shift, oracle_shift
 from kd_cli.runs.bench import Bench, device_name, load_bench
 from kd_cli.runs.config import RunConfig, TrainSpec, build, fingerprint
 from kd_cli.runs.files import checksum
@@ -35,6 +35,7 @@ from kd_cli.runs.pictures import pictures
 from kd_cli.runs.rundir import RunDir, read_summary
 from kd_cli.runs.store import Entry, Store
 from kd_cli.runs.training import HARD, Lesson, said_of, train_all
+from kd_cli.runs.transfer import TransferSet, key_of, transfer_set
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Job:
     # what it is taught by, once that is known
     rundir: RunDir | None = None
     method: Method | None = None
-    teacher: Entry | None = None
+    teacher: Ensemble | None = None
     alone: Entry | None = None
 
     @property
@@ -124,10 +125,10 @@ def foresee(jobs: Sequence[Job]) -> list[str]:
         for job in same_data:
             job.method = build(job.config.method, where="method")
             check_shape(job.config.student, session.bench.dataset, role="student")
-            wanted = [session.wanted_alone(job)]
+            wanted = session.wanted_alone(job)
             if needs_teacher(job):
                 check_shape(job.config.teacher, session.bench.dataset, role="teacher")
-                wanted.insert(0, session.wanted_teacher(job))
+                wanted = session.wanted_teacher(job) + wanted
             parts = []
             for one in wanted:
                 known = session.store.get(one.key) is not None
@@ -175,6 +176,7 @@ class Session:
         self.bench, self.store = bench, store
         self.autocast = Autocast(bench.device, bench.precision)
         self.labels = bench.dataset.test.labels
+        self.transfers: dict[str, TransferSet] = {}
 
     def run(self, jobs: Sequence[Job], tell: Callable[[], None]) -> None:
         """Teachers, then students alone, then distilled students, each set of them together."""
@@ -183,36 +185,65 @@ class Session:
                 check_shape(job.config.student, self.bench.dataset, role="student")
                 if needs_teacher(job):
                     check_shape(job.config.teacher, self.bench.dataset, role="teacher")
+                transfer = self.transfer(job.config)
+                if not transfer.labelled:
+                    self.unlabelled(job)
                 job.summary = self.first_summary(job)
         tell()
         self.teachers([job for job in alive(jobs) if needs_teacher(job)])
         tell()
         self.students_alone(alive(jobs))
         tell()
-        for same_teacher in grouped(alive(jobs), lambda job: job.teacher and job.teacher.fingerprint):
+
+        def company(job: Job) -> Hashable:
+            return job.teacher and job.teacher.fingerprint, key_of(job.config), job.config.diagnostics
+
+        for same_teacher in grouped(alive(jobs), company):
             for together in grouped(same_teacher, lambda job: self.lessons(job)[0].kind()):
                 with failing(together):
                     self.distil(together, tell)
 
+    def unlabelled(self, job: Job) -> None:
+        """Say what hidden labels mean; a method without a teacher has then nothing to learn from."""
+        if not needs_teacher(job):
+            raise ConfigError(
+                f"method={job.config.method_name} learns from labels, and the transfer set has none",
+                hint="method=soft_targets or method=logits",
+            )
+        if job.config.beta > 0:
+            job.say(f"the transfer set has no labels: beta = {job.config.beta:g} has no effect")
+
+    def transfer(self, config: RunConfig) -> TransferSet:
+        key = key_of(config)
+        if key not in self.transfers:
+            self.transfers[key] = transfer_set(config, self.bench)
+        return self.transfers[key]
+
     # ------------------------------------------------------------ what is trained once
 
-    def wanted_teacher(self, job: Job) -> Wanted:
+    def wanted_teacher(self, job: Job) -> list[Wanted]:
+        """The members of the teacher: one network, or several that differ in their seed alone."""
         config = job.config
         if config.checkpoint is not None:
-            return self.checkpoint(config)
-        spec = config.teacher
-        facts = {"kind": "teacher", **spec.identity(self.bench.dataset.fingerprint)}
-        return Wanted(facts, spec, f"teacher {spec.name}")
+            return [self.checkpoint(config)]
+        specs = [replace(config.teacher, seed=config.teacher.seed + m) for m in range(config.members)]
+        data = self.bench.dataset.fingerprint
+        return [Wanted({"kind": "teacher", **s.identity(data)}, s, f"teacher {s.name}", self.bench) for s in specs]
 
-    def wanted_alone(self, job: Job) -> Wanted:
-        spec = job.config.student
+    def wanted_alone(self, job: Job) -> list[Wanted]:
+        """The student alone, on the transfer set; on the training data where the transfer set has no labels at all."""
+        spec, transfer = job.config.student, self.transfer(job.config)
         facts = {"kind": "alone", **spec.identity(self.bench.dataset.fingerprint)}
-        return Wanted(facts, spec, f"student {spec.name} alone")
+        bench = self.bench
+        if transfer.index is not None and not transfer.whole:
+            facts["transfer"] = transfer.facts
+            bench = replace(bench, train=transfer.examples)
+        return [Wanted(facts, spec, f"student {spec.name} alone", bench)]
 
     def teachers(self, jobs: list[Job]) -> None:
-        for job, entry, from_store in self.obtain(jobs, self.wanted_teacher, role="teacher"):
-            job.teacher = entry
-            job.summary["teacher"] = {"fingerprint": entry.fingerprint, **entry.report, "from_store": from_store}
+        for job, entries, from_store in self.obtain(jobs, self.wanted_teacher, role="teacher"):
+            job.teacher = Ensemble(entries, job.config.combine)
+            job.summary["teacher"] = {**self.ensemble_report(job.teacher), "from_store": from_store}
 
     def checkpoint(self, config: RunConfig) -> Wanted:
         """The user's own weights as a teacher."""
@@ -225,28 +256,49 @@ class Session:
             "data": data,
             **{key: spec.identity(data)[key] for key in ("model", "precision", "code", "format")},
         }
-        return Wanted(facts, spec, f"teacher {spec.name}", state)
+        return Wanted(facts, spec, f"teacher {spec.name}", self.bench, state)
+
+    def ensemble_report(self, teacher: Ensemble) -> Report:
+        """What a summary says of the teacher: its one member's report, or the ensemble's and its members'."""
+        reports = [{"fingerprint": entry.fingerprint, **entry.report} for entry in teacher.members]
+        if len(reports) == 1:
+            return reports[0]
+        first = reports[0]
+        return {
+            "fingerprint": teacher.fingerprint,
+            "name": f"{len(reports)} {first['name']}, {teacher.combine} mean",
+            "parameters": sum(report["parameters"] for report in reports),
+            "flops": sum(report["flops"] for report in reports),
+            "epochs": first["epochs"],
+            "seconds": round(sum(report["seconds"] for report in reports), 3),
+            "val": None,
+            "test": vars(evaluate_logits(teacher.logits("test"), self.labels)).copy(),
+            "members": reports,
+        }
 
     def students_alone(self, jobs: list[Job]) -> None:
-        for job, entry, from_store in self.obtain(jobs, self.wanted_alone, role="student_alone"):
+        for job, (entry,), from_store in self.obtain(jobs, self.wanted_alone, role="student_alone"):
             job.alone = entry
             report = {"fingerprint": entry.fingerprint, **entry.report, "from_store": from_store}
             job.summary["student_alone"] = self.with_agreement(report, entry.outputs()["test"], job)
 
     def obtain(
-        self, jobs: list[Job], wanted: Callable[[Job], Wanted], *, role: str
-    ) -> Iterator[tuple[Job, Entry, bool]]:
-        """Each job's entry and whether the store had it; what the store lacks is trained, together, under its locks.
+        self, jobs: list[Job], wanted: Callable[[Job], list[Wanted]], *, role: str
+    ) -> Iterator[tuple[Job, list[Entry], bool]]:
+        """Each job's entries and whether the store had them; what it lacks is trained, together, under its locks.
 
-        Jobs whose entry cannot be made keep the error.
+        Jobs whose entries cannot be made keep the error.
         """
         want: dict[str, Wanted] = {}
         users: dict[str, list[Job]] = {}
+        needed: list[tuple[Job, list[str]]] = []
         for job in jobs:
             with failing([job]):
-                needed = wanted(job)
-                want.setdefault(needed.key, needed)
-                users.setdefault(needed.key, []).append(job)
+                of_job = wanted(job)
+                for one in of_job:
+                    want.setdefault(one.key, one)
+                    users.setdefault(one.key, []).append(job)
+                needed.append((job, [one.key for one in of_job]))
         entries = {key: entry for key in want if (entry := self.store.get(key)) is not None}
         made: set[str] = set()
         if missing := [key for key in want if key not in entries]:
@@ -257,23 +309,29 @@ class Session:
                     with failing(users[key]):
                         entries[key] = self.keep(want[key], outcome, users[key], role)
                         made.add(key)
-        for key, entry in entries.items():
-            for k, job in enumerate(users[key]):
-                if job.error is not None:
-                    continue
-                fresh = key in made and k == 0  # to the others it is as if it had been there
-                if not fresh:
-                    job.say(f"{want[key].title}: from the store, {entry.fingerprint}")
-                job_rundir(job).append_metrics(entry.history)
-                yield job, entry, not fresh
+        for job, keys in needed:
+            if job.ended or any(key not in entries for key in keys):
+                continue
+            fresh = made.intersection(keys)
+            made -= fresh  # to the next job it is as if it had been there
+            for key in keys:
+                if key not in fresh:
+                    job.say(f"{want[key].title}: from the store, {key}")
+                job_rundir(job).append_metrics(self.member_rows(entries[key], keys))
+            yield job, [entries[key] for key in keys], not fresh
+
+    def member_rows(self, entry: Entry, keys: list[str]) -> Iterable[dict[str, Any]]:
+        """A model's rows for metrics.jsonl, an ensemble's with the member's number."""
+        if len(keys) == 1:
+            return entry.history
+        return [{**row, "member": keys.index(entry.fingerprint)} for row in entry.history]
 
     def make(self, wanted: Sequence[Wanted], *, role: str) -> Iterator[tuple[str, Outcome | None]]:
         """Train what is wanted; for the user's own weights there is no outcome."""
         yield from ((one.key, None) for one in wanted if one.state is not None)
-        new = [one for one in wanted if one.state is None]
-        if new:
+        for new in grouped((one for one in wanted if one.state is None), lambda one: id(one.bench.train)):
             lessons = [Lesson(one.spec, HARD) for one in new]
-            outcomes = train_all(self.bench, lessons, role=role, title=new[0].title, notes=self.notes)
+            outcomes = train_all(new[0].bench, lessons, role=role, title=new[0].title, notes=self.notes)
             yield from zip((one.key for one in new), outcomes, strict=True)
 
     def keep(self, one: Wanted, outcome: Outcome | None, users: list[Job], role: str) -> Entry:
@@ -286,7 +344,7 @@ class Session:
         assert state is not None
         module = load_module(one.spec, state, self.bench, role="teacher" if role == "teacher" else "student")
         outputs = {"test": predict_module(module, self.bench.test.images, self.autocast)}
-        if role == "teacher":
+        if role == "teacher":  # on all of the training data, whatever the transfer set
             outputs["train"] = predict_module(module, self.bench.train.images, self.autocast)
         report = self.report(one.spec, module, outputs["test"], outcome)
         history = outcome.history if outcome else []
@@ -301,24 +359,27 @@ class Session:
     def lessons(self, job: Job) -> list[Lesson]:
         """What the student of a job is taught: one lesson, or one for each setting when the tool is to choose."""
         config = job.config
-        return [Lesson(config.student, config.method, T, alpha, config.beta) for T, alpha in config.settings()]
+        beta = config.beta if self.transfer(config).labelled else 0.0
+        return [Lesson(config.student, config.method, T, alpha, beta) for T, alpha in config.settings()]
 
     def distil(self, jobs: list[Job], tell: Callable[[], None]) -> None:
-        """The distilled students of jobs with one teacher, together; then each job's results."""
+        """The distilled students of jobs with one teacher and transfer set, together; then each job's results."""
         jobs = alive(jobs)
         if not jobs:
             return
         config = jobs[0].config
+        transfer = self.transfer(config)
         lessons = [self.lessons(job) for job in jobs]
         title = f"student {config.student.name} by {config.method_name}"
         outcomes = iter(
             train_all(
-                self.bench,
+                replace(self.bench, train=transfer.examples),
                 [lesson for of_job in lessons for lesson in of_job],
                 role="student",
                 title=title,
-                teacher=self.teacher(jobs[0]),
+                teacher=self.teacher(jobs[0], transfer),
                 notes=self.notes,
+                diagnostics=config.diagnostics,
             )
         )
         for job, of_job in zip(jobs, lessons, strict=True):
@@ -328,14 +389,21 @@ class Session:
                     self.finish(job, of_job, own, title)
                 tell()
 
-    def teacher(self, job: Job) -> Teacher | None:
+    def teacher(self, job: Job, transfer: TransferSet) -> Teacher | None:
         """The teacher as the student meets it: its stored logits, or live where the student's input is augmented."""
         if job.teacher is None:
             return None
-        if Augment(**job.config.student.augment).enabled:
-            module = load_module(job.config.teacher, job.teacher.weights(), self.bench, role="teacher")
-            return LiveTeacher(module)
-        return CachedTeacher(job.teacher.outputs()["train"].to(self.bench.device))
+        ensemble, spec = job.teacher, job.config.teacher
+        live = Augment(**job.config.student.augment).enabled
+        if not live and transfer.index is not None:
+            logits = torch.stack([entry.outputs()["train"][transfer.index] for entry in ensemble.members])
+        else:
+            modules = [load_module(spec, entry.weights(), self.bench, role="teacher") for entry in ensemble.members]
+            if live:
+                return LiveTeacher(modules, combine=ensemble.combine)
+            images = transfer.examples.images
+            logits = torch.stack([predict_module(module, images, self.autocast) for module in modules])
+        return CachedTeacher(logits.to(self.bench.device), combine=ensemble.combine)
 
     def finish(self, job: Job, lessons: list[Lesson], outcomes: list[Outcome], title: str) -> None:
         """Choose among the settings where there are several, test the student, write the run's files."""
@@ -352,26 +420,32 @@ class Session:
         job.say(said_of(title, spec, outcome))
         module = load_module(spec, outcome.state, self.bench, role="student")
         logits = predict_module(module, self.bench.test.images, self.autocast)
+        shift = torch.zeros(dataset.classes)
+        if self.transfer(job.config).omitted:
+            job.summary["omitted"], shift = self.omitted(job, module, logits)
+            logits = logits + shift
+        teacher = job.teacher
         facts = {
             "kind": "student",
             **spec.identity(dataset.fingerprint),
             "method": job.config.method,
             "weights": [lesson.T, lesson.alpha, lesson.beta],
-            "teacher": job.teacher and job.teacher.fingerprint,
+            "teacher": teacher and teacher.fingerprint,
+            "transfer": self.transfer(job.config).facts,
         }
         report = self.report(spec, module, logits, outcome)
         report = {"fingerprint": fingerprint(facts), **report, "from_store": False}
         job.summary["student"] = self.with_agreement(report, logits, job)
-        if job.teacher is not None:
+        if teacher is not None:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
-        rundir.write_student(outcome.state, rebuilding(spec, self.bench))
+        rundir.write_student(outcome.state, rebuilding(spec, self.bench, shift))
         assert job.alone is not None
         rundir.write_pictures(
             pictures(
                 dataset.test.images,
                 self.labels,
-                job.teacher.outputs()["test"] if job.teacher else None,
+                teacher.logits("test") if teacher else None,
                 logits,
                 dataset.class_names,
                 alone_logits=job.alone.outputs()["test"],
@@ -381,6 +455,39 @@ class Session:
         rundir.write_summary(job.summary | {"status": "completed"})
         write_run_page(rundir.path)
         job.summary["status"] = "completed"
+
+    def omitted(self, job: Job, module: torch.nn.Module, logits: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """What leaving classes out did, and the shift of their logits that puts it right without test data."""
+        classes = list(self.transfer(job.config).omitted)
+        inside = torch.zeros(self.bench.dataset.classes)
+        inside[classes] = 1.0
+
+        def tested(shift: float) -> dict[str, Any]:
+            wrong = (logits + shift * inside).argmax(-1) != self.labels
+            of_them = inside[self.labels].bool()
+            return {
+                "shift": shift,
+                "errors": int(wrong.sum()),
+                "omitted_errors": int(wrong[of_them].sum()),
+                "omitted_total": int(of_them.sum()),
+            }
+
+        frequency = float(inside[self.bench.dataset.train.labels].mean())
+        on_training = predict_module(module, self.bench.train.images, self.autocast)
+        shift = matching_shift(on_training, classes, frequency=frequency)
+        told: dict[str, Any] = {
+            "classes": [self.bench.dataset.class_names[c] for c in classes],
+            "before": tested(0.0),
+            "corrected": tested(shift),
+            "oracle": tested(oracle_shift(logits, self.labels, classes)),
+            "result": "corrected" if job.config.transfer.correct_bias else "before",
+        }
+        job.say(
+            "without {}: {} errors, {} after the bias correction ({} with a shift tuned on the test data)".format(
+                ", ".join(told["classes"]), *(told[key]["errors"] for key in ("before", "corrected", "oracle"))
+            )
+        )
+        return told, inside * (shift if job.config.transfer.correct_bias else 0.0)
 
     # ------------------------------------------------------------ what is said of a model
 
@@ -397,7 +504,7 @@ class Session:
         }
 
     def with_agreement(self, report: Report, logits: Tensor, job: Job) -> Report:
-        agree = agreement(logits, job.teacher.outputs()["test"]) if job.teacher is not None else None
+        agree = agreement(logits, job.teacher.logits("test")) if job.teacher is not None else None
         return {**report, "test": {**report["test"], "agreement": agree}}
 
     def diverged(self, role: str, outcome: Outcome, jobs: Iterable[Job]) -> Diverged:
@@ -432,6 +539,7 @@ class Session:
             "student_alone": None,
             "student": None,
             "gap_closed": None,
+            "transfer": transfer_told(self.transfer(config), config),
             "T": config.T,
             "alpha": config.alpha,
             "beta": config.beta,
@@ -450,11 +558,31 @@ class Wanted:
     facts: dict[str, Any]
     spec: TrainSpec
     title: str
+    bench: Bench  # whose training part it learns from
     state: dict[str, Tensor] | None = None
 
     @property
     def key(self) -> str:
         return fingerprint(self.facts)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The teacher: one entry of the store, or several whose distributions are averaged."""
+
+    members: list[Entry]
+    combine: str
+
+    @property
+    def fingerprint(self) -> str:
+        if len(self.members) == 1:
+            return self.members[0].fingerprint
+        return fingerprint([self.combine, *(entry.fingerprint for entry in self.members)])
+
+    def logits(self, part: str) -> Tensor:
+        """Logits at T = 1 on `test` [M,C] or `train` [N,C]."""
+        members = torch.stack([entry.outputs()[part] for entry in self.members])
+        return combine_logits(members, combine=self.combine, T=torch.ones(()))
 
 
 def needs_teacher(job: Job) -> bool:
@@ -499,8 +627,8 @@ def curve(config: RunConfig, lessons: list[Lesson], outcomes: list[Outcome], cho
     }
 
 
-def rebuilding(spec: TrainSpec, bench: Bench) -> dict[str, Any]:
-    """What makes a module of the weights: the model and how its input is prepared."""
+def rebuilding(spec: TrainSpec, bench: Bench, shift: Tensor) -> dict[str, Any]:
+    """What makes a module of the weights: the model, how its input is prepared, what is added to its logits."""
     dataset = bench.dataset
     return {
         "model": spec.model,
@@ -509,8 +637,14 @@ def rebuilding(spec: TrainSpec, bench: Bench) -> dict[str, Any]:
         "classes": list(dataset.class_names),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
+        "shift": shift.tolist() if shift.any() else None,
         "precision": spec.precision,
     }
+
+
+def transfer_told(transfer: TransferSet, config: RunConfig) -> dict[str, Any]:
+    """The transfer set in a summary."""
+    return {"examples": len(transfer.examples), "labels": transfer.labelled, **config.transfer.examples()}
 
 
 def versions() -> dict[str, str]:

@@ -71,8 +71,9 @@ def train_all(
     title: str,
     teacher: Teacher | None = None,
     notes: Path | None = None,
+    diagnostics: bool = False,
 ) -> list[Outcome]:
-    """Train a model for each lesson and return their outcomes in the same order.
+    """Train a model for each lesson on the bench's training part and return their outcomes in the same order.
 
     `role` names the rows in metrics.jsonl, `title` is what a person reads. `notes` is a file that remembers which size
     of stack is fastest on this machine, so that the same sweep takes the same path again.
@@ -86,7 +87,8 @@ def train_all(
         members.sort(key=lambda i: sorted(lessons[i].hyper().items()))
         size = stack_size(bench, [lessons[i] for i in members], role=role, teacher=teacher, notes=notes)
         for chunk in chunks(members, size):
-            outcomes |= zip(chunk, _train(bench, [lessons[i] for i in chunk], role, title, teacher), strict=True)
+            trained = _train(bench, [lessons[i] for i in chunk], role, title, teacher, diagnostics)
+            outcomes |= zip(chunk, trained, strict=True)
     return [outcomes[i] for i in range(len(lessons))]
 
 
@@ -97,11 +99,13 @@ def chunks(members: list[int], size: int) -> list[list[int]]:
     return [members[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def _train(bench: Bench, lessons: list[Lesson], role: str, title: str, teacher: Teacher | None) -> list[Outcome]:
+def _train(
+    bench: Bench, lessons: list[Lesson], role: str, title: str, teacher: Teacher | None, diagnostics: bool
+) -> list[Outcome]:
     """Train one stack; when it does not fit in the device's memory, its halves."""
     spec = lessons[0].spec
     stream = stream_of(role)
-    plan = make_plan(bench, spec, role)
+    plan = make_plan(bench, spec, role, diagnostics=diagnostics)
     many = f"{len(lessons)} × " if len(lessons) > 1 else ""
     try:
         outcomes = fit(
@@ -122,7 +126,8 @@ def _train(bench: Bench, lessons: list[Lesson], role: str, title: str, teacher: 
         log.info("%d models do not fit in the memory of %s together; halving the stack", len(lessons), bench.device)
         torch.cuda.empty_cache()
         half = len(lessons) // 2
-        return [o for part in (lessons[:half], lessons[half:]) for o in _train(bench, part, role, title, teacher)]
+        parts = (lessons[:half], lessons[half:])
+        return [o for part in parts for o in _train(bench, part, role, title, teacher, diagnostics)]
     for outcome in outcomes:
         outcome.history = [{**row, "role": role} for row in outcome.history]
     return outcomes
@@ -139,7 +144,7 @@ def stream_of(role: str) -> str:
     return "teacher" if role == "teacher" else "student"
 
 
-def make_plan(bench: Bench, spec: TrainSpec, role: str) -> Plan:
+def make_plan(bench: Bench, spec: TrainSpec, role: str, *, diagnostics: bool = False) -> Plan:
     where = "teacher_schedule" if role == "teacher" else "schedule"
     return Plan(
         epochs=spec.epochs,
@@ -147,6 +152,8 @@ def make_plan(bench: Bench, spec: TrainSpec, role: str) -> Plan:
         schedule=build(spec.schedule, where=where),
         augment=Augment(**spec.augment),
         fill=bench.fill,
+        keep_best=spec.keep == "best",
+        diagnostics=diagnostics,
     )
 
 
@@ -282,7 +289,7 @@ def _time_step(bench: Bench, lessons: Sequence[Lesson], role: str, teacher: Teac
             Examples(some.images[:0], some.labels[:0]),
             role="timing",
             seeds=[lesson.spec.seed for lesson in lessons],
-            plan=Plan(1, batch, plan.schedule, plan.augment, plan.fill),
+            plan=Plan(1, batch, plan.schedule, plan.augment, fill=plan.fill),
             method=method,
             weights=weights,
             teacher=teacher,
