@@ -20,6 +20,7 @@ from kd_cli.runs.pages import run_page, write_report, write_run_page
 from kd_cli.runs.report import (
     align,
     answer,
+    baselines,
     collect,
     compare,
     plus_minus,
@@ -209,6 +210,21 @@ def test_a_setting_with_a_diverged_run_is_passed_over(tmp_path: Path) -> None:
     assert comparison.best.values == {"T": 5.0}
     assert [(s.n, s.diverged) for s in comparison.settings] == [(1, 1), (1, 0)]
     assert "1 (1 diverged)" in sweep_table([comparison])
+
+
+def test_a_baseline_is_one_though_a_setting_lacks_a_seed(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        made_run(tmp_path / f"a{seed}", T=1.0, seed=seed, alone=50 + seed)
+        made_run(tmp_path / f"b{seed}", T=2.0, seed=seed, alone=50 + seed, status="unfinished" if seed else "completed")
+    ((name, stats),) = baselines(only(tmp_path), "student_alone")
+    assert (name, stats["errors"].mean, stats["errors"].n) == ("", 51, 3)
+
+
+def test_baselines_are_named_by_what_can_matter_to_them(tmp_path: Path) -> None:
+    for i, (T, epochs) in enumerate((t, e) for t in (1.0, 2.0) for e in (3, 6)):
+        made_run(tmp_path / str(i), T=T, epochs=epochs)
+    names = [name for name, _ in baselines(only(tmp_path), "student_alone")]
+    assert names == ["training.epochs=3", "training.epochs=6"]
 
 
 def test_what_validation_does_not_tell_apart_is_named(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from kd_cli.runs.report import (
     collect,
     compare,
     counts,
+    families,
     label,
+    models_of,
     name_of,
     order,
     percent,
@@ -253,7 +255,7 @@ def _is_log(values: Iterable[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 8
 
 
-def _rate(setting: Setting, stats: dict[str, Stat], measure: str = "accuracy") -> Stat | None:
+def _rate(stats: dict[str, Stat], measure: str = "accuracy") -> Stat | None:
     """The error rate in percent, from an accuracy."""
     value = stats.get(measure)
     return value and Stat(100 * (1 - value.mean), None if value.std is None else 100 * value.std, value.n)
@@ -285,7 +287,7 @@ def _errors(comparison: Comparison) -> str:
                 continue  # twice as many lines would hide each other; the table has them
             points = []
             for setting in lines[name]:
-                if rate := _rate(setting, setting.student, measure):
+                if rate := _rate(setting.student, measure):
                     tip = _hover(f"{setting.label}, {kind}", rate, setting.student if kind == "test" else None)
                     std = rate.std if kind == "test" else None
                     points.append(Point(float(setting.values[axis]), rate.mean, std, tip))
@@ -297,9 +299,8 @@ def _errors(comparison: Comparison) -> str:
         levels = _levels({name: lines[name] for name in kept}, role, axis)
         for names, group in levels:
             points = []
-            for x, setting in sorted(group.items()):
-                stats = getattr(setting, role)
-                if rate := _rate(setting, stats):
+            for x, stats in sorted(group.items()):
+                if rate := _rate(stats):
                     tip = _hover(f"{word} ({'; '.join(names)})" if len(levels) > 1 else word, rate, stats)
                     points.append(Point(x, rate.mean, rate.std if len(levels) == 1 else None, tip))
             own = f"c{kept.index(names[0])}" if len(names) == 1 < len(levels) and role != "teacher" else colour
@@ -336,22 +337,22 @@ def _errors(comparison: Comparison) -> str:
 
 def _levels(
     lines: dict[str, list[Setting]], role: str, axis: str
-) -> list[tuple[tuple[str, ...], dict[float, Setting]]]:
-    """The distinct baselines: which lines each belongs to, and a setting of it for each value of the axis."""
-    found: dict[Any, tuple[list[str], dict[float, Setting]]] = {}
+) -> list[tuple[tuple[str, ...], dict[float, dict[str, Stat]]]]:
+    """The distinct baselines: the lines that each belongs to, and its results at each value of the axis."""
+    found = families((s for group in lines.values() for s in group), role)
+    family = {id(setting): k for k, (members, _) in enumerate(found) for setting in members}
+    levels: list[tuple[list[str], dict[float, int]]] = []
     for name, group in lines.items():
-        marks = {float(s.values[axis]): _models(s, role) for s in group if getattr(s, role)}
-        same = next((known for known in found if all(dict(known).get(x, m) == m for x, m in marks.items())), None)
-        names, settings = found.pop(same) if same is not None else ([], {})
-        settings |= {float(s.values[axis]): s for s in group if getattr(s, role)}
-        if settings:
-            merged = {x: _models(setting, role) for x, setting in settings.items()}
-            found[tuple(sorted(merged.items(), key=lambda item: item[0]))] = [*names, name], settings
-    return [(tuple(names), settings) for names, settings in found.values()]
-
-
-def _models(setting: Setting, role: str) -> frozenset[str]:
-    return frozenset(run.summary[role]["fingerprint"] for run in setting.runs if run.summary.get(role))
+        own = {float(s.values[axis]): family[id(s)] for s in group if id(s) in family}
+        for names, known in levels:
+            if own and all(known.get(x, k) == k for x, k in own.items()):
+                names.append(name)
+                known |= own
+                break
+        else:
+            if own:
+                levels.append(([name], own))
+    return [(tuple(names), {x: found[k][1] for x, k in known.items()}) for names, known in levels]
 
 
 def _by_validation(setting: Setting) -> float:
@@ -366,13 +367,13 @@ def _error_rows(comparison: Comparison, done: Sequence[Setting]) -> str:
     rows: list[Row] = []
     levels: list[Row] = []
     for setting in ranked[:ROWS]:
-        if rate := _rate(setting, setting.student):
+        if rate := _rate(setting.student):
             name = name_of(setting, comparison) if len(done) > 1 else "student"
             chosen = setting is comparison.best and len(done) > 1
             rows.append(Row(name, rate.mean, rate.std, _hover(name, rate, setting.student), "c0", chosen))
     for role, word, colour in (("student_alone", "student alone", "alone"), ("teacher", "teacher", "teacher")):
         for which, stats in baselines(comparison, role):
-            rate = _rate(ranked[0], stats)
+            rate = _rate(stats)
             if rate is None:
                 continue
             name = f"{word} ({which})" if which else word
@@ -403,7 +404,7 @@ def _heat(comparison: Comparison) -> str:
         sorted({show(s.values[key]): s.values[key] for s in comparison.settings}.values(), key=order)
         for key in (first, second)
     )
-    if not (2 <= len(columns) <= 16 and 2 <= len(rows) <= 24):
+    if not (2 <= len(columns) <= 30 and 2 <= len(rows) <= 30):
         return ""
     names_x, names_y = [show(v) for v in columns], [show(v) for v in rows]
     cells, chosen = {}, None
@@ -469,9 +470,11 @@ def _curves(comparison: Comparison) -> str:
         series.append(_curve(name, setting.runs, "student", measure, colour, "bare"))
         key.append((name + (", the best by validation" if len(coloured) < len(ranked) else ""), colour, "bare"))
     if len(coloured) < len(ranked):
-        key.append((f"{len(series) - 1} other settings", "faint", "thin"))
+        others = len(ranked) - len(coloured)
+        first = f"the next {FAINT} of " if others > FAINT else ""
+        key.append((f"{first}{others} other settings", "faint", "thin"))
     for role, word, colour in (("student_alone", "student alone", "alone"), ("teacher", "teacher", "teacher")):
-        distinct = {r.summary[role]["fingerprint"]: r for s in ranked for r in s.runs if r.summary.get(role)}
+        distinct = models_of((run for setting in ranked for run in setting.runs), role)
         if len(baselines(comparison, role)) == 1:
             curve = _curve(word, distinct.values(), role, measure, colour, "level")
             if curve.points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -147,9 +148,12 @@ def line_chart(
     out.append(_text((left + right) / 2, height - 6, x_label))
     out.append(_axis_name((top + floor) / 2, y_label))
     barred = [s for s in series if s.style != "level" and any(p.std for p in s.points)]
+    places = sorted({place_x(p.x) for s in barred for p in s.points})
+    gap = min((b - a for a, b in itertools.pairwise(places)), default=math.inf)
+    apart = min(4.0, 0.6 * gap / max(len(barred), 1))  # side by side, so that error bars do not hide each other
     behind = ("level", "thin")
     for s in sorted(series, key=lambda s: behind.index(s.style) if s.style in behind else len(behind)):
-        dodge = (barred.index(s) - (len(barred) - 1) / 2) * 4 if s in barred else 0.0
+        dodge = (barred.index(s) - (len(barred) - 1) / 2) * apart if s in barred else 0.0
         out.append(_drawn(s, place_x, place_y, dodge, (left, right)))
     return _svg(out, width, height, title)
 
@@ -161,8 +165,8 @@ def _y_axis(points: Sequence[Point], *, log: bool) -> tuple[float, float, list[f
         marks = log_ticks(low, high) if high / low > 4 else ticks(low, high)
         return low, high, [mark for mark in marks if low <= mark <= high]
     low, high = min(p.y - (p.std or 0) for p in points), max(p.y + (p.std or 0) for p in points)
-    if min(p.y for p in points) >= 0:
-        low = max(low, 0.0)
+    air = 0.03 * (high - low)  # no line lies on the frame
+    low, high = (max(low - air, 0.0) if min(p.y for p in points) >= 0 else low - air), high + air
     marks = ticks(low, high)
     return marks[0], marks[-1], marks
 
@@ -273,8 +277,12 @@ def heat_map(
     if chosen is not None:
         x, y = left + chosen[0] * step, top + chosen[1] * tall
         out.append(_box("chosen", x + 1.5, y + 1.5, step - 3, tall - 3, more=' rx="4"'))
+    longest = max(map(len, columns), default=0)
+    every = max(math.ceil(7 * longest / step), 1) if longest <= 6 else 1  # numbers are left out, words are shortened
     for i, name in enumerate(columns):
-        out.append(_text(left + (i + 0.5) * step, floor + 17, name, kind="name", most=max(int(step / 6.4), 1)))
+        if i % every:
+            continue
+        out.append(_text(left + (i + 0.5) * step, floor + 17, name, kind="name", most=max(int(every * step / 6.4), 1)))
     for j, name in enumerate(rows):
         middle = top + (j + 0.5) * tall + 4
         out.append(_text(left - 8, middle, name, "end", kind="name", most=max(int((left - 30) / 6.4), 1)))

@@ -356,10 +356,6 @@ def _setting(values: dict[str, Any], group: Sequence[Run]) -> Setting:
         **{measure: stat(run.test("student", measure) for run in runs) for measure in MEASURES},
         **{measure: stat(run.validation(measure) for run in runs) for measure in ("val_accuracy", "val_nll")},
     }
-    baselines = {}
-    for role in ("student_alone", "teacher"):
-        models = {run.summary[role]["fingerprint"]: run for run in runs if run.summary.get(role)}
-        baselines[role] = {m: s for m in MEASURES if (s := stat(run.test(role, m) for run in models.values()))}
     triples = [tuple(run.test(role, "errors") for role in ROLES) for run in runs]
     whole = [[float(x) for x in triple if x is not None] for triple in triples if None not in triple]
     saved = [alone - errors for _, alone, errors in triples if alone is not None and errors is not None]
@@ -367,7 +363,8 @@ def _setting(values: dict[str, Any], group: Sequence[Run]) -> Setting:
         values=values,
         runs=runs,
         student={measure: value for measure, value in student.items() if value is not None},
-        **baselines,
+        student_alone=_results(models_of(runs, "student_alone"), "student_alone"),
+        teacher=_results(models_of(runs, "teacher"), "teacher"),
         saved=stat(saved),
         gap_closed=share_closed(*map(statistics.fmean, zip(*whole, strict=True))) if whole else None,
         gap_n=len(whole),
@@ -572,17 +569,39 @@ def counts(setting: Setting) -> str:
     return f"{setting.n} ({', '.join(lost)})" if lost else str(setting.n)
 
 
+def families(settings: Iterable[Setting], role: str) -> list[tuple[list[Setting], dict[str, Stat]]]:
+    """The distinct teachers, or students alone: the settings that share models, and the results of all those models.
+
+    A setting with fewer seeds than its neighbours shares their models as far as it has them.
+    """
+    found: list[tuple[list[Setting], dict[str, Run]]] = []
+    for setting in settings:
+        members, models = [setting], models_of(setting.runs, role)
+        if not models:
+            continue
+        for other in [other for other in found if other[1].keys() & models.keys()]:
+            found.remove(other)
+            members, models = [*other[0], *members], {**other[1], **models}
+        found.append((members, models))
+    return [(members, _results(models, role)) for members, models in found]
+
+
+def models_of(runs: Iterable[Run], role: str) -> dict[str, Run]:
+    """The distinct models of a role by fingerprint, each with a run that tells its results."""
+    return {run.summary[role]["fingerprint"]: run for run in runs if run.summary.get(role)}
+
+
+def _results(models: Mapping[str, Run], role: str) -> dict[str, Stat]:
+    return {m: s for m in MEASURES if (s := stat(run.test(role, m) for run in models.values()))}
+
+
 def baselines(comparison: Comparison, role: str) -> list[tuple[str, dict[str, Stat]]]:
     """The distinct teachers, or students alone, each with the keys that tell it from the others."""
-    shared: dict[frozenset[str], list[Setting]] = {}
-    for setting in comparison.settings:
-        if marks := frozenset(run.summary[role]["fingerprint"] for run in setting.runs if run.summary.get(role)):
-            shared.setdefault(marks, []).append(setting)
-    told = []
-    for group in shared.values():
+    told, found = [], families(comparison.settings, role)
+    for group, stats in found:
         same = {k: v for k, v in group[0].values.items() if all(show(s.values[k]) == show(v) for s in group)}
         theirs = {k: v for k, v in same.items() if _matters(role, k)} or same
-        told.append((label(theirs) if len(shared) > 1 else "", getattr(group[0], role)))
+        told.append((label(theirs) if len(found) > 1 else "", stats))
     return told
 
 
