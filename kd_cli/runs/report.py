@@ -28,6 +28,7 @@ AVERAGED = ("seed", "teacher_training.seed")
 # Where, under what name and with what company a run ran; not what it was.
 NO_SETTING = ("device", "data_dir", "store_dir", "experiment", "diagnostics", "resume", "dry_run", "fail_fast")
 FIRST = ("T", "alpha", "beta", "method", "student", "teacher")  # the order in which keys are shown; the rest follow
+LOG = "run.log"
 ROLES = ("teacher", "student_alone", "student")
 MEASURES = ("errors", "accuracy", "nll", "ece", "agreement")
 
@@ -39,7 +40,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory as found: status is completed, diverged, unfinished, or what its summary says."""
+    """A run directory as found. Status: completed, diverged, failed (its log ends with an error) or unfinished."""
 
     path: Path
     status: str
@@ -47,6 +48,7 @@ class Run:
     choices: dict[str, str]  # configuration group -> option
     summary: dict[str, Any]  # empty when there is none yet
     history: dict[str, list[dict[str, Any]]] = field(repr=False)  # role -> rows by epoch
+    cause: str | None = None  # why it did not complete, where that is known
 
     @property
     def seed(self) -> Any:
@@ -133,8 +135,9 @@ def read_run(path: Path, notes: list[str] | None = None) -> Run:
     }
     if summary:
         named |= {"dataset": summary["dataset"]["name"], "method": summary["method"]}
-    status = summary.get("status", "unfinished")
-    return Run(path, status, config, {**choices, **named}, summary, _history(path / METRICS, notes))
+    cause = summary.get("cause") if summary else _last_error(path / LOG)
+    status = summary.get("status") or ("failed" if cause else "unfinished")
+    return Run(path, status, config, {**choices, **named}, summary, _history(path / METRICS, notes), cause)
 
 
 def _run_folders(path: Path) -> Iterable[Path]:
@@ -185,6 +188,18 @@ def _history(path: Path, notes: list[str] | None) -> dict[str, list[dict[str, An
             if i + 1 < len(lines) and notes is not None:  # a torn last line is how a killed run ends
                 notes.append(f"{path}: line {i + 1} cannot be read and is left out")
     return roles
+
+
+def _last_error(path: Path) -> str | None:
+    """The error that a log ends with; None when the run went on after it, or never had one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 65536, 0))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return None
+    entries = re.findall(r"^\[\d{4}-[^\]]*\]\[[^\]]*\]\[([A-Z]+)\] (.*)$", text, re.M)
+    return entries[-1][1] if entries and entries[-1][0] in ("ERROR", "CRITICAL") else None
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -239,6 +254,7 @@ class Setting:
     gap_closed: float | None
     gap_n: int
     diverged: int
+    failed: int
     unfinished: int
     repeats: int
 
@@ -369,7 +385,8 @@ def _setting(values: dict[str, Any], group: Sequence[Run]) -> Setting:
         gap_closed=share_closed(*map(statistics.fmean, zip(*whole, strict=True))) if whole else None,
         gap_n=len(whole),
         diverged=sum(run.status == "diverged" for run in group),
-        unfinished=sum(run.status not in ("completed", "diverged") for run in group),
+        failed=sum(run.status == "failed" for run in group),
+        unfinished=sum(run.status not in ("completed", "diverged", "failed") for run in group),
         repeats=len(completed) - len(runs),
     )
 
@@ -565,7 +582,7 @@ def sizes(comparison: Comparison) -> str:
 
 def counts(setting: Setting) -> str:
     """n, and what else there was: 3 (1 diverged)."""
-    lost = [f"{k} {word}" for k, word in ((setting.diverged, "diverged"), (setting.unfinished, "unfinished")) if k]
+    lost = [f"{k} {word}" for word in ("diverged", "failed", "unfinished") if (k := getattr(setting, word))]
     return f"{setting.n} ({', '.join(lost)})" if lost else str(setting.n)
 
 
@@ -665,7 +682,7 @@ def sweep_csv(comparisons: Sequence[Comparison], root: Path) -> str:
                     f"{role}_{fact}": report.get(fact)
                     for fact in ("parameters", "flops", "epochs", "seconds", "fingerprint")
                 }
-            row |= {"gap_closed": run.summary.get("gap_closed"), "cause": run.summary.get("cause")}
+            row |= {"gap_closed": run.summary.get("gap_closed"), "cause": run.cause}
             rows.append(row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
