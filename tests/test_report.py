@@ -306,6 +306,18 @@ def test_a_run_without_a_summary_is_unfinished(tmp_path: Path) -> None:
     assert "0 (1 unfinished)" in sweep_table([comparison])
 
 
+def test_a_log_that_ends_with_an_error_tells_why_a_run_failed(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "0", status="unfinished")
+    stamp = "[2026-11-21 10:00:00,000][kd_cli]"
+    log = f"{stamp}[INFO] begins\n{stamp}[ERROR] failed: 0: the disk is full\nTraceback (most recent call last):\n"
+    (path / "run.log").write_text(log)
+    comparison = only(tmp_path)
+    assert (comparison.runs[0].status, comparison.runs[0].cause) == ("failed", "failed: 0: the disk is full")
+    assert "0 (1 failed)" in sweep_table([comparison])
+    (path / "run.log").write_text(f"{log}{stamp}[INFO] goes on\n")
+    assert only(tmp_path).runs[0].status == "unfinished"
+
+
 def test_a_summary_is_enough(tmp_path: Path) -> None:
     path = made_run(tmp_path / "0")
     for file in (path / ".hydra").iterdir():

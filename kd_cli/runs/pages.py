@@ -319,7 +319,7 @@ def _errors(comparison: Comparison) -> str:
             y_label="errors, %",
             width=width,
             log_x=log,
-            x_ticks=values if len(values) <= 12 else None,
+            x_ticks=values if len(values) <= 24 else None,
         )
     )
     spread = {s.n for s in shown}
@@ -602,7 +602,7 @@ def _runs_table(comparisons: Sequence[Comparison], root: Path) -> str:
 def _status(run: Run, *, counted: bool) -> str:
     if run.status == "completed":
         return _cell("completed" if counted else "repeat, not counted")
-    why = run.summary.get("cause") or f"no summary; {sum(map(len, run.history.values()))} epochs are recorded"
+    why = run.cause or f"no summary; {sum(map(len, run.history.values()))} epochs are recorded"
     return f'<td class="badge" title="{escape(why)}">{escape(run.status)}</td>'
 
 
@@ -633,9 +633,9 @@ def run_page(run_dir: str | Path, root: Path | None = None) -> str:
     if run.summary:
         body.append(_run_head(run))
     else:
-        body.append(
-            '<p class="headline">not finished</p><p>There is no summary yet: the run goes on, or was stopped.</p>'
-        )
+        why = run.cause or "There is no summary yet: the run goes on, or was stopped."
+        head = "failed" if run.status == "failed" else "not finished"
+        body.append(f'<p class="headline">{head}</p><p>{escape(why)}</p>')
     body += [_auto(run), _omitted(run), _run_curves(run)]
     if examples:
         body += [_temperature(examples), _disagreement(examples), _reliability(examples, run)]
