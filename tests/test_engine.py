@@ -25,10 +25,10 @@ from kd_cli.learn.teachers import CachedTeacher, LiveTeacher
 JITTER = Augment(jitter=1, flip=True)
 
 
-def moody_teacher() -> nn.Module:
+def moody_teacher(seed: int = 9) -> nn.Module:
     """A teacher whose statistics are not those it was born with, left in train mode."""
-    module = made.made(made.Moody, seed=9).train()
-    with torch.no_grad(), global_stream(9, "mood"):
+    module = made.made(made.Moody, seed).train()
+    with torch.no_grad(), global_stream(seed, "mood"):
         for _ in range(3):
             module(made.examples(32).images)
     return module
@@ -40,7 +40,7 @@ class Recording:
     def __init__(self) -> None:
         self.asked: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, index: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
         self.asked.append((index.clone(), images.clone()))
         return torch.zeros(*index.shape, made.CLASSES, dtype=images.dtype)
 
@@ -50,10 +50,10 @@ class Recording:
 
 @pytest.mark.parametrize("build", [made.big, made.conv, made.Moody])
 def test_same_seed_gives_the_same_history_and_weights_whatever_was_drawn_before(build: made.Build) -> None:
-    one = made.train(made.solo(build), teacher=LiveTeacher(moody_teacher()), plan=made.a_plan(augment=JITTER))[0]
+    one = made.train(made.solo(build), teacher=LiveTeacher([moody_teacher()]), plan=made.a_plan(augment=JITTER))[0]
     torch.rand(17)
     made.train(made.solo(build, seed=5), seeds=[5], method=Hard())
-    other = made.train(made.solo(build), teacher=LiveTeacher(moody_teacher()), plan=made.a_plan(augment=JITTER))[0]
+    other = made.train(made.solo(build), teacher=LiveTeacher([moody_teacher()]), plan=made.a_plan(augment=JITTER))[0]
     assert made.told(one) == made.told(other)
     assert made.apart(one.state, other.state) == 0
 
@@ -65,7 +65,7 @@ def test_another_seed_gives_another_history() -> None:
 
 def test_training_and_building_leave_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    made.train(made.solo(made.Moody), teacher=LiveTeacher(moody_teacher()), plan=made.a_plan(augment=JITTER))
+    made.train(made.solo(made.Moody), teacher=LiveTeacher([moody_teacher()]), plan=made.a_plan(augment=JITTER))
     made.train(made.solo(made.big), method=Hard())
     assert torch.equal(before, torch.get_rng_state())
 
@@ -120,22 +120,25 @@ def test_student_alone_and_distilled_student_share_weights_and_batches(
 def test_the_live_teacher_is_in_eval_mode_and_stays_bit_identical() -> None:
     module = moody_teacher()
     before = {name: t.clone() for name, t in module.state_dict().items()}
-    teacher = LiveTeacher(module)
+    teacher = LiveTeacher([module])
     made.train(made.solo(), teacher=teacher)
     assert made.apart(before, module.state_dict()) == 0
     assert not any(m.training for m in module.modules())
     assert all(p.grad is None and not p.requires_grad for p in module.parameters())
-    images = made.examples(20).images[None]
-    logits = teacher(torch.arange(20)[None], images)
-    assert torch.equal(logits, teacher(torch.arange(20)[None], images))
+    asked = torch.arange(20)[None], made.examples(20).images[None], torch.ones(1)
+    logits = teacher(*asked)
+    assert torch.equal(logits, teacher(*asked))
     assert not logits.requires_grad
 
 
-def test_cached_and_live_teacher_teach_the_same_on_shuffled_batches() -> None:
-    module, data = moody_teacher().eval(), made.examples(75)
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("combine", ["geometric", "arithmetic"])
+def test_cached_and_live_teacher_teach_the_same_on_shuffled_batches(members: int, combine: str) -> None:
+    modules, data = [moody_teacher(9 + m).eval() for m in range(members)], made.examples(75)
     with torch.no_grad():
-        cached = CachedTeacher(module(data.images))
-    outcomes = [made.train(made.solo(), teacher=teacher)[0] for teacher in (cached, LiveTeacher(module))]
+        cached = CachedTeacher(torch.stack([module(data.images) for module in modules]), combine=combine)
+    live = LiveTeacher(modules, combine=combine)
+    outcomes = [made.train(made.solo(), teacher=teacher)[0] for teacher in (cached, live)]
     for one, other in zip(*map(made.told, outcomes), strict=True):
         assert one["role"] == other.pop("role")
         assert {key: value for key, value in one.items() if key != "role"} == pytest.approx(other, abs=1e-12)

@@ -37,12 +37,13 @@ ALIKE: Hyper = [{"lr": 0.02}] * 3
 UNLIKE: Hyper = [{"lr": 0.02, "weight_decay": 0.0}, {"lr": 0.02, "weight_decay": 0.1}, {"lr": 0.005, "weight_decay": 0}]
 
 
-def teacher(live: bool) -> Teacher:
-    module = made.made(made.small, seed=8)
+def teacher(live: bool, members: int = 1) -> Teacher:
+    modules = [made.made(made.small, seed=8 + m) for m in range(members)]
     if live:
-        return LiveTeacher(module)
+        return LiveTeacher(modules, combine="arithmetic")
     with torch.no_grad():
-        return CachedTeacher(3 * module(made.examples(75).images))
+        logits = torch.stack([3 * module(made.examples(75).images) for module in modules])
+    return CachedTeacher(logits, combine="arithmetic")
 
 
 def one_of(weights: Weights, s: int) -> Weights:
@@ -60,10 +61,11 @@ def both_ways(
     augment: Augment | None = None,
     dtype: torch.dtype = torch.float64,
     epochs: int = 3,
+    members: int = 1,
 ) -> tuple[list[Outcome], list[Outcome]]:
     """The outcomes of a stack, and of its models one by one."""
     plan = made.a_plan(epochs=epochs, schedule=Cosine(warmup=0.2), augment=augment)
-    teaching: Any = {"teacher": teacher(live=augment is not None), "plan": plan}
+    teaching: Any = {"teacher": teacher(augment is not None, members), "plan": plan}
     modules = [made.made(build, seed) for seed in seeds]
     stack = StackedLearner(modules, optimizer, hyper=hyper, seeds=seeds)
     together = made.train(stack, seeds=seeds, weights=weights, method=stack_methods(methods), **teaching)
@@ -115,6 +117,12 @@ def test_models_may_differ_in_learning_rate_and_weight_decay(
     assert_equal(together, alone)
     assert [outcome.history[0]["lr"] for outcome in together] == [outcome.history[0]["lr"] for outcome in alone]
     assert together[0].history[0]["lr"] == 4 * together[2].history[0]["lr"]
+
+
+@pytest.mark.parametrize("augment", [None, JITTER], ids=["cached", "live"])
+@pytest.mark.parametrize("seeds", [SEEDS, SAME_SEED], ids=["seeds", "same seed"])
+def test_each_model_meets_the_ensemble_at_its_own_T(augment: Augment | None, seeds: Sequence[int]) -> None:
+    assert_equal(*both_ways(made.small, SGD, seeds=seeds, augment=augment, members=3))
 
 
 def test_models_may_differ_in_label_smoothing() -> None:
