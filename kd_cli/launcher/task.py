@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import os
@@ -18,9 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.errors import ConfigError, KdError
+from kd_cli.launcher.fused import known_to_hydra, without_hydra
 from kd_cli.launcher.names import SWEPT, register_resolvers
 from kd_cli.nearest import did_you_mean
 from kd_cli.runs.config import RunConfig, run_config
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from kd_cli.runs.runner import Job
 
 log = logging.getLogger("kd_cli")
+
+MULTIRUN, LOG = "multirun.yaml", "run.log"  # what Hydra leaves beside .hydra
 
 
 class SweepNotes(Callback):
@@ -41,6 +43,10 @@ class SweepNotes(Callback):
         parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         os.environ[SWEPT] = ",".join(o.get_key_element() for o in parsed if o.is_sweep_override())
         SweepNotes.folder = None if config.dry_run else Path(str(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.dry_run:
+            leave_nothing(Path(str(config.hydra.sweep.dir)))
 
 
 class Task:
@@ -63,10 +69,8 @@ class Task:
 
         job = Job(config, path, command())
         if cfg.dry_run:
-            print(foresee([job])[0])
-            shutil.rmtree(path)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()  # the day's folder, if it was made for this
+            print(foresee([job])[0] if not sweeping else f"{path.name}: {foresee([job])[0]}")
+            leave_nothing(path)
             return None
         run_many([job])
         if job.error is not None:
@@ -87,25 +91,34 @@ class Task:
         started = time.monotonic()
         running: dict[int, SweepJob] = {}
         todo: list[Job] = []
+        fail_fast = False
         for job in jobs:
-            assert job.task_config is not None
             assert job.path is not None
+            config = job.config
+            fail_fast = bool(config.fail_fast)
             try:
-                config = checked(job.task_config, job.config.hydra)
+                with known_to_hydra(config):
+                    hydra = config.hydra
+                    todo.append(Job(checked(without_hydra(config), hydra), job.path, command(), say=saying(job)))
             except KdError as error:
                 job.error = error
-                log.error("failed: %s: %s", job.path, error)
-                continue
-            todo.append(Job(config, job.path, command(), say=saying(job)))
-            running[id(todo[-1])] = job
+                note(job, logging.ERROR, f"failed: {os.path.relpath(job.path)}: {error}", error)
+                job.end()
+            else:
+                running[id(todo[-1])] = job
 
         def finished(job: Job) -> None:
             sweep_job = running[id(job)]
             sweep_job.error, sweep_job.result = job.error, objective(job.summary)
             if job.error is not None:
                 note(sweep_job, logging.ERROR, failure(job), job.error)
+            sweep_job.end()
 
-        fail_fast = bool(jobs) and bool(jobs[0].config.fail_fast)
+        if fail_fast and (refused := [job for job in jobs if job.error is not None]):
+            stopped = KdError(f"not run: {refused[0].path} failed, and fail_fast=true")
+            for sweep_job in running.values():
+                sweep_job.error = stopped
+            return
         run_many(todo, finished=finished, fail_fast=fail_fast)
         for one in todo:  # those that fail_fast has stopped were not told
             running[id(one)].error = one.error
@@ -117,10 +130,13 @@ class Task:
 
         todo = []
         for job in jobs:
-            hydra = job.config.hydra
-            todo.append(Job(checked(without_hydra(job.config), hydra), Path(str(hydra.sweep.subdir)), command()))
+            config = job.config
+            with known_to_hydra(config):
+                hydra, folder = config.hydra, Path(str(config.hydra.sweep.dir))
+                path = folder / str(hydra.sweep.subdir)
+                todo.append(Job(checked(without_hydra(config), hydra), path, command()))
         for one, line in zip(todo, foresee(todo), strict=True):
-            print(f"{one.path}: {line}")
+            print(f"{one.path.name}: {line}")
 
 
 def _task_elsewhere() -> Task:
@@ -129,14 +145,6 @@ def _task_elsewhere() -> Task:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     return Task()
-
-
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    """The configuration as a task sees it."""
-    task_cfg = copy.deepcopy(cfg)
-    with read_write(task_cfg), open_dict(task_cfg):
-        del task_cfg["hydra"]
-    return task_cfg
 
 
 def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
@@ -176,6 +184,25 @@ def data_node(given: Any, folders: list[Path]) -> Any:
     assert isinstance(node, dict)
     node.pop("val_fraction", None)
     return node | {key: value for key, value in own.items() if key != "name"}
+
+
+def leave_nothing(folder: Path) -> None:
+    """Remove what Hydra has put into a folder, the folder, and those above it, unless there is something else in them.
+
+    A run that is in the folder stays, as does one that was there before.
+    """
+    made = [path for path in folder.glob("**/*") if path.is_file()]
+    if any(path.parent.name != ".hydra" and path.name not in (MULTIRUN, LOG) for path in made):
+        return
+    shutil.rmtree(folder)
+    here = Path.cwd()
+    for above in folder.absolute().parents:
+        if not above.is_relative_to(here) or above == here:
+            break
+        try:
+            above.rmdir()
+        except OSError:  # there is something else in it
+            break
 
 
 def spread(config: RunConfig, number: int) -> RunConfig:
