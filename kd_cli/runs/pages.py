@@ -15,6 +15,7 @@ from kd_cli.runs import plots
 from kd_cli.runs.files import read_json, storage, write_text
 from kd_cli.runs.plots import Point, Row, Series
 from kd_cli.runs.report import (
+    LOG,
     ROLES,
     Comparison,
     Run,
@@ -43,8 +44,8 @@ from kd_cli.runs.report import (
     value_of,
     verdict,
 )
+from kd_cli.runs.rundir import EXAMPLES
 
-EXAMPLES = "examples.json"
 REPORT = "report.html"
 ROWS = 40  # of a row chart; more is what the table is for
 FAINT = 60  # lines of learning curves that are drawn faintly
@@ -845,10 +846,11 @@ def _reliability(examples: dict[str, Any], run: Run) -> str:
 
 
 def _details(run: Run, link: str) -> str:
-    names = ["summary.json", "metrics.jsonl", "examples.json", "student.safetensors", "student.json", "run.log"]
+    names = ["summary.json", "metrics.jsonl", "examples.json", "student.safetensors", "student.json"]
     names += [".hydra/config.yaml", ".hydra/overrides.yaml"]
     start = "" if link == "." else _href(link) + "/"
-    links = [f'<a href="{start}{name}">{name}</a>' for name in names if (run.path / name).is_file()]
+    there = [name for name in names if (run.path / name).is_file()] + [LOG]  # a sweep writes its logs after the pages
+    links = [f'<a href="{start}{name}">{name}</a>' for name in there]
     out = [f"<h2>Files</h2><p>{', '.join(links)}</p>"]
     if command := run.summary.get("command"):
         out.append(f"<p><code>{escape(str(command))}</code></p>")
