@@ -54,7 +54,7 @@ class Ran:
 class Running:
     """A command under way."""
 
-    def __init__(self, argv: tuple[str, ...], folder: Path, limit: int | None, prelude: str) -> None:
+    def __init__(self, argv: tuple[str, ...], folder: Path, limit: int | None = None, prelude: str = "") -> None:
         self.folder, self.before = folder, run_dirs(folder)
         self.outputs = [folder.parent / f"{folder.name}-{os.urandom(4).hex()}.{name}" for name in ("out", "err")]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}

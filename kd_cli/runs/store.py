@@ -2,7 +2,7 @@
 
     <store>/<fingerprint>/weights.safetensors    the state dict
                           outputs.safetensors    logits at T = 1: `test`, for teachers also `train`
-                          entry.json             what a run reports of it, its history, checksums of the other two
+                          entry.json             what a run reports of it, its history, checksums of all three
 
 An entry appears whole or not at all: it is written in a temporary folder and renamed. One process makes it while the
 others wait for its lock.
@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from kd_cli.runs.config import fingerprint as checksum_of
 from kd_cli.runs.files import checksum, read_json, storage, write_json, write_tensors
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,12 @@ class Store:
     def get(self, fingerprint: str) -> Entry | None:
         """The entry, or None. A damaged one is set aside under a name that says so, and None is returned."""
         path = self.root / fingerprint
-        if not path.is_dir():
+        if not path.exists():
             return None
         try:
             entry = read_json(path / "entry.json")
+            if entry.pop("checksum") != checksum_of(entry):
+                raise ValueError("entry.json is not what was written")
             if entry["fingerprint"] != fingerprint:
                 raise ValueError(f"it is the entry {entry['fingerprint']}")
             for name, expected in entry["checksums"].items():
@@ -107,7 +110,7 @@ class Store:
                     "checksums": {name: checksum(making / name) for name in names},
                     "history": history,
                 }
-                write_json(making / "entry.json", entry)
+                write_json(making / "entry.json", {**entry, "checksum": checksum_of(entry)})
                 making.chmod(0o755)
                 if final.exists():  # damaged in a way that setting aside could not mend
                     shutil.rmtree(final)
