@@ -35,8 +35,9 @@ def main() -> None:
         else:
             if swept():
                 end_sweep()
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{stopped(interrupt)}", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -48,12 +49,37 @@ def main() -> None:
 
 
 def _hydra(argv: Sequence[str]) -> None:
+    """Run what the words say, through Hydra, or go on with what was interrupted."""
     import hydra
 
-    from kd_cli.launcher.task import Task
+    from kd_cli.launcher.signals import Stop
+    from kd_cli.launcher.task import Task, resume_run, sweep_command
 
+    Stop.listen()
+    resumed = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
+    if resumed and not {"-m", "--multirun"} & set(argv):
+        if len(argv) > 1:
+            raise ConfigError(
+                "resume= goes on with a run as it was begun, and takes nothing beside it",
+                hint=f"kd-run resume={resumed[0]}",
+            )
+        repeated = sweep_command(Path(resumed[0]))
+        if repeated is None:
+            resume_run(Path(resumed[0]))
+            return
+        argv = repeated
+        sys.argv[1:] = repeated
     prepare(argv)
     hydra.main(version_base="1.3", config_path=str(help_page.conf_dir()), config_name="config")(Task())()
+
+
+def stopped(interrupt: KeyboardInterrupt) -> str:
+    """What to tell after Ctrl-C: how far it came, and how to go on."""
+    from kd_cli.launcher.task import SweepNotes, Task
+
+    folder = SweepNotes.folder or Task.folder
+    text = f"interrupted{': ' if str(interrupt) else ''}{interrupt}"
+    return text if folder is None else f"{text}\n\nhint: kd-run resume={os.path.relpath(folder)} goes on from there"
 
 
 def swept() -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import logging.config
 import os
 import shlex
 import shutil
@@ -18,10 +19,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.launcher.fused import known_to_hydra, without_hydra
 from kd_cli.launcher.names import SWEPT, register_resolvers
+from kd_cli.launcher.signals import stopping
 from kd_cli.nearest import did_you_mean
 from kd_cli.runs.config import RunConfig, run_config
 
@@ -52,6 +56,8 @@ class SweepNotes(Callback):
 class Task:
     """Trains what a composed configuration says. Returns the student's validation error, for sweepers that search."""
 
+    folder: Path | None = None  # of the run that was last begun here
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _task_elsewhere, ()
 
@@ -64,15 +70,15 @@ class Task:
         if sweeping and cfg.device == "auto":
             config = spread(config, int(hydra.job.num))
 
-        from kd_cli.runs.report import run_table
         from kd_cli.runs.runner import Job, foresee, run_many
 
         job = Job(config, path, command())
+        Task.folder = path
         if cfg.dry_run:
             print(foresee([job])[0] if not sweeping else f"{path.name}: {foresee([job])[0]}")
             leave_nothing(path)
             return None
-        run_many([job])
+        run_many([job], stopping=stopping)
         if job.error is not None:
             if sweeping:
                 log.error("%s", failure(job))
@@ -80,8 +86,7 @@ class Task:
                     raise SystemExit(1)
             raise job.error
         if not sweeping:
-            print(run_table(job.summary))
-            print(f"\nwritten to {os.path.relpath(path)}")
+            print_run(job.summary, path)
         return objective(job.summary)
 
     def together(self, jobs: list[SweepJob]) -> None:
@@ -119,7 +124,7 @@ class Task:
             for sweep_job in running.values():
                 sweep_job.error = stopped
             return
-        run_many(todo, finished=finished, fail_fast=fail_fast)
+        run_many(todo, finished=finished, fail_fast=fail_fast, stopping=stopping)
         for one in todo:  # those that fail_fast has stopped were not told
             running[id(one)].error = one.error
         log.info("%d jobs in %.1f s", len(jobs), time.monotonic() - started)
@@ -184,6 +189,55 @@ def data_node(given: Any, folders: list[Path]) -> Any:
     assert isinstance(node, dict)
     node.pop("val_fraction", None)
     return node | {key: value for key, value in own.items() if key != "name"}
+
+
+def resume_run(path: Path) -> None:
+    """Go on with a run from its last saved epoch, by the configuration that it recorded itself."""
+    from kd_cli.runs.runner import Job, run_many
+
+    if not (path / ".hydra" / "config.yaml").is_file():
+        raise ConfigError(
+            f"resume is {path}, which holds no run or sweep",
+            hint="name a directory with .hydra/ in it, or a sweep's with multirun.yaml",
+        )
+    try:
+        cfg, recorded = (OmegaConf.load(path / ".hydra" / name) for name in ("config.yaml", "hydra.yaml"))
+        assert isinstance(cfg, DictConfig)
+        cfg.resume = str(path)
+        recorded.hydra.runtime.output_dir = str(path.absolute())
+        logs = OmegaConf.to_container(recorded.hydra.job_logging, resolve=True)
+    except (OSError, ValueError, AssertionError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path / '.hydra'} cannot be read: {error}", hint="start the run anew") from error
+    config = checked(cfg, recorded.hydra)
+    logging.config.dictConfig(logs)  # type: ignore[arg-type]
+    job = Job(config, path, command())
+    Task.folder = path
+    run_many([job], stopping=stopping)
+    if job.error is not None:
+        raise job.error
+    print_run(job.summary, path)
+
+
+def sweep_command(path: Path) -> list[str] | None:
+    """The words of the command that began a sweep, to repeat it; None when the directory is not a sweep's."""
+    if not (path / "multirun.yaml").is_file():
+        return None
+    try:
+        recorded = OmegaConf.load(path / "multirun.yaml").hydra
+        folders = [s.path for s in recorded.runtime.config_sources if s.provider == "command-line"]
+        words = [*recorded.overrides.hydra, *recorded.overrides.task]
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path / 'multirun.yaml'} cannot be read: {error}") from error
+    kept = [str(word) for word in words if not str(word).startswith(("resume=", "hydra.mode=", "hydra.sweep.dir="))]
+    return ["-m", *(word for folder in folders for word in ("--config-dir", folder)), *kept, f"resume={path}"]
+
+
+def print_run(summary: dict[str, Any], path: Path) -> None:
+    """The table that a run ends with, and where it is."""
+    from kd_cli.runs.report import run_table
+
+    print(run_table(summary))
+    print(f"\nwritten to {os.path.relpath(path)}")
 
 
 def leave_nothing(folder: Path) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -72,6 +73,20 @@ class Observer:
     def finish(self) -> None: ...
 
 
+class Checkpoint(Protocol):
+    """Where the state of a training is kept between epochs."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def due(self, epoch: int) -> bool: ...
+
+    def save(self, state: dict[str, Any]) -> None: ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop, and has stopped at the end of an epoch."""
+
+
 def fit(
     learner: Learner,
     train: Examples,
@@ -84,19 +99,30 @@ def fit(
     weights: Weights,
     teacher: Teacher | None = None,
     observer: Observer | None = None,
+    checkpoint: Checkpoint | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[Outcome]:
     """Train S models side by side and return what became of each.
 
     `role` names the random streams: two roles share none, two runs with the same role and seed share all, so that the
-    student alone and the distilled student start from the same weights and see the same batches.
+    student alone and the distilled student start from the same weights and see the same batches. With a `checkpoint`,
+    training goes on from the epoch that it holds, to the very result of a training that was never interrupted. When
+    `stopping` says so, the state is saved at the end of the epoch and Interrupted is raised.
     """
     observer = observer or Observer()
     steps_per_epoch = math.ceil(len(train) / plan.batch_size)
     total_steps = plan.epochs * steps_per_epoch
     observer.start(total_steps, learner.size)
     outcomes = [Outcome({}) for _ in seeds]
-    step = 0
-    for epoch in range(1, plan.epochs + 1):
+    done = 0
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        done, outcomes = resume(state, learner)
+        for rows in zip(*(outcome.history for outcome in outcomes), strict=True):
+            observer.epoch(list(rows))
+    step = done * steps_per_epoch
+    for epoch in range(done + 1, plan.epochs + 1):
+        if all(outcome.diverged for outcome in outcomes):
+            break
         started = time.perf_counter()
         order = draw_order(len(train), seeds, role, epoch).to(train.labels.device)
         draws = draw_augmentation(plan.augment, len(train), seeds, role, epoch, train.images.device)
@@ -141,13 +167,28 @@ def fit(
             if plan.keep_best and better(outcomes[s]):
                 outcomes[s].epoch, outcomes[s].state = epoch, learner.model_state(s)
         observer.epoch(rows)
-        if all(outcome.diverged for outcome in outcomes):
-            break
+        stop = stopping() and epoch < plan.epochs
+        if checkpoint is not None and (stop or checkpoint.due(epoch)):
+            checkpoint.save(snapshot(epoch, learner, outcomes))
+        if stop:
+            observer.finish()
+            raise Interrupted(f"stopped after epoch {epoch} of {plan.epochs}")
     for s, outcome in enumerate(outcomes):
         if outcome.epoch is None:
             outcome.epoch, outcome.state = len(outcome.history), learner.model_state(s)
     observer.finish()
     return outcomes
+
+
+def snapshot(epoch: int, learner: Learner, outcomes: list[Outcome]) -> dict[str, Any]:
+    """All that training needs to go on after this epoch: tensors and plain values."""
+    return {"epoch": epoch, "learner": learner.state(), "outcomes": [vars(outcome).copy() for outcome in outcomes]}
+
+
+def resume(state: dict[str, Any], learner: Learner) -> tuple[int, list[Outcome]]:
+    """Put the learner where the snapshot was taken; the epochs done and what became of the models so far."""
+    learner.load_state(state["learner"])
+    return state["epoch"], [Outcome(**values) for values in state["outcomes"]]
 
 
 def better(outcome: Outcome) -> bool:

@@ -18,6 +18,8 @@ from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Autocast, single_precision
 from kd_cli.zoo.models import Dropout, constrain_max_norm
 
+TALL = 16  # outputs of a layer from which on one product serves all models that see the same input
+
 # Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they do
 # to each model what they do to it alone.
 ELEMENTWISE = (
@@ -97,7 +99,7 @@ class StackedLearner:
             ]
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.factor = 1.0
+        self.factor: float | None = 1.0
 
     @contextlib.contextmanager
     def train(self, role: str, epoch: int) -> Iterator[None]:
@@ -159,6 +161,7 @@ class StackedLearner:
         for name, p in self.parameters.items():
             p.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.factor = None  # the groups hold the rates of the last step made
 
 
 def _runs(hyper: Sequence[dict[str, float]]) -> Iterator[tuple[slice, dict[str, float]]]:
@@ -187,9 +190,12 @@ Layer = Callable[[Any, dict[str, Tensor], Tensor, list[torch.Generator] | None],
 
 def _linear(layer: nn.Linear, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
     weight, bias = own["weight"], own.get("bias")
-    if len(x) == 1:  # one tall product instead of S small ones: the input is read once
+    # All models see the same: one tall product instead of S small ones, and the input is read once. Not for a few
+    # outputs: there the kernels' choice, and with it the rounding, depends on S, and a model on its company.
+    if len(x) == 1 and weight.shape[1] >= TALL:
         y = F.linear(x[0], weight.flatten(0, 1), bias.flatten() if bias is not None else None)
         return y.unflatten(-1, weight.shape[:2]).transpose(0, 1)
+    x = x.expand(len(weight), *x.shape[1:])
     return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
 
 

@@ -77,7 +77,7 @@ class SoloLearner:
         self.module, self.optimizer, self.seed = module, optimizer, seed
         self.autocast = autocast or contextlib.nullcontext
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.factor = 1.0
+        self.factor: float | None = 1.0
         self.device = next(module.parameters()).device
         self.dropouts = [m for m in module.modules() if isinstance(m, Dropout)]
         self.bounds: dict[str, float] = getattr(module, "max_norm", None) or {}
@@ -125,3 +125,4 @@ class SoloLearner:
     def load_state(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.factor = None  # the groups hold the rates of the last step made

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
+from kd_cli.runs.checkpoint import interval
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 COMBINE = ("geometric", "arithmetic")  # how an ensemble's distributions are averaged
@@ -46,6 +47,11 @@ class Training:
 @dataclass
 class TeacherTraining(Training):
     seed: int = 0
+
+
+@dataclass
+class Checkpoint:
+    every: Any = "30s"
 
 
 @dataclass
@@ -78,6 +84,7 @@ class Schema:
     dry_run: bool = False
     fail_fast: bool = False
     diagnostics: bool = False
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     transfer: Transfer = field(default_factory=Transfer)
     training: Training = field(default_factory=Training)
     optimizer: Any = None
@@ -158,6 +165,7 @@ class RunConfig:
     precision: str
     data_dir: Path
     store_dir: Path
+    every: tuple[int, float] = (1, 0.0)  # epochs or seconds between two saved states
     resume: bool = False  # a finished run in the directory is taken as it is, an unfinished one is made again
 
     def bench_key(self) -> str:
@@ -268,6 +276,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
         precision=v["precision"],
         data_dir=folder(v["data_dir"], "KD_DATA", "data"),
         store_dir=folder(v["store_dir"], "KD_STORE", ""),
+        every=interval(v["checkpoint"]["every"]),
         resume=v["resume"] is not None,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -16,8 +17,9 @@ log = logging.getLogger(__name__)
 class Progress(Observer):
     """A bar with loss, accuracy and time left, which leaves no trace; without a terminal there is none."""
 
-    def __init__(self, title: str, epochs: int) -> None:
+    def __init__(self, title: str, epochs: int, *, role: str, told: Callable[[int, dict[str, Any]], None]) -> None:
         self.title, self.epochs, self.done = title, epochs, 0
+        self.role, self.told = role, told
 
     def start(self, steps: int, models: int) -> None:
         self.bar = tqdm(
@@ -35,6 +37,8 @@ class Progress(Observer):
 
     def epoch(self, rows: list[dict[str, Any]]) -> None:
         self.done += 1
+        for s, row in enumerate(rows):
+            self.told(s, {**row, "role": self.role})
         self.bar.set_postfix_str(f"epoch {self.done}/{self.epochs}, {describe(rows)}", refresh=False)
 
     def finish(self) -> None:

@@ -2,6 +2,7 @@
 
 .hydra/                  the composed configuration and the overrides
 run.log                  what happened, dated
+run.json                 the command that began it, and what it trained for the store
 metrics.jsonl            a JSON object per epoch and role
 student.safetensors      the distilled student's weights
 student.json             what rebuilds it: model, shapes, normalisation, class names
@@ -21,6 +22,7 @@ from typing import Any
 from kd_cli.errors import StorageError
 from kd_cli.runs.files import checksum, read_json, storage, write_json, write_tensors
 
+BEGUN = "run.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 WEIGHTS = "student.safetensors"
@@ -46,6 +48,21 @@ class RunDir:
                 raise StorageError(
                     f"{path} already holds a run ({name})", hint="choose another hydra.run.dir; nothing is overwritten"
                 )
+
+    def begin(self, command: str) -> str:
+        """Note the command that made the run; returns the one that was noted when it was begun before."""
+        try:
+            noted = read_json(self.path / BEGUN)
+            self.command, self.trained = str(noted["command"]), set(noted["trained"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.command, self.trained = command, set()
+            write_json(self.path / BEGUN, {"command": command, "trained": []})
+        return self.command
+
+    def will_train(self, fingerprint: str) -> None:
+        """Note that this run is the one to train a model for the store, so that it says so also when it is resumed."""
+        self.trained.add(fingerprint)
+        write_json(self.path / BEGUN, {"command": self.command, "trained": sorted(self.trained)})
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to metrics.jsonl; a number that is not finite becomes null, which JSON can hold."""

@@ -27,6 +27,7 @@ from kd_cli.learn.step import Autocast
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher, combine_logits
 from kd_cli.metrics import agreement, evaluate_logits, gap_closed, matching_shift, oracle_shift
 from kd_cli.runs.bench import Bench, device_name, load_bench
+from kd_cli.runs.checkpoint import forget
 from kd_cli.runs.config import RunConfig, TrainSpec, build, fingerprint
 from kd_cli.runs.files import checksum
 from kd_cli.runs.models import check_shape, forward_flops, load_module, predict_module, read_checkpoint
@@ -34,7 +35,7 @@ from kd_cli.runs.pages import write_run_page
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.rundir import RunDir, read_summary
 from kd_cli.runs.store import Entry, Store
-from kd_cli.runs.training import HARD, Lesson, said_of, train_all
+from kd_cli.runs.training import HARD, Care, Lesson, said_of, train_all
 from kd_cli.runs.transfer import TransferSet, key_of, transfer_set
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Job:
                 raise Diverged(f"{summary.get('status')}: {summary.get('cause')}")
             return
         self.rundir = RunDir(self.path, again=self.config.resume)
+        self.command = self.rundir.begin(self.command)
 
 
 def run(config: RunConfig, path: Path, *, command: str) -> dict[str, Any]:
@@ -87,11 +89,16 @@ def run(config: RunConfig, path: Path, *, command: str) -> dict[str, Any]:
 
 
 def run_many(
-    jobs: Sequence[Job], *, finished: Callable[[Job], None] = lambda job: None, fail_fast: bool = False
+    jobs: Sequence[Job],
+    *,
+    finished: Callable[[Job], None] = lambda job: None,
+    fail_fast: bool = False,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run jobs together; `finished` is called as each one ends.
 
-    A job that fails keeps its error and fails no other, unless `fail_fast` stops those that have not ended.
+    A job that fails keeps its error and fails no other, unless `fail_fast` stops those that have not ended. When
+    `stopping` says so, training stops at the end of an epoch, its state is saved, and Interrupted is raised.
     """
     told: set[int] = set()
 
@@ -108,12 +115,20 @@ def run_many(
         with failing([job]):
             job.open()
     tell()
-    for same_data in grouped(alive(jobs), lambda job: job.config.bench_key()):
+    for same_data in grouped(jobs, lambda job: job.config.bench_key()):
+        if not alive(same_data):
+            continue
         with failing(same_data):
-            bench = load_bench(same_data[0].config)
-            session = Session(bench, Store(same_data[0].config.store_dir))
-            session.run(same_data, tell)
+            config = same_data[0].config
+            forget(partial_states(config))
+            care = Care(partial_states(config), config.every, stopping)
+            Session(load_bench(config), Store(config.store_dir), care).run(same_data, tell)
         tell()
+
+
+def partial_states(config: RunConfig) -> Path:
+    """Where the states of trainings that are under way are kept."""
+    return config.store_dir / "partial"
 
 
 def foresee(jobs: Sequence[Job]) -> list[str]:
@@ -121,7 +136,7 @@ def foresee(jobs: Sequence[Job]) -> list[str]:
     lines: dict[int, str] = {}
     planned: set[str] = set()
     for same_data in grouped(jobs, lambda job: job.config.bench_key()):
-        session = Session(load_bench(same_data[0].config), Store(same_data[0].config.store_dir))
+        session = Session(load_bench(same_data[0].config), Store(same_data[0].config.store_dir), Care())
         for job in same_data:
             job.method = build(job.config.method, where="method")
             check_shape(job.config.student, session.bench.dataset, role="student")
@@ -172,15 +187,16 @@ def failing(jobs: Iterable[Job]) -> Iterator[None]:
 class Session:
     """Jobs on one data set, device and store."""
 
-    def __init__(self, bench: Bench, store: Store) -> None:
+    def __init__(self, bench: Bench, store: Store, care: Care) -> None:
         self.bench, self.store = bench, store
         self.autocast = Autocast(bench.device, bench.precision)
         self.labels = bench.dataset.test.labels
         self.transfers: dict[str, TransferSet] = {}
+        self.care = care
 
     def run(self, jobs: Sequence[Job], tell: Callable[[], None]) -> None:
         """Teachers, then students alone, then distilled students, each set of them together."""
-        for job in jobs:
+        for job in alive(jobs):
             with failing([job]):
                 check_shape(job.config.student, self.bench.dataset, role="student")
                 if needs_teacher(job):
@@ -196,9 +212,11 @@ class Session:
         tell()
 
         def company(job: Job) -> Hashable:
-            return job.teacher and job.teacher.fingerprint, key_of(job.config), job.config.diagnostics
+            teacher = job.summary.get("teacher") or {}
+            return teacher.get("fingerprint"), key_of(job.config), job.config.diagnostics
 
-        for same_teacher in grouped(alive(jobs), company):
+        # Those that an interrupted sweep has finished count where stacks are formed, and are not trained again.
+        for same_teacher in grouped((job for job in jobs if job.summary.get("student_alone")), company):
             for together in grouped(same_teacher, lambda job: self.lessons(job)[0].kind()):
                 with failing(together):
                     self.distil(together, tell)
@@ -301,38 +319,58 @@ class Session:
                 needed.append((job, [one.key for one in of_job]))
         entries = {key: entry for key in want if (entry := self.store.get(key)) is not None}
         made: set[str] = set()
+        trained: set[str] = set()
         if missing := [key for key in want if key not in entries]:
             with failing([job for key in missing for job in users[key]]), self.store.lock(missing):
                 # another process may have made some of them while we waited
                 entries |= {key: entry for key in missing if (entry := self.store.get(key)) is not None}
-                for key, outcome in self.make([want[key] for key in missing if key not in entries], role=role):
+                new = [key for key in missing if key not in entries]
+                for key in new:
+                    job_rundir(users[key][0]).will_train(key)
+                for key, outcome in self.make(list(want.values()), set(new), users, role=role):
                     with failing(users[key]):
                         entries[key] = self.keep(want[key], outcome, users[key], role)
                         made.add(key)
+                        trained.add(key)
+                self.care.release()
         for job, keys in needed:
             if job.ended or any(key not in entries for key in keys):
                 continue
-            fresh = made.intersection(keys)
+            fresh = made.union(job_rundir(job).trained).intersection(keys)
             made -= fresh  # to the next job it is as if it had been there
             for key in keys:
                 if key not in fresh:
                     job.say(f"{want[key].title}: from the store, {key}")
-                job_rundir(job).append_metrics(self.member_rows(entries[key], keys))
+                if key not in trained:  # else its rows were written as it was trained
+                    job_rundir(job).append_metrics(member_rows(entries[key].history, key, keys))
             yield job, [entries[key] for key in keys], not fresh
 
-    def member_rows(self, entry: Entry, keys: list[str]) -> Iterable[dict[str, Any]]:
-        """A model's rows for metrics.jsonl, an ensemble's with the member's number."""
-        if len(keys) == 1:
-            return entry.history
-        return [{**row, "member": keys.index(entry.fingerprint)} for row in entry.history]
-
-    def make(self, wanted: Sequence[Wanted], *, role: str) -> Iterator[tuple[str, Outcome | None]]:
-        """Train what is wanted; for the user's own weights there is no outcome."""
-        yield from ((one.key, None) for one in wanted if one.state is not None)
+    def make(
+        self, wanted: Sequence[Wanted], missing: set[str], users: dict[str, list[Job]], *, role: str
+    ) -> Iterator[tuple[str, Outcome | None]]:
+        """Train what is wanted and missing; for the user's own weights there is no outcome."""
+        yield from ((one.key, None) for one in wanted if one.key in missing and one.state is not None)
         for new in grouped((one for one in wanted if one.state is None), lambda one: id(one.bench.train)):
-            lessons = [Lesson(one.spec, HARD) for one in new]
-            outcomes = train_all(new[0].bench, lessons, role=role, title=new[0].title, notes=self.notes)
-            yield from zip((one.key for one in new), outcomes, strict=True)
+
+            def told(i: int, row: dict[str, Any], new: Sequence[Wanted] = new) -> None:
+                for job in alive(users[new[i].key]):
+                    job_rundir(job).append_metrics(member_rows([row], new[i].key, self.member_keys(job, role)))
+
+            outcomes = train_all(
+                new[0].bench,
+                [Lesson(one.spec, HARD) for one in new],
+                role=role,
+                title=new[0].title,
+                notes=self.notes,
+                care=self.care,
+                subject=fingerprint(new[0].facts.get("transfer")),
+                told=told,
+                needed=[one.key in missing for one in new],
+            )
+            yield from ((new[i].key, outcome) for i, outcome in outcomes.items() if new[i].key in missing)
+
+    def member_keys(self, job: Job, role: str) -> list[str]:
+        return [one.key for one in (self.wanted_teacher(job) if role == "teacher" else self.wanted_alone(job))]
 
     def keep(self, one: Wanted, outcome: Outcome | None, users: list[Job], role: str) -> Entry:
         """Measure a trained model and put it into the store. Raises Diverged."""
@@ -364,30 +402,40 @@ class Session:
 
     def distil(self, jobs: list[Job], tell: Callable[[], None]) -> None:
         """The distilled students of jobs with one teacher and transfer set, together; then each job's results."""
-        jobs = alive(jobs)
-        if not jobs:
+        if not alive(jobs):
             return
         config = jobs[0].config
         transfer = self.transfer(config)
-        lessons = [self.lessons(job) for job in jobs]
+        lessons = [(job, lesson) for job in jobs for lesson in self.lessons(job)]
         title = f"student {config.student.name} by {config.method_name}"
-        outcomes = iter(
-            train_all(
-                replace(self.bench, train=transfer.examples),
-                [lesson for of_job in lessons for lesson in of_job],
-                role="student",
-                title=title,
-                teacher=self.teacher(jobs[0], transfer),
-                notes=self.notes,
-                diagnostics=config.diagnostics,
-            )
+
+        def told(i: int, row: dict[str, Any]) -> None:
+            job = lessons[i][0]
+            if not job.ended and len(job.config.settings()) == 1:  # else the chosen one's rows follow the choice
+                job_rundir(job).append_metrics([row])
+
+        outcomes = train_all(
+            replace(self.bench, train=transfer.examples),
+            [lesson for _, lesson in lessons],
+            role="student",
+            title=title,
+            teacher=self.teacher(alive(jobs)[0], transfer),
+            notes=self.notes,
+            diagnostics=config.diagnostics,
+            care=self.care,
+            subject=fingerprint(
+                [jobs[0].summary["teacher"] and jobs[0].summary["teacher"]["fingerprint"], transfer.facts]
+            ),
+            told=told,
+            needed=[not job.ended for job, _ in lessons],
         )
-        for job, of_job in zip(jobs, lessons, strict=True):
-            own = [next(outcomes) for _ in of_job]
-            if not job.ended:
-                with failing([job]):
-                    self.finish(job, of_job, own, title)
-                tell()
+        for job in alive(jobs):
+            own = [i for i, (owner, _) in enumerate(lessons) if owner is job]
+            with failing([job]):
+                self.finish(job, [lessons[i][1] for i in own], [outcomes[i] for i in own], title)
+            tell()
+        if all(job.error is None or isinstance(job.error, Diverged) for job in jobs):
+            self.care.release()
 
     def teacher(self, job: Job, transfer: TransferSet) -> Teacher | None:
         """The teacher as the student meets it: its stored logits, or live where the student's input is augmented."""
@@ -414,9 +462,10 @@ class Session:
         if len(lessons) > 1:
             job.summary["auto"] = curve(job.config, lessons, outcomes, chosen)
             title = f"{title} at T = {lesson.T:g}, alpha = {lesson.alpha:g}, chosen on validation data"
+        if len(lessons) > 1:
+            rundir.append_metrics(outcome.history)
         if outcome.diverged is not None:
             raise self.diverged("student", outcome, [job])
-        rundir.append_metrics(outcome.history)
         job.say(said_of(title, spec, outcome))
         module = load_module(spec, outcome.state, self.bench, role="student")
         logits = predict_module(module, self.bench.test.images, self.autocast)
@@ -499,7 +548,7 @@ class Session:
             "flops": forward_flops(module, self.bench.test.images[0]),
             "epochs": spec.epochs if outcome else None,  # None: weights that the user brought
             "seconds": round(outcome.seconds, 3) if outcome else 0.0,
-            "val": {key: outcome.history[-1][f"val_{key}"] for key in ("accuracy", "nll")} if outcome else None,
+            "val": validation(outcome) if outcome else None,
             "test": vars(evaluate_logits(logits, self.labels)).copy(),
         }
 
@@ -515,7 +564,6 @@ class Session:
             hint=f"try a smaller {prefix}optimizer.lr, {prefix}schedule.warmup=0.1, or smaller alpha and beta",
         )
         for job in jobs:
-            job_rundir(job).append_metrics(outcome.history)
             job.summary |= {"status": "diverged", "cause": error.message}
             job_rundir(job).write_summary(job.summary)
         return error
@@ -549,6 +597,11 @@ class Session:
             "precision": config.precision,
             "versions": versions(),
         }
+
+
+def member_rows(history: Iterable[dict[str, Any]], key: str, keys: list[str]) -> Iterable[dict[str, Any]]:
+    """A model's rows for metrics.jsonl, those of an ensemble's member with its number."""
+    return [{**row, "member": keys.index(key)} for row in history] if len(keys) > 1 else list(history)
 
 
 @dataclass(frozen=True)
@@ -594,16 +647,22 @@ def job_rundir(job: Job) -> RunDir:
     return job.rundir
 
 
+def validation(outcome: Outcome) -> dict[str, Any]:
+    """The validation results of the epoch whose weights were kept."""
+    row = outcome.history[(outcome.epoch or len(outcome.history)) - 1]
+    return {key: row[f"val_{key}"] for key in ("accuracy", "nll")}
+
+
 def choose(outcomes: Sequence[Outcome]) -> int:
-    """The setting with the best validation accuracy in the last epoch, then the best likelihood; 0 if there is one."""
+    """The setting with the best validation accuracy, then the best likelihood; 0 if there is one."""
     if len(outcomes) == 1:
         return 0
 
     def rank(k: int) -> tuple[bool, float, float]:
-        last = outcomes[k].history[-1]
+        last = validation(outcomes[k])
         if outcomes[k].diverged is not None:
             return True, 0.0, 0.0
-        return False, -last["val_accuracy"], last["val_nll"]
+        return False, -last["accuracy"], last["nll"]
 
     return min(range(len(outcomes)), key=rank)
 
@@ -612,14 +671,13 @@ def curve(config: RunConfig, lessons: list[Lesson], outcomes: list[Outcome], cho
     """What was tried, what validation said of it, and what was chosen."""
     return {
         "keys": [key for key in ("T", "alpha") if getattr(config, key) == "auto"],
-        "rule": "highest validation accuracy in the last epoch, then lowest validation NLL",
+        "rule": "highest validation accuracy, then lowest validation NLL",
         "chosen": chosen,
         "tried": [
             {
                 "T": lesson.T,
                 "alpha": lesson.alpha,
-                "val_accuracy": outcome.history[-1]["val_accuracy"],
-                "val_nll": outcome.history[-1]["val_nll"],
+                **{f"val_{key}": value for key, value in validation(outcome).items()},
                 "diverged": outcome.diverged,
             }
             for lesson, outcome in zip(lessons, outcomes, strict=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kd_cli.learn.stack import StackedLearner, why_not
 from kd_cli.learn.step import Autocast, Learner, SoloLearner
 from kd_cli.learn.teachers import Teacher
 from kd_cli.runs.bench import Bench, device_name
+from kd_cli.runs.checkpoint import TrainingState
 from kd_cli.runs.config import Node, TrainSpec, build, fingerprint
 from kd_cli.runs.files import read_json, write_json
 from kd_cli.runs.models import build_module
@@ -60,6 +62,24 @@ def stackable_keys(method: Node) -> Sequence[str]:
     return getattr(locate(method["_target_"]), "stackable", ())
 
 
+@dataclass(frozen=True)
+class Care:
+    """How trainings are looked after while they run: where their states are kept, who is told, who may stop them."""
+
+    folder: Path | None = None  # of states, for going on after an interruption
+    every: tuple[int, float] = (1, 0.0)
+    stopping: Callable[[], bool] = lambda: False
+    kept: list[TrainingState] = field(default_factory=list)  # to be removed when their results are safe
+
+    def release(self) -> None:
+        """The results of all trainings so far are safe."""
+        for state in self.kept:
+            state.remove()
+        self.kept.clear()
+
+
+Row = dict[str, Any]
+Told = Callable[[int, Row], None]  # is told an epoch's metrics of the model with this number
 HARD: Node = {"_target_": "kd_cli.learn.methods.Hard"}
 
 
@@ -72,12 +92,20 @@ def train_all(
     teacher: Teacher | None = None,
     notes: Path | None = None,
     diagnostics: bool = False,
-) -> list[Outcome]:
-    """Train a model for each lesson on the bench's training part and return their outcomes in the same order.
+    care: Care | None = None,
+    subject: str = "",
+    told: Told = lambda i, row: None,
+    needed: Sequence[bool] | None = None,
+) -> dict[int, Outcome]:
+    """Train a model for each lesson on the bench's training part and return their outcomes by the lessons' numbers.
+
+    `subject` is the fingerprint of what all lessons share beside themselves: data, teacher. `told` gets the metrics of
+    lesson i after each epoch. Stacks in which no lesson is `needed` are left out.
 
     `role` names the rows in metrics.jsonl, `title` is what a person reads. `notes` is a file that remembers which size
     of stack is fastest on this machine, so that the same sweep takes the same path again.
     """
+    care = care or Care()
     groups: dict[str, list[int]] = {}
     for i, lesson in enumerate(lessons):
         groups.setdefault(lesson.kind(), []).append(i)
@@ -85,11 +113,27 @@ def train_all(
     for members in groups.values():
         # neighbours with equal learning rate and weight decay share one call of the optimiser
         members.sort(key=lambda i: sorted(lessons[i].hyper().items()))
+        wanted = [i for i in members if needed is None or needed[i]]
+        if not wanted:
+            continue
+        # Chosen for all of them, so that those which are left after an interruption take the same path.
         size = stack_size(bench, [lessons[i] for i in members], role=role, teacher=teacher, notes=notes)
-        for chunk in chunks(members, size):
-            trained = _train(bench, [lessons[i] for i in chunk], role, title, teacher, diagnostics)
-            outcomes |= zip(chunk, trained, strict=True)
-    return [outcomes[i] for i in range(len(lessons))]
+
+        def stack(chunk: list[int]) -> Stack:
+            return Stack(bench, [lessons[i] for i in chunk], role, title, teacher, diagnostics, care, subject)
+
+        begun = [chunk for chunk in chunks(members, size) if set(chunk) & set(wanted) and stack(chunk).begun()]
+        left = [i for i in wanted if not any(i in chunk for chunk in begun)]
+        for chunk in begun + (chunks(left, size) if left else []):
+            if size > 1 and len(chunk) == 1:
+                chunk = chunk * 2  # a stack of one would round differently
+            outcomes |= zip(chunk, stack(chunk).train(functools.partial(_tell, told, chunk)), strict=True)
+    return outcomes
+
+
+def _tell(told: Told, chunk: list[int], s: int, row: Row) -> None:
+    if s == chunk.index(chunk[s]):  # not for a model that only keeps another one company
+        told(chunk[s], row)
 
 
 def chunks(members: list[int], size: int) -> list[list[int]]:
@@ -99,38 +143,68 @@ def chunks(members: list[int], size: int) -> list[list[int]]:
     return [members[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def _train(
-    bench: Bench, lessons: list[Lesson], role: str, title: str, teacher: Teacher | None, diagnostics: bool
-) -> list[Outcome]:
-    """Train one stack; when it does not fit in the device's memory, its halves."""
-    spec = lessons[0].spec
-    stream = stream_of(role)
-    plan = make_plan(bench, spec, role, diagnostics=diagnostics)
-    many = f"{len(lessons)} × " if len(lessons) > 1 else ""
-    try:
-        outcomes = fit(
-            make_learner(bench, lessons, role),
-            bench.train,
-            bench.val,
-            role=stream,
-            seeds=[lesson.spec.seed for lesson in lessons],
-            plan=plan,
-            method=make_method(lessons),
-            weights=make_weights(bench, lessons),
-            teacher=teacher,
-            observer=Progress(many + title, spec.epochs),
-        )
-    except torch.OutOfMemoryError:
-        if len(lessons) == 1:
-            raise
-        log.info("%d models do not fit in the memory of %s together; halving the stack", len(lessons), bench.device)
-        torch.cuda.empty_cache()
-        half = len(lessons) // 2
-        parts = (lessons[:half], lessons[half:])
-        return [o for part in parts for o in _train(bench, part, role, title, teacher, diagnostics)]
-    for outcome in outcomes:
-        outcome.history = [{**row, "role": role} for row in outcome.history]
-    return outcomes
+@dataclass(frozen=True)
+class Stack:
+    """Lessons that are given together."""
+
+    bench: Bench
+    lessons: list[Lesson]
+    role: str
+    title: str
+    teacher: Teacher | None
+    diagnostics: bool
+    care: Care
+    subject: str
+
+    def train(self, told: Told) -> list[Outcome]:
+        """Train them and tell of each epoch; when they do not fit in the device's memory together, in halves."""
+        lessons, spec = self.lessons, self.lessons[0].spec
+        many = f"{len(lessons)} × " if len(lessons) > 1 else ""
+        state = self.state()
+        try:
+            outcomes = fit(
+                make_learner(self.bench, lessons, self.role),
+                self.bench.train,
+                self.bench.val,
+                role=stream_of(self.role),
+                seeds=[lesson.spec.seed for lesson in lessons],
+                plan=make_plan(self.bench, spec, self.role, diagnostics=self.diagnostics),
+                method=make_method(lessons),
+                weights=make_weights(self.bench, lessons),
+                teacher=self.teacher,
+                observer=Progress(many + self.title, spec.epochs, role=self.role, told=told),
+                checkpoint=state,
+                stopping=self.care.stopping,
+            )
+        except torch.OutOfMemoryError:
+            if len(lessons) == 1:
+                raise
+            log.info("%d models do not fit in the memory of %s together; halving", len(lessons), self.bench.device)
+            torch.cuda.empty_cache()
+            half = len(lessons) // 2
+            first = replace(self, lessons=lessons[:half]).train(told)
+            return first + replace(self, lessons=lessons[half:]).train(lambda s, row: told(s + half, row))
+        if state is not None:
+            self.care.kept.append(state)
+        for outcome in outcomes:
+            outcome.history = [{**row, "role": self.role} for row in outcome.history]
+        return outcomes
+
+    def begun(self) -> bool:
+        """Whether this very training has been interrupted before."""
+        state = self.state()
+        return state is not None and state.exists()
+
+    def state(self) -> TrainingState | None:
+        """Where the state of this very training is kept: its name is made of all that its course depends on."""
+        if self.care.folder is None:
+            return None
+        lessons = [
+            [lesson.spec.identity(""), lesson.method, lesson.T, lesson.alpha, lesson.beta] for lesson in self.lessons
+        ]
+        bench = [self.bench.dataset.fingerprint, len(self.bench.train), self.bench.device.type, self.diagnostics]
+        key = fingerprint([self.role, self.subject, lessons, bench, torch.get_num_threads(), torch.__version__])
+        return TrainingState(self.care.folder / f"{key}.state", every=self.care.every)
 
 
 def said_of(title: str, spec: TrainSpec, outcome: Outcome) -> str:
