@@ -1,5 +1,4 @@
 # Everything happens in .venv, which the first call makes; later calls reinstall only when a dependency changed.
-# On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
 
 PYTHON  ?= python3
 VENV    ?= .venv
