@@ -48,7 +48,6 @@ from kd_cli.learn.optim import Constant
 from kd_cli.learn.step import SoloLearner
 from kd_cli.learn.teachers import CachedTeacher, batches, freeze
 from kd_cli.runs.config import build, folder
-from kd_cli.runs.progress import Progress
 from kd_cli.zoo.data import normalise, prepare, torchvision_dataset
 from kd_cli.zoo.vision import import_torchvision
 
@@ -238,7 +237,7 @@ def cached_teacher(setting: Setting) -> CachedTeacher:
 
 
 def our_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
-    """An epoch as a run trains it, progress and metrics included; there is no validation part, as in the others."""
+    """An epoch as a run trains it, metrics included. Nothing is validated or written, as in the others."""
     student = setting.model(setting.student, 1)
     learner = SoloLearner(student, build(setting.optimizer, student.parameters()), seed=0)
     plan = Plan(epochs=1, batch_size=setting.batch, schedule=Constant())
@@ -256,7 +255,6 @@ def our_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
             method=SoftTargets(),
             weights=weights,
             teacher=teacher,
-            observer=Progress("bench", 1),
         )
 
     return epoch
