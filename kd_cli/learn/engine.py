@@ -19,7 +19,7 @@ from kd_cli.learn.methods import Method, Weights
 from kd_cli.learn.optim import Schedule
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Learner
-from kd_cli.learn.teachers import Teacher, batches
+from kd_cli.learn.teachers import EVAL_BATCH, Teacher, batches
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,13 @@ def fit(
         if stop:
             observer.finish()
             raise Interrupted(f"stopped after epoch {epoch} of {plan.epochs}")
+    # the last step can ruin a model whose losses were all finite
+    sane = predict(learner, train.images[:EVAL_BATCH]).isfinite().flatten(1).all(1).tolist()
     for s, outcome in enumerate(outcomes):
         if outcome.epoch is None:
             outcome.epoch, outcome.state = len(outcome.history), learner.model_state(s)
+            if outcome.diverged is None and not sane[s]:
+                outcome.diverged = outcome.epoch
     observer.finish()
     return outcomes
 

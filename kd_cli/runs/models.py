@@ -23,9 +23,7 @@ def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.
     # Built on the CPU: the same weights on every device.
     with global_stream(spec.seed, role, "init"):
         module = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f"{where}: {spec.model['_target_']} gave a {type(module).__name__}, not a torch.nn.Module")
-    return module.to(device, dtype_of(spec.precision))
+    return checked_module(module, spec, where).to(device, dtype_of(spec.precision))
 
 
 def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
@@ -34,12 +32,19 @@ def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
     sizes: dict[str, Any] = {"input_shape": dataset.shape, "num_classes": dataset.classes}
     try:
         with torch.device("meta"):
-            return build(spec.model, where=where, **sizes)
+            return checked_module(build(spec.model, where=where, **sizes), spec, where)
     except KdError:
         raise
     except Exception:  # a constructor that computes with its weights; its own errors come again below
         with global_stream(0, "blank"):
-            return build(spec.model, where=where, **sizes)
+            return checked_module(build(spec.model, where=where, **sizes), spec, where)
+
+
+def checked_module(module: Any, spec: TrainSpec, where: str) -> nn.Module:
+    """The module itself. ConfigError when a model's target gave something else."""
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{where}: {spec.model['_target_']} gave a {type(module).__name__}, not a torch.nn.Module")
+    return module
 
 
 def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
