@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import re
 import sys
@@ -15,11 +17,15 @@ from kd_cli.nearest import did_you_mean
 OWN_KEYS = {
     "teacher": {"checkpoint": None, "members": 1, "combine": "geometric"}
 }  # keys that a role adds to every option
+TAKES_A_WORD = {
+    *("--cfg", "-c", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"),
+    "--experimental-rerun",
+}
 
 
 def main() -> None:
     """Entry point of `kd-run` and `python -m kd_cli`. Exits with 1 after an error, told without a traceback."""
-    argv = sys.argv[1:]
+    argv = sys.argv[1:] = flags_first(sys.argv[1:])
     if "--help" in argv or "-h" in argv:
         print(help_page.page(conf_dirs(argv)))
         return
@@ -46,6 +52,21 @@ def main() -> None:
         if message is None:
             raise
         sys.exit(f"error: {message}")
+
+
+def flags_first(argv: Sequence[str]) -> list[str]:
+    """The words with the flags in front: Hydra takes overrides on one side of a flag only, people write both."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        if word in TAKES_A_WORD:
+            flags += itertools.islice(words, 1)
+    return flags + overrides
 
 
 def _hydra(argv: Sequence[str]) -> None:
@@ -152,9 +173,10 @@ def explain(error: BaseException, argv: Sequence[str]) -> str | None:
         return explain_hydra(error, argv)
     if not isinstance(error, OSError) and _raised_in(error, ("hydra", "omegaconf")):
         return str(error) or type(error).__name__  # Hydra's own checks of an override raise what they like
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # these come without the file's name
+    if isinstance(error, OSError) and error.errno is not None and (error.filename is not None or error.errno in full):
         try:
-            with storage(Path(os.fsdecode(error.filename))):
+            with storage(Path(os.fsdecode(error.filename or "the run's files"))):
                 raise error
         except StorageError as told:
             return str(told)

@@ -22,12 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kd_cli.errors import ConfigError, KdError
+from kd_cli.errors import ConfigError, KdError, StorageError
 from kd_cli.launcher.fused import known_to_hydra, without_hydra
 from kd_cli.launcher.names import SWEPT, register_resolvers
 from kd_cli.launcher.signals import stopping
 from kd_cli.nearest import did_you_mean
 from kd_cli.runs.config import RunConfig, run_config
+from kd_cli.runs.rundir import refuse_other_run
 
 if TYPE_CHECKING:
     from kd_cli.launcher.fused import SweepJob
@@ -42,6 +43,13 @@ class SweepNotes(Callback):
     """Notes where a sweep writes, so that the command can report on it when it has ended, however it ended."""
 
     folder: Path | None = None
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse the directory of another run before Hydra writes its own files there."""
+        try:
+            refuse_other_run(Path(str(config.hydra.run.dir)))
+        except StorageError as error:
+            raise SystemExit(f"error: {error}") from error  # Hydra would make a warning of an Exception
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))

@@ -30,6 +30,15 @@ STUDENT = "student.json"
 EXAMPLES = "examples.json"
 
 
+def refuse_other_run(path: Path) -> None:
+    """StorageError when the directory holds the results of a run."""
+    for name in (SUMMARY, METRICS):
+        if (path / name).exists():
+            raise StorageError(
+                f"{path} already holds a run ({name})", hint="choose another hydra.run.dir; nothing is overwritten"
+            )
+
+
 class RunDir:
     """One run's directory. Refuses a directory that already holds a run.
 
@@ -43,11 +52,7 @@ class RunDir:
             if again and not (path / SUMMARY).exists():
                 for name in (METRICS, WEIGHTS, STUDENT, EXAMPLES):
                     (path / name).unlink(missing_ok=True)
-        for name in (SUMMARY, METRICS):
-            if (path / name).exists():
-                raise StorageError(
-                    f"{path} already holds a run ({name})", hint="choose another hydra.run.dir; nothing is overwritten"
-                )
+        refuse_other_run(path)
 
     def begin(self, command: str) -> str:
         """Note the command that made the run; returns the one that was noted when it was begun before."""
