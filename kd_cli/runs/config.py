@@ -196,12 +196,12 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
     for key in v:
         if key not in known:  # added with +
             raise ConfigError(f"there is no key {key!r}", hint=did_you_mean(key, known) or "see kd-run --help")
-    for section in dataclasses.fields(Schema):
-        if dataclasses.is_dataclass(section.default_factory):
-            keys = [f.name for f in dataclasses.fields(section.default_factory)]
-            for key in v[section.name]:
+    for part in dataclasses.fields(Schema):
+        if dataclasses.is_dataclass(part.default_factory):
+            keys = [f.name for f in dataclasses.fields(part.default_factory)]
+            for key in v[part.name]:
                 if key not in keys:  # added with ++
-                    raise ConfigError(f"there is no key '{section.name}.{key}'", hint=did_you_mean(key, keys))
+                    raise ConfigError(f"there is no key '{part.name}.{key}'", hint=did_you_mean(key, keys))
     if v["experiment"] is not None:
         raise ConfigError(f"there is no option experiment={v['experiment']}", hint="see kd-run --help")
     for group in ("teacher", "student", "dataset", "method", "optimizer", "schedule"):

@@ -35,7 +35,7 @@ from kd_cli.runs.pages import write_run_page
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.rundir import RunDir, read_summary
 from kd_cli.runs.store import Entry, Store
-from kd_cli.runs.training import HARD, Care, Lesson, said_of, train_all
+from kd_cli.runs.training import HARD, Care, Lesson, check_recipe, said_of, train_all
 from kd_cli.runs.transfer import TransferSet, key_of, transfer_set
 
 log = logging.getLogger(__name__)
@@ -199,8 +199,10 @@ class Session:
         for job in alive(jobs):
             with failing([job]):
                 check_shape(job.config.student, self.bench.dataset, role="student")
+                check_recipe(job.config.student, "student")
                 if needs_teacher(job):
                     check_shape(job.config.teacher, self.bench.dataset, role="teacher")
+                    check_recipe(job.config.teacher, "teacher")
                 transfer = self.transfer(job.config)
                 if not transfer.labelled:
                     self.unlabelled(job)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Examples, Outcome, Plan, fit
 from kd_cli.learn.methods import Method, Weights, stack_methods
@@ -233,7 +234,16 @@ def make_plan(bench: Bench, spec: TrainSpec, role: str, *, diagnostics: bool = F
 
 def make_optimizer(lesson: Lesson, role: str, parameters: Any) -> torch.optim.Optimizer:
     where = "teacher_optimizer" if role == "teacher" else "optimizer"
-    return build(lesson.spec.optimizer, parameters, where=where)
+    try:
+        return build(lesson.spec.optimizer, parameters, where=where)
+    except ValueError as error:  # torch's word on a number out of range
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def check_recipe(spec: TrainSpec, role: str) -> None:
+    """Build what a training needs beside the model, so that a mistake is found before anything is trained."""
+    build(spec.schedule, where="teacher_schedule" if role == "teacher" else "schedule")
+    make_optimizer(Lesson(spec, HARD), role, [nn.Parameter(torch.zeros(1))])
 
 
 def make_learner(bench: Bench, lessons: Sequence[Lesson], role: str) -> Learner:
