@@ -1,8 +1,9 @@
 """What the student is taught by. A method turns logits into the loss and its two terms.
 
-A method is any callable with the signature of `Method.__call__` and an attribute `needs_teacher`. Your own is one
-class in one Python file and one YAML file in `method/` that names it under `_target_`. A method with numbers of its own
-that may differ within a stack names them in `stackable` and has a classmethod `stack`, as `LabelSmoothing` shows.
+A method is any callable with the signature of `Method.__call__` and an attribute `needs_teacher`; one with a teacher
+but no temperature says `has_T = False`. Your own is one class in one Python file and one YAML file in `method/` that
+names it under `_target_`. A method with numbers of its own that may differ within a stack names them in `stackable`
+and has a classmethod `stack`, as `LabelSmoothing` shows.
 
 Shapes: S models, B examples, C classes.
 """
@@ -78,6 +79,7 @@ class Logits:
     """
 
     needs_teacher = True
+    has_T = False
 
     def __init__(self, center: bool = True) -> None:
         self.center = center

@@ -6,6 +6,7 @@ are trained once for their fingerprint, and models that differ only in numbers a
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import platform
@@ -35,7 +36,7 @@ from kd_cli.runs.pages import write_run_page
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.rundir import RunDir, read_summary
 from kd_cli.runs.store import Entry, Store
-from kd_cli.runs.training import HARD, Care, Lesson, check_recipe, said_of, train_all
+from kd_cli.runs.training import HARD, Care, Lesson, check_recipe, listed, said_of, train_all
 from kd_cli.runs.transfer import TransferSet, key_of, transfer_set
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,14 @@ class Job:
     def open(self) -> None:
         """Prepare the directory; with `resume`, take the result that is there."""
         self.method = build(self.config.method, where="method")
+        for key in ("T", "alpha"):
+            if getattr(self.config, key) == "auto" and not getattr(
+                self.method, f"has_{key}", self.method.needs_teacher
+            ):
+                raise ConfigError(
+                    f"{key}=auto, and method={self.config.method_name} has no {key} to choose",
+                    hint=f"leave {key} out, or method=soft_targets",
+                )
         if self.config.resume and (summary := read_summary(self.path)) is not None:
             self.summary = summary
             if summary.get("status") != "completed":
@@ -139,10 +148,9 @@ def foresee(jobs: Sequence[Job]) -> list[str]:
         session = Session(load_bench(same_data[0].config), Store(same_data[0].config.store_dir), Care())
         for job in same_data:
             job.method = build(job.config.method, where="method")
-            check_shape(job.config.student, session.bench.dataset, role="student")
+            session.check_shapes(job)
             wanted = session.wanted_alone(job)
             if needs_teacher(job):
-                check_shape(job.config.teacher, session.bench.dataset, role="teacher")
                 wanted = session.wanted_teacher(job) + wanted
             parts = []
             for one in wanted:
@@ -177,11 +185,18 @@ def failing(jobs: Iterable[Job]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        traceback.clear_frames(error.__traceback__)  # they would keep the models' memory
+        forget_frames(error)
         for job in alive(jobs):
             job.error = error
             if not isinstance(error, KdError):
                 log.debug("%s failed", job.path, exc_info=error)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let go of the local variables in an error's traceback, and in those of its causes: models, batches."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 class Session:
@@ -193,16 +208,15 @@ class Session:
         self.labels = bench.dataset.test.labels
         self.transfers: dict[str, TransferSet] = {}
         self.care = care
+        self.fitting: set[tuple[str, str]] = set()  # roles and models that take the data
+        self.ensembles: dict[str, tuple[Ensemble, Report]] = {}
+        self.flops: dict[str, int] = {}
 
     def run(self, jobs: Sequence[Job], tell: Callable[[], None]) -> None:
         """Teachers, then students alone, then distilled students, each set of them together."""
         for job in alive(jobs):
             with failing([job]):
-                check_shape(job.config.student, self.bench.dataset, role="student")
-                check_recipe(job.config.student, "student")
-                if needs_teacher(job):
-                    check_shape(job.config.teacher, self.bench.dataset, role="teacher")
-                    check_recipe(job.config.teacher, "teacher")
+                self.check_shapes(job)
                 transfer = self.transfer(job.config)
                 if not transfer.labelled:
                     self.unlabelled(job)
@@ -218,10 +232,27 @@ class Session:
             return teacher.get("fingerprint"), key_of(job.config), job.config.diagnostics
 
         # Those that an interrupted sweep has finished count where stacks are formed, and are not trained again.
-        for same_teacher in grouped((job for job in jobs if job.summary.get("student_alone")), company):
-            for together in grouped(same_teacher, lambda job: self.lessons(job)[0].kind()):
-                with failing(together):
-                    self.distil(together, tell)
+        companies = [
+            together
+            for same_teacher in grouped((job for job in jobs if job.summary.get("student_alone")), company)
+            for together in grouped(same_teacher, lambda job: self.lessons(job)[0].kind())
+        ]
+        lonely = [group[0] for group in companies if len(group) == 1 and len(group[0].config.settings()) == 1]
+        if len(jobs) > 1 and (lonely := alive(lonely)):
+            why = "no other job has the same teacher, architecture, optimiser, schedule, epochs and batches"
+            log.info("%d × student run one by one: %s (%s)", len(lonely), why, listed(job.path.name for job in lonely))
+        for together in companies:
+            with failing(together):
+                self.distil(together, tell)
+
+    def check_shapes(self, job: Job) -> None:
+        """ConfigError when a model does not take the data; each model is tried once."""
+        roles = {"student": job.config.student} | ({"teacher": job.config.teacher} if needs_teacher(job) else {})
+        for role, spec in roles.items():
+            key = role, fingerprint(spec.model)
+            if key not in self.fitting:
+                check_shape(spec, self.bench.dataset, role=role)
+                self.fitting.add(key)
 
     def unlabelled(self, job: Job) -> None:
         """Say what hidden labels mean; a method without a teacher has then nothing to learn from."""
@@ -262,8 +293,11 @@ class Session:
 
     def teachers(self, jobs: list[Job]) -> None:
         for job, entries, from_store in self.obtain(jobs, self.wanted_teacher, role="teacher"):
-            job.teacher = Ensemble(entries, job.config.combine)
-            job.summary["teacher"] = {**self.ensemble_report(job.teacher), "from_store": from_store}
+            teacher = Ensemble(entries, job.config.combine)
+            if teacher.fingerprint not in self.ensembles:
+                self.ensembles[teacher.fingerprint] = teacher, self.ensemble_report(teacher)
+            job.teacher, report = self.ensembles[teacher.fingerprint]
+            job.summary["teacher"] = {**report, "from_store": from_store}
 
     def checkpoint(self, config: RunConfig) -> Wanted:
         """The user's own weights as a teacher."""
@@ -292,7 +326,7 @@ class Session:
             "epochs": first["epochs"],
             "seconds": round(sum(report["seconds"] for report in reports), 3),
             "val": None,
-            "test": vars(evaluate_logits(teacher.logits("test"), self.labels)).copy(),
+            "test": vars(evaluate_logits(teacher.test, self.labels)).copy(),
             "members": reports,
         }
 
@@ -343,7 +377,7 @@ class Session:
             for key in keys:
                 if key not in fresh:
                     job.say(f"{want[key].title}: from the store, {key}")
-                if key not in trained:  # else its rows were written as it was trained
+                if key not in trained or job is not users[key][0]:  # else its rows were written as it was trained
                     job_rundir(job).append_metrics(member_rows(entries[key].history, key, keys))
             yield job, [entries[key] for key in keys], not fresh
 
@@ -355,7 +389,8 @@ class Session:
         for new in grouped((one for one in wanted if one.state is None), lambda one: id(one.bench.train)):
 
             def told(i: int, row: dict[str, Any], new: Sequence[Wanted] = new) -> None:
-                for job in alive(users[new[i].key]):
+                job = users[new[i].key][0]  # the others get the rows when it is trained
+                if not job.ended:
                     job_rundir(job).append_metrics(member_rows([row], new[i].key, self.member_keys(job, role)))
 
             outcomes = train_all(
@@ -368,8 +403,9 @@ class Session:
                 subject=fingerprint(new[0].facts.get("transfer")),
                 told=told,
                 needed=[one.key in missing for one in new],
+                names=[users[one.key][0].path.name for one in new],
             )
-            yield from ((new[i].key, outcome) for i, outcome in outcomes.items() if new[i].key in missing)
+            yield from ((new[i].key, outcome) for i, outcome in outcomes if new[i].key in missing)
 
     def member_keys(self, job: Job, role: str) -> list[str]:
         return [one.key for one in (self.wanted_teacher(job) if role == "teacher" else self.wanted_alone(job))]
@@ -430,12 +466,18 @@ class Session:
             ),
             told=told,
             needed=[not job.ended for job, _ in lessons],
+            names=[job.path.name for job, _ in lessons],
         )
-        for job in alive(jobs):
-            own = [i for i, (owner, _) in enumerate(lessons) if owner is job]
-            with failing([job]):
-                self.finish(job, [lessons[i][1] for i in own], [outcomes[i] for i in own], title)
-            tell()
+        waiting: dict[int, dict[int, Outcome]] = {}
+        for i, outcome in outcomes:
+            job = lessons[i][0]
+            own = waiting.setdefault(id(job), {})
+            own[i] = outcome
+            if len(own) == len(job.config.settings()) and not job.ended:
+                del waiting[id(job)]  # a finished student's weights are on the disk
+                with failing([job]):
+                    self.finish(job, [lessons[k][1] for k in sorted(own)], [own[k] for k in sorted(own)], title)
+                tell()
         if all(job.error is None or isinstance(job.error, Diverged) for job in jobs):
             self.care.release()
 
@@ -496,7 +538,7 @@ class Session:
             pictures(
                 dataset.test.images,
                 self.labels,
-                teacher.logits("test") if teacher else None,
+                teacher.test if teacher else None,
                 logits,
                 dataset.class_names,
                 alone_logits=job.alone.outputs()["test"],
@@ -547,15 +589,21 @@ class Session:
         return {
             "name": spec.name,
             "parameters": sum(p.numel() for p in module.parameters()),
-            "flops": forward_flops(module, self.bench.test.images[0]),
+            "flops": self.flops_of(spec, module),
             "epochs": spec.epochs if outcome else None,  # None: weights that the user brought
             "seconds": round(outcome.seconds, 3) if outcome else 0.0,
             "val": validation(outcome) if outcome else None,
             "test": vars(evaluate_logits(logits, self.labels)).copy(),
         }
 
+    def flops_of(self, spec: TrainSpec, module: torch.nn.Module) -> int:
+        key = fingerprint(spec.model)
+        if key not in self.flops:
+            self.flops[key] = forward_flops(module, self.bench.test.images[0])
+        return self.flops[key]
+
     def with_agreement(self, report: Report, logits: Tensor, job: Job) -> Report:
-        agree = agreement(logits, job.teacher.logits("test")) if job.teacher is not None else None
+        agree = agreement(logits, job.teacher.test) if job.teacher is not None else None
         return {**report, "test": {**report["test"], "agreement": agree}}
 
     def diverged(self, role: str, outcome: Outcome, jobs: Iterable[Job]) -> Diverged:
@@ -597,7 +645,7 @@ class Session:
             "seed": config.student.seed,
             "device": device_name(self.bench.device),
             "precision": config.precision,
-            "versions": versions(),
+            "versions": versions().copy(),
         }
 
 
@@ -634,9 +682,10 @@ class Ensemble:
             return self.members[0].fingerprint
         return fingerprint([self.combine, *(entry.fingerprint for entry in self.members)])
 
-    def logits(self, part: str) -> Tensor:
-        """Logits at T = 1 on `test` [M,C] or `train` [N,C]."""
-        members = torch.stack([entry.outputs()[part] for entry in self.members])
+    @functools.cached_property
+    def test(self) -> Tensor:
+        """Logits at T = 1 on the test data: [M,C]."""
+        members = torch.stack([entry.outputs()["test"] for entry in self.members])
         return combine_logits(members, combine=self.combine, T=torch.ones(()))
 
 
@@ -707,6 +756,7 @@ def transfer_told(transfer: TransferSet, config: RunConfig) -> dict[str, Any]:
     return {"examples": len(transfer.examples), "labels": transfer.labelled, **config.transfer.examples()}
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     found = {"python": platform.python_version()}

@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,13 @@ def train_all(
     subject: str = "",
     told: Told = lambda i, row: None,
     needed: Sequence[bool] | None = None,
-) -> dict[int, Outcome]:
-    """Train a model for each lesson on the bench's training part and return their outcomes by the lessons' numbers.
+    names: Sequence[str] | None = None,
+) -> Iterator[tuple[int, Outcome]]:
+    """Train a model for each lesson on the bench's training part; yield numbers and outcomes as each stack ends.
 
     `subject` is the fingerprint of what all lessons share beside themselves: data, teacher. `told` gets the metrics of
-    lesson i after each epoch. Stacks in which no lesson is `needed` are left out.
+    lesson i after each epoch. Stacks in which no lesson is `needed` are left out. `names` are the jobs' names for a
+    person, to say which run one by one.
 
     `role` names the rows in metrics.jsonl, `title` is what a person reads. `notes` is a file that remembers which size
     of stack is fastest on this machine, so that the same sweep takes the same path again.
@@ -110,7 +112,7 @@ def train_all(
     groups: dict[str, list[int]] = {}
     for i, lesson in enumerate(lessons):
         groups.setdefault(lesson.kind(), []).append(i)
-    outcomes: dict[int, Outcome] = {}
+    names = names or [lesson.spec.name for lesson in lessons]
     for members in groups.values():
         # neighbours with equal learning rate and weight decay share one call of the optimiser
         members.sort(key=lambda i: sorted(lessons[i].hyper().items()))
@@ -118,7 +120,9 @@ def train_all(
         if not wanted:
             continue
         # Chosen for all of them, so that those which are left after an interruption take the same path.
-        size = stack_size(bench, [lessons[i] for i in members], role=role, teacher=teacher, notes=notes)
+        size, why_one = stack_size(bench, [lessons[i] for i in members], role=role, teacher=teacher, notes=notes)
+        if why_one is not None:
+            log.info("%d × %s run one by one: %s (%s)", len(wanted), title, why_one, listed(names[i] for i in wanted))
 
         def stack(chunk: list[int]) -> Stack:
             return Stack(bench, [lessons[i] for i in chunk], role, title, teacher, diagnostics, care, subject)
@@ -128,8 +132,14 @@ def train_all(
         for chunk in begun + (chunks(left, size) if left else []):
             if size > 1 and len(chunk) == 1:
                 chunk = chunk * 2  # a stack of one would round differently
-            outcomes |= zip(chunk, stack(chunk).train(functools.partial(_tell, told, chunk)), strict=True)
-    return outcomes
+            outcomes = stack(chunk).train(functools.partial(_tell, told, chunk))
+            yield from dict(zip(chunk, outcomes, strict=True)).items()
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    first = list(dict.fromkeys(names))
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
 def _tell(told: Told, chunk: list[int], s: int, row: Row) -> None:
@@ -276,20 +286,18 @@ def make_weights(bench: Bench, lessons: Sequence[Lesson]) -> Weights:
 
 def stack_size(
     bench: Bench, lessons: Sequence[Lesson], *, role: str, teacher: Teacher | None, notes: Path | None
-) -> int:
-    """How many of these models to train at once: the size that is fastest, as measured; 1 when they do not stack."""
+) -> tuple[int, str | None]:
+    """How many of these models to train at once: the size that is fastest, as measured; 1 and why when none stack."""
     if len(lessons) == 1:
-        return 1
+        return 1, None
     module = build_module(lessons[0].spec, bench.dataset, role=stream_of(role), device=bench.device)
     optimizer = make_optimizer(lessons[0], role, module.parameters())
     reason = why_not(module, optimizer, bench.train.images[0])
     if reason is not None:
-        log.info("%d × %s run one by one: %s", len(lessons), lessons[0].spec.name, reason)
-        return 1
+        return 1, reason
     most = min(len(lessons), room_for(bench, lessons[0], module))
     if most < 2:
-        log.info("%d × %s run one by one: two do not fit in memory", len(lessons), lessons[0].spec.name)
-        return 1
+        return 1, "two do not fit in memory"
     shared = len({lesson.spec.seed for lesson in lessons}) == 1
     machine = [device_name(bench.device), torch.__version__, torch.get_num_threads()]
     key = fingerprint([lessons[0].kind(), bench.dataset.shape, bench.dataset.classes, most, shared, *machine])
@@ -307,7 +315,7 @@ def stack_size(
             best,
             ", ".join(f"{1e3 * s:.3g} ms a step and model in stacks of {n}" for n, s in seconds.items()),
         )
-    return int(known[key])
+    return int(known[key]), None
 
 
 def _read_notes(notes: Path | None) -> dict[str, int]:
