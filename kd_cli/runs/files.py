@@ -1,4 +1,8 @@
-"""Files that others read: written under a temporary name in the same folder, flushed, then renamed."""
+"""Files that others read: written under a temporary name in the same folder, flushed, then renamed.
+
+Who writes a temporary file holds a lock on it. So what a killed process has left behind can be told from what a running
+one is writing, and is removed at the next use.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,16 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import StorageError
+from kd_cli.locks import fcntl, is_at, try_lock
+
+TEMPORARY, MAKING = ".tmp", ".making-"  # the end of a temporary file's name, the beginning of a temporary folder's
 
 
 @contextlib.contextmanager
@@ -36,18 +44,68 @@ def storage(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder, renamed to `path` when the block ends well, removed when it does not."""
+
+    def make() -> tuple[int, Path]:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        return handle, Path(name)
+
     with storage(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        handle, temporary = _owned(make)
         try:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
+            if fcntl is None:
+                os.close(handle)
+                handle = -1
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            if handle >= 0:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder`, removed at the end of the block unless it was renamed."""
+
+    def make() -> tuple[int, Path]:
+        path = Path(tempfile.mkdtemp(dir=folder, prefix=MAKING))
+        return (os.open(path, os.O_RDONLY) if fcntl is not None else -1), path
+
+    handle, path = _owned(make)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _owned(make: Callable[[], tuple[int, Path]]) -> tuple[int, Path]:
+    """A temporary file or folder and its handle, which holds a lock: `tidy` lets it be as long as we live."""
+    while True:
+        handle, path = make()
+        if fcntl is None or (try_lock(handle) and is_at(handle, path)):
+            return handle, path
+        os.close(handle)  # tidy came between and took it
+
+
+def tidy(folder: Path) -> None:
+    """Remove temporary files and folders that a killed process has left in `folder`, none of a running one."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):  # a folder that is not there, or not ours to change
+        left = [p for p in folder.iterdir() if p.name.startswith(".") and p.name.endswith(TEMPORARY)]
+        for path in [*left, *folder.glob(f"{MAKING}*")]:
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    if try_lock(handle):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                finally:
+                    os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,17 +118,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    # Not save_file: it makes a file of its own under the name, which is then not the one that is locked.
+    content = save({name: t.contiguous() for name, t in tensors.items()}, metadata)
     with replacing(path) as temporary:
-        try:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
-        except SafetensorError as error:  # it hides the operating system's error in its text
-            for code in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EDQUOT):
-                if os.strerror(code) in str(error):
-                    raise OSError(code, os.strerror(code)) from error
-            raise
+        temporary.write_bytes(content)
 
 
 def read_json(path: Path) -> Any:

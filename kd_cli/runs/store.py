@@ -14,15 +14,14 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from kd_cli.locks import lock, room_for_files, tidy_locks
 from kd_cli.runs.config import fingerprint as checksum_of
-from kd_cli.runs.files import checksum, read_json, storage, write_json, write_tensors
+from kd_cli.runs.files import checksum, making, read_json, storage, tidy, write_json, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +74,34 @@ class Store:
             return None
 
     @contextlib.contextmanager
-    def lock(self, fingerprints: Iterable[str]) -> Iterator[None]:
-        """Hold the entries while making them; other processes wait. The order is sorted: no deadlock."""
+    def lock(self, fingerprints: Iterable[str], stopping: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the entries while making them; other processes wait. The order is sorted: no deadlock.
+
+        `stopping` is called while waiting, and may raise.
+        """
+        told = False
+
+        def waiting(seconds: float) -> None:
+            nonlocal told
+            stopping()
+            if seconds > 2 and not told:
+                log.info("waiting for another process that trains the same model for %s", self.root)
+                told = True
+
         with contextlib.ExitStack() as stack:
             with storage(self.root):
-                (self.root / "locks").mkdir(parents=True, exist_ok=True)
-                for fingerprint in sorted(set(fingerprints)):
-                    stack.enter_context(FileLock(self.root / "locks" / f"{fingerprint}.lock"))
+                folder = self.root / "locks"
+                folder.mkdir(parents=True, exist_ok=True)
+                wanted = sorted(set(fingerprints))
+                room_for_files(2 * len(wanted))
+                for fingerprint in wanted:
+                    stack.enter_context(lock(folder / f"{fingerprint}.lock", waiting=waiting))
             yield
+
+    def tidy(self) -> None:
+        """Remove what killed processes have left."""
+        tidy(self.root)
+        tidy_locks(self.root / "locks")
 
     def put(
         self,
@@ -98,25 +117,22 @@ class Store:
         final = self.root / fingerprint
         with storage(final):
             self.root.mkdir(parents=True, exist_ok=True)
-            making = Path(tempfile.mkdtemp(dir=self.root, prefix=".making-"))
-            try:
-                write_tensors(making / "weights.safetensors", weights)
-                write_tensors(making / "outputs.safetensors", outputs)
+            with making(self.root) as folder:
+                write_tensors(folder / "weights.safetensors", weights)
+                write_tensors(folder / "outputs.safetensors", outputs)
                 names = ("weights.safetensors", "outputs.safetensors")
                 entry = {
                     "fingerprint": fingerprint,
                     "report": report,
                     "facts": facts,
-                    "checksums": {name: checksum(making / name) for name in names},
+                    "checksums": {name: checksum(folder / name) for name in names},
                     "history": history,
                 }
-                write_json(making / "entry.json", {**entry, "checksum": checksum_of(entry)})
-                making.chmod(0o755)
+                write_json(folder / "entry.json", {**entry, "checksum": checksum_of(entry)})
+                folder.chmod(0o755)
                 if final.exists():  # damaged in a way that setting aside could not mend
                     shutil.rmtree(final)
-                making.rename(final)
-            finally:
-                shutil.rmtree(making, ignore_errors=True)
+                folder.rename(final)
         return Entry(fingerprint, final, report, history)
 
     def _set_aside(self, path: Path, cause: Exception) -> None:

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from kd_cli.errors import ConfigError, DataError
+from kd_cli.locks import lock
 from kd_cli.zoo.vision import import_torchvision, network_timeout
 
 log = logging.getLogger(__name__)
@@ -349,7 +349,7 @@ def _download(kind: Callable[..., Any], root: Path) -> None:
     staging = root / f".downloading-{name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):
+        with lock(root / f".{name}.lock", waiting=lambda seconds: None):
             if _read(kind, root) is not None:  # another process was faster
                 return
             log.info("downloading %s to %s", name, root)
@@ -393,6 +393,10 @@ def _image_tensors(part: Any) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------- pictures in folders
 
 PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+# By a file's content, not its name. PIL knows many more; that of EPS starts Ghostscript, which runs programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def _picture_root(root: str, data_dir: Path) -> Path:
@@ -459,7 +463,7 @@ def _decode(file: Path, size: int, channels: int) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError("it has more than 8 bits per channel, which a conversion would cut off")
             picture = opened.convert("RGB" if channels == 3 else "L")
