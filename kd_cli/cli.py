@@ -14,6 +14,7 @@ from kd_cli import help as help_page
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.nearest import did_you_mean
 
+NAMED = 20  # jobs that failed, at the end of a sweep
 OWN_KEYS = {
     "teacher": {"checkpoint": None, "members": 1, "combine": "geometric"}
 }  # keys that a role adds to every option
@@ -34,9 +35,9 @@ def main() -> None:
     try:
         try:
             _hydra(argv)
-        except Exception:
+        except (Exception, SystemExit):
             if swept():
-                end_sweep()  # exits when jobs failed: these were named when it happened
+                end_sweep()  # exits when jobs failed
             raise
         else:
             if swept():
@@ -118,8 +119,14 @@ def end_sweep() -> None:
     assert folder is not None
     written = write_report([folder], folder)
     print(f"\n{written.table}\n\nwritten to {os.path.relpath(folder)}: sweep.csv, sweep.html")
-    if bad := sum(run.status != "completed" for run in written.runs):
-        sys.exit(f"\nerror: {bad} of {len(written.runs)} jobs did not complete; each was named when it failed")
+    if bad := [run for run in written.runs if run.status != "completed"]:
+        lines = []
+        for run in bad:
+            cause = (run.cause or "").rpartition(f"{run.path.name}: ")[2]
+            lines.append(f"  {os.path.relpath(run.path)}: {run.status}{f', {cause}' if cause else ''}")
+        more = [f"  and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+        told = "\n".join([*lines[:NAMED], *more])
+        sys.exit(f"\nerror: {len(bad)} of {len(written.runs)} jobs did not complete\n{told}")
 
 
 def prepare(argv: Sequence[str]) -> None:

@@ -53,7 +53,9 @@ class SweepNotes(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        os.environ[SWEPT] = ",".join(o.get_key_element() for o in parsed if o.is_sweep_override())
+        searched = OmegaConf.select(config, "hydra.sweeper.params") or {}
+        swept = [*(o.get_key_element() for o in parsed if o.is_sweep_override()), *map(str, searched)]
+        os.environ[SWEPT] = ",".join(swept)
         SweepNotes.folder = None if config.dry_run else Path(str(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -72,30 +74,39 @@ class Task:
     def __call__(self, cfg: DictConfig) -> float | None:
         """One job in its own directory: a run, or a job of a launcher that starts them one by one."""
         hydra = HydraConfig.get()
-        sweeping = hydra.mode == RunMode.MULTIRUN
         path = Path(hydra.runtime.output_dir)
-        config = checked(cfg, hydra)
-        if sweeping and cfg.device == "auto":
-            config = spread(config, int(hydra.job.num))
+        if hydra.mode != RunMode.MULTIRUN:
+            summary = self.run(cfg, path)
+            if summary is not None:
+                print_run(summary, path)
+            return objective(summary or {})
+        try:
+            return objective(self.run(cfg, path, number=int(hydra.job.num)) or {})
+        except Exception as error:  # told now: Hydra tells of the first failure only, at the end
+            log.error("%s", failure(path, error), exc_info=None if isinstance(error, KdError) else error)
+            if cfg.fail_fast:
+                raise SystemExit(1) from error
+            raise
+
+    def run(self, cfg: DictConfig, path: Path, *, number: int | None = None) -> dict[str, Any] | None:
+        """Run one configuration, a sweep's job if it has a number; its summary, None for a dry run."""
+        config = checked(cfg, HydraConfig.get())
+        if number is not None and cfg.device == "auto":
+            config = spread(config, number)
 
         from kd_cli.runs.runner import Job, foresee, run_many
 
         job = Job(config, path, command())
         Task.folder = path
         if cfg.dry_run:
-            print(foresee([job])[0] if not sweeping else f"{path.name}: {foresee([job])[0]}")
+            told = foresee([job])[0]
+            print(told if number is None else f"{path.name}: {told}")
             leave_nothing(path)
             return None
         run_many([job], stopping=stopping)
         if job.error is not None:
-            if sweeping:
-                log.error("%s", failure(job))
-                if cfg.fail_fast:
-                    raise SystemExit(1)
             raise job.error
-        if not sweeping:
-            print_run(job.summary, path)
-        return objective(job.summary)
+        return job.summary
 
     def together(self, jobs: list[SweepJob]) -> None:
         """All jobs of a sweep: each gets its result or its error."""
@@ -115,7 +126,7 @@ class Task:
                     todo.append(Job(checked(without_hydra(config), hydra), job.path, command(), say=saying(job)))
             except KdError as error:
                 job.error = error
-                note(job, logging.ERROR, f"failed: {os.path.relpath(job.path)}: {error}", error)
+                note(job, logging.ERROR, failure(job.path, error), error)
                 job.end()
             else:
                 running[id(todo[-1])] = job
@@ -124,7 +135,7 @@ class Task:
             sweep_job = running[id(job)]
             sweep_job.error, sweep_job.result = job.error, objective(job.summary)
             if job.error is not None:
-                note(sweep_job, logging.ERROR, failure(job), job.error)
+                note(sweep_job, logging.ERROR, failure(job.path, job.error), job.error)
             sweep_job.end()
 
         if fail_fast and (refused := [job for job in jobs if job.error is not None]):
@@ -287,8 +298,8 @@ def command() -> str:
     return shlex.join(["kd-run", *sys.argv[1:]])
 
 
-def failure(job: Job) -> str:
-    return f"failed: {os.path.relpath(job.path)}: {job.error}"
+def failure(path: Path, error: Exception) -> str:
+    return f"failed: {os.path.relpath(path)}: {error}"
 
 
 def saying(job: SweepJob) -> Callable[[str], None]:

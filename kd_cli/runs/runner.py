@@ -12,7 +12,7 @@ import logging
 import platform
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,19 +22,19 @@ from torch import Tensor
 
 from kd_cli.errors import ConfigError, Diverged, KdError
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.engine import Outcome
+from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.methods import Method
 from kd_cli.learn.step import Autocast
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher, combine_logits
 from kd_cli.metrics import agreement, evaluate_logits, gap_closed, matching_shift, oracle_shift
 from kd_cli.runs.bench import Bench, device_name, load_bench
-from kd_cli.runs.checkpoint import forget
+from kd_cli.runs.checkpoint import StackNotes, forget
 from kd_cli.runs.config import RunConfig, TrainSpec, build, fingerprint
 from kd_cli.runs.files import checksum
 from kd_cli.runs.models import check_shape, forward_flops, load_module, predict_module, read_checkpoint
 from kd_cli.runs.pages import write_run_page
 from kd_cli.runs.pictures import pictures
-from kd_cli.runs.rundir import RunDir, read_summary
+from kd_cli.runs.rundir import PAGE, STACKS, SUMMARY, RunDir, claim, read_identity, read_summary
 from kd_cli.runs.store import Entry, Store
 from kd_cli.runs.training import HARD, Care, Lesson, check_recipe, listed, said_of, train_all
 from kd_cli.runs.transfer import TransferSet, key_of, transfer_set
@@ -60,6 +60,7 @@ class Job:
     method: Method | None = None
     teacher: Ensemble | None = None
     alone: Entry | None = None
+    identity: str = ""  # of this run, whatever it trains
 
     @property
     def ended(self) -> bool:
@@ -77,12 +78,15 @@ class Job:
                     hint=f"leave {key} out, or method=soft_targets",
                 )
         if self.config.resume and (summary := read_summary(self.path)) is not None:
-            self.summary = summary
-            if summary.get("status") != "completed":
-                raise Diverged(f"{summary.get('status')}: {summary.get('cause')}")
+            self.summary, self.identity = summary, read_identity(self.path)
+            if not (self.path / PAGE).exists():  # killed between the two
+                write_run_page(self.path)
+            if summary["status"] != "completed":
+                raise Diverged(f"{summary['status']}: {summary.get('cause')}")
             return
         self.rundir = RunDir(self.path, again=self.config.resume)
         self.command = self.rundir.begin(self.command)
+        self.identity = self.rundir.identity
 
 
 def run(config: RunConfig, path: Path, *, command: str) -> dict[str, Any]:
@@ -120,19 +124,38 @@ def run_many(
             for job in alive(jobs):
                 job.error = KdError("not run: another job failed, and fail_fast=true")
 
-    for job in jobs:
-        with failing([job]):
-            job.open()
-    tell()
-    for same_data in grouped(jobs, lambda job: job.config.bench_key()):
-        if not alive(same_data):
-            continue
-        with failing(same_data):
-            config = same_data[0].config
-            forget(partial_states(config))
-            care = Care(partial_states(config), config.every, stopping)
-            Session(load_bench(config), Store(config.store_dir), care).run(same_data, tell)
+    with ExitStack() as claims:
+        with failing(jobs):
+            for folder in claimed(jobs):
+                claims.enter_context(claim(folder))
+        for job in alive(jobs):
+            with failing([job]):
+                job.open()
         tell()
+        stacks = StackNotes(claimed(jobs)[0] / STACKS) if jobs else None
+        for same_data in grouped(jobs, lambda job: job.config.bench_key()):
+            config = same_data[0].config
+            store = Store(config.store_dir)
+            store.tidy()
+            forget(partial_states(config))
+            if not alive(same_data):
+                continue
+            with failing(same_data):
+                care = Care(partial_states(config), config.every, stopping, stacks)
+                Session(load_bench(config), store, care).run(same_data, tell)
+            tell()
+        if stacks is not None and not any(unfinished(job) for job in jobs):
+            stacks.remove()
+
+
+def claimed(jobs: Sequence[Job]) -> list[Path]:
+    """The folders that belong to this process while it runs the jobs: a run's own, or the sweep's."""
+    return [jobs[0].path] if len(jobs) == 1 else sorted({job.path.parent for job in jobs})
+
+
+def unfinished(job: Job) -> bool:
+    """Whether there is something left to do for the job if it is resumed."""
+    return not job.ended or (job.error is not None and not isinstance(job.error, Diverged))
 
 
 def partial_states(config: RunConfig) -> Path:
@@ -208,12 +231,14 @@ class Session:
         self.labels = bench.dataset.test.labels
         self.transfers: dict[str, TransferSet] = {}
         self.care = care
-        self.fitting: set[tuple[str, str]] = set()  # roles and models that take the data
+        self.jobs: Sequence[Job] = ()
+        self.fitting: set[tuple[str, str]] = set()  # roles with models that take the data, and recipes that are sound
         self.ensembles: dict[str, tuple[Ensemble, Report]] = {}
         self.flops: dict[str, int] = {}
 
     def run(self, jobs: Sequence[Job], tell: Callable[[], None]) -> None:
         """Teachers, then students alone, then distilled students, each set of them together."""
+        self.jobs = jobs
         for job in alive(jobs):
             with failing([job]):
                 self.check_shapes(job)
@@ -246,13 +271,15 @@ class Session:
                 self.distil(together, tell)
 
     def check_shapes(self, job: Job) -> None:
-        """ConfigError when a model does not take the data; each model is tried once."""
+        """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
         roles = {"student": job.config.student} | ({"teacher": job.config.teacher} if needs_teacher(job) else {})
         for role, spec in roles.items():
-            key = role, fingerprint(spec.model)
-            if key not in self.fitting:
+            model, recipe = (role, fingerprint(spec.model)), (role, fingerprint([spec.optimizer, spec.schedule]))
+            if model not in self.fitting:
                 check_shape(spec, self.bench.dataset, role=role)
-                self.fitting.add(key)
+            if recipe not in self.fitting:
+                check_recipe(spec, role)
+            self.fitting |= {model, recipe}
 
     def unlabelled(self, job: Job) -> None:
         """Say what hidden labels mean; a method without a teacher has then nothing to learn from."""
@@ -330,6 +357,13 @@ class Session:
             "members": reports,
         }
 
+    def ended_before(self, role: str) -> list[Job]:
+        """Jobs that had their result when this process began, and had part in the training of this role."""
+        ended = [job for job in self.jobs if job.rundir is None and job.method is not None and job.summary]
+        if role == "teacher":
+            return [job for job in ended if needs_teacher(job)]
+        return [job for job in ended if not needs_teacher(job) or job.summary.get("teacher")]
+
     def students_alone(self, jobs: list[Job]) -> None:
         for job, (entry,), from_store in self.obtain(jobs, self.wanted_alone, role="student_alone"):
             job.alone = entry
@@ -353,11 +387,19 @@ class Session:
                     want.setdefault(one.key, one)
                     users.setdefault(one.key, []).append(job)
                 needed.append((job, [one.key for one in of_job]))
-        entries = {key: entry for key in want if (entry := self.store.get(key)) is not None}
+        for job in self.ended_before(role):  # nobody needs theirs, but they were company
+            with failing([job]):
+                for one in wanted(job):
+                    want.setdefault(one.key, one)
+        entries = {key: entry for key in users if (entry := self.store.get(key)) is not None}
         made: set[str] = set()
         trained: set[str] = set()
-        if missing := [key for key in want if key not in entries]:
-            with failing([job for key in missing for job in users[key]]), self.store.lock(missing):
+        if missing := [key for key in users if key not in entries]:
+            with (
+                failing([job for key in missing for job in users[key]]),
+                self.store.lock(missing, self.stop_waiting),
+                self.care.until_safe() as safe,
+            ):
                 # another process may have made some of them while we waited
                 entries |= {key: entry for key in missing if (entry := self.store.get(key)) is not None}
                 new = [key for key in missing if key not in entries]
@@ -368,7 +410,8 @@ class Session:
                         entries[key] = self.keep(want[key], outcome, users[key], role)
                         made.add(key)
                         trained.add(key)
-                self.care.release()
+                if not any(unfinished(job) and job.error for key in new for job in users[key]):
+                    safe()
         for job, keys in needed:
             if job.ended or any(key not in entries for key in keys):
                 continue
@@ -389,6 +432,8 @@ class Session:
         for new in grouped((one for one in wanted if one.state is None), lambda one: id(one.bench.train)):
 
             def told(i: int, row: dict[str, Any], new: Sequence[Wanted] = new) -> None:
+                if new[i].key not in missing:  # it is only company
+                    return
                 job = users[new[i].key][0]  # the others get the rows when it is trained
                 if not job.ended:
                     job_rundir(job).append_metrics(member_rows([row], new[i].key, self.member_keys(job, role)))
@@ -403,7 +448,8 @@ class Session:
                 subject=fingerprint(new[0].facts.get("transfer")),
                 told=told,
                 needed=[one.key in missing for one in new],
-                names=[users[one.key][0].path.name for one in new],
+                names=[users[one.key][0].path.name if one.key in users else one.title for one in new],
+                results=[self.store.root / one.key / "entry.json" for one in new],
             )
             yield from ((new[i].key, outcome) for i, outcome in outcomes if new[i].key in missing)
 
@@ -426,6 +472,11 @@ class Session:
         history = outcome.history if outcome else []
         return self.store.put(one.key, weights=state, outputs=outputs, report=report, history=history, facts=one.facts)
 
+    def stop_waiting(self) -> None:
+        """Raises Interrupted when asked to stop while another process trains what this one needs."""
+        if self.care.stopping():
+            raise Interrupted("stopped while another process trains the same model")
+
     @property
     def notes(self) -> Path:
         return self.store.root / "stack-sizes.json"
@@ -447,6 +498,21 @@ class Session:
         lessons = [(job, lesson) for job in jobs for lesson in self.lessons(job)]
         title = f"student {config.student.name} by {config.method_name}"
 
+        with self.care.until_safe() as safe:
+            self.distil_all(jobs, lessons, transfer, title, tell)
+            if not any(unfinished(job) for job in jobs):
+                safe()
+
+    def distil_all(
+        self,
+        jobs: list[Job],
+        lessons: list[tuple[Job, Lesson]],
+        transfer: TransferSet,
+        title: str,
+        tell: Callable[[], None],
+    ) -> None:
+        config = jobs[0].config
+
         def told(i: int, row: dict[str, Any]) -> None:
             job = lessons[i][0]
             if not job.ended and len(job.config.settings()) == 1:  # else the chosen one's rows follow the choice
@@ -467,6 +533,8 @@ class Session:
             told=told,
             needed=[not job.ended for job, _ in lessons],
             names=[job.path.name for job, _ in lessons],
+            owners=[job.identity for job, _ in lessons],
+            results=[job.path.absolute() / SUMMARY for job, _ in lessons],
         )
         waiting: dict[int, dict[int, Outcome]] = {}
         for i, outcome in outcomes:
@@ -478,8 +546,6 @@ class Session:
                 with failing([job]):
                     self.finish(job, [lessons[k][1] for k in sorted(own)], [own[k] for k in sorted(own)], title)
                 tell()
-        if all(job.error is None or isinstance(job.error, Diverged) for job in jobs):
-            self.care.release()
 
     def teacher(self, job: Job, transfer: TransferSet) -> Teacher | None:
         """The teacher as the student meets it: its stored logits, or live where the student's input is augmented."""

@@ -1,0 +1,470 @@
+"""Sweeps: fused as one by one, compositions, names, dry runs, failures, resuming, T=auto, other launchers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from process import Ran
+from safetensors.torch import load_file
+
+from kd_cli.cli import prepare
+from kd_cli.help import conf_dir
+from kd_cli.launcher.fused import remember_compositions, save_configuration, to_yaml
+from kd_cli.launcher.names import LONGEST, job_dir
+
+Run = Callable[..., Ran]
+OUT = "hydra.sweep.dir=out"
+# Numbers and words of a run's record that are its own: times, and where it comes from.
+OWN = {"seconds", "examples_per_second", "command", "from_store", "fingerprint", "epoch_seconds"}
+
+
+def sweep(kd_run: Run, *argv: str, code: int = 0, **options: Any) -> Ran:
+    """A sweep of the smallest runs, in the folder `out`."""
+    ran = kd_run("-m", *TINY, *argv, *([] if any(a.startswith("hydra.sweep.dir") for a in argv) else [OUT]), **options)
+    assert ran.code == code, ran.err
+    return ran
+
+
+def summary(path: Path) -> dict[str, Any]:
+    return json.loads((path / "summary.json").read_text())
+
+
+def jobs(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/.hydra"))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def close(one: Any, other: Any, tolerance: float, at: str = "") -> None:
+    """Equal, and numbers to the tolerance, but for what is a run's own."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), at
+        for key in one.keys() - OWN:
+            close(one[key], other[key], tolerance, f"{at}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), at
+        for k, (a, b) in enumerate(zip(one, other, strict=True)):
+            close(a, b, tolerance, f"{at}[{k}]")
+    elif isinstance(one, float) and isinstance(other, float):
+        assert one == pytest.approx(other, rel=tolerance, abs=tolerance), at
+    else:
+        assert one == other, at
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def said(path: Path) -> list[str]:
+    """The lines of a job's log without dates and seconds."""
+    lines = (path / "run.log").read_text().splitlines()
+    return [re.sub(r"^(\[[^]]*\]){3}|\d+\.\d s", "", line) for line in lines]
+
+
+# ---------------------------------------------------------------- fused as one by one
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_a_fused_sweep_leaves_what_one_by_one_leaves(
+    kd_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, tolerance: float
+) -> None:
+    folders = []
+    for launcher in ("fused", "basic"):
+        monkeypatch.setenv("KD_STORE", str(tmp_path / f"store-{launcher}"))
+        argv = ("T=1,4", "seed=0,1", "training.epochs=2", "student.dropout=0.2", f"precision={precision}")
+        ran = sweep(kd_run, *argv, f"hydra/launcher={launcher}", f"hydra.sweep.dir={launcher}")
+        folders.append(tmp_path / launcher)
+        assert ("at once, measured" in ran.err) == (launcher == "fused")
+    fused, basic = folders
+    assert files(fused) == files(basic)
+    for one, other in zip(jobs(fused), jobs(basic), strict=True):
+        for name in ("config.yaml", "overrides.yaml"):
+            assert (one / ".hydra" / name).read_text() == (other / ".hydra" / name).read_text()
+        hydra = [yaml.safe_load((path / ".hydra" / "hydra.yaml").read_text())["hydra"] for path in (one, other)]
+        for node in hydra:  # which launcher it was, and where
+            del node["launcher"], node["runtime"]["output_dir"], node["runtime"]["choices"]["hydra/launcher"]
+            node["overrides"]["hydra"] = node["sweep"]["dir"] = None
+        assert hydra[0] == hydra[1]
+        close(rows(one), rows(other), tolerance)
+        close(summary(one), summary(other), tolerance)
+        weights = [load_file(path / "student.safetensors") for path in (one, other)]
+        for key, value in weights[0].items():
+            assert (value - weights[1][key]).abs().max() < tolerance
+        assert said(one) == said(other)
+
+
+def test_what_does_not_stack_runs_one_by_one_and_a_line_says_why(kd_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "def net(input_shape, num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))\n"
+    )
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "own.yaml").write_text("_target_: own.net\n")
+    here = ["--config-dir", str(tmp_path / "conf")]
+    argv = [word for word in TINY if word != "student.hidden=[8]"]
+    ran = kd_run("-m", *here, *argv, "student=own", "seed=0,1", "hydra.sweep.dir=batchnorm")
+    assert ran.code == 0, ran.err
+    assert "2 × student own by soft_targets run one by one: BatchNorm1d keeps running statistics" in ran.err
+    optimizer = [
+        "optimizer=sgd",
+        "~optimizer.momentum",
+        "~optimizer.nesterov",
+        "optimizer._target_=torch.optim.Adadelta",
+        "seed=0,1",
+        "hydra.sweep.dir=optimizer",
+    ]
+    assert "the optimiser Adadelta has no stacked form" in sweep(kd_run, *optimizer).err
+    ran = sweep(kd_run, "student.hidden=[4],[5]", "hydra.sweep.dir=architecture")
+    assert "run one by one: no other job has the same architecture" in ran.err
+    assert [summary(job)["student"]["parameters"] for job in jobs(tmp_path / "architecture")] == [310, 385]
+
+
+# ---------------------------------------------------------------- compositions
+
+
+@pytest.fixture
+def loader() -> Iterator[tuple[Any, DictConfig]]:
+    GlobalHydra.instance().clear()
+    prepare([])
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = GlobalHydra.instance().config_loader()
+        yield found, found.load_configuration("config", ["hydra.launcher={}"], RunMode.MULTIRUN)
+
+
+COMBINATIONS = [
+    [],
+    ["T=3"],
+    ["T=3.5", "alpha=0", "beta=1e-3", "seed=17"],
+    ["T=auto", "alpha=auto"],
+    ["student=tinymlp", "T=3"],
+    ["T=3", "student=tinymlp", "student.hidden=[4,5]", "teacher=cnn", "teacher.channels=[1]"],
+    ["student.hidden=[]", "student.max_norm=null", "student.dropout=0.5"],
+    ["method=soft_targets", "method.square_T=false", "seed=1"],
+    ["optimizer=sgd", "optimizer.lr=1", "teacher_optimizer.weight_decay=0.1"],
+    ["schedule=step", "schedule.milestones=[0.1,0.9]", "training.epochs=3", "training.flip=true"],
+    ["dataset=mnist", "training.epochs=2", "teacher_training.seed=4"],
+    ["device='cuda:1'", 'data_dir="a folder/with, comma=and=equals"', "store_dir='${oc.env:HOME}/x'"],
+    ["data_dir='tr\u00fcb: #no'", "store_dir='~/x'", "precision=float64"],
+    ["data_dir='1.50'", "store_dir='null'", "resume='yes'"],
+    ["+student.extra=1", "student.extra=2"],
+    ["student.dropout=0.5", "++student.dropout=0.6", "student.dropout=0.7"],
+    ["T=2", "~student.hidden", "seed=3"],
+    ["student.hidden=[1]", "~student.hidden", "T=9"],
+    ["hydra.job.name=other", "T=2", "hydra.sweep.subdir=${hydra.job.num}", "seed=1"],
+    ["hydra/job_logging=none", "T=2"],
+    ["transfer.omit=[3,'seven']", "transfer.fraction=0.5"],
+    ["training.epochs=${teacher_training.epochs}", "T=${beta}", "beta=2"],
+    ["T=1", "T=2"],
+]
+
+
+@pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
+def test_a_remembered_composition_is_hydras_own(loader: tuple[Any, DictConfig], overrides: list[str]) -> None:
+    found, master = loader
+    expected = found.load_sweep_config(master, overrides)
+    remember_compositions(found)
+    found.load_sweep_config(master, ["T=77", *overrides[:1]])  # something has been remembered
+    for _ in range(2):
+        config = found.load_sweep_config(master, overrides)
+        assert OmegaConf.to_yaml(config) == OmegaConf.to_yaml(expected)
+        types = [
+            {key: type(node._get_node(key)) for node in tree(some) for key in keys_of(node)}
+            for some in (config, expected)
+        ]
+        assert types[0] == types[1]
+
+
+def tree(node: Any) -> Iterator[Any]:
+    yield node
+    for key in keys_of(node):
+        child = node._get_node(key)
+        if OmegaConf.is_config(child):
+            yield from tree(child)
+
+
+def keys_of(node: Any) -> list[Any]:
+    if node._is_none() or node._is_interpolation() or node._is_missing():
+        return []
+    return list(node.keys()) if OmegaConf.is_dict(node) else list(range(len(node)))
+
+
+@pytest.mark.parametrize("overrides", [["training.epochs=many"], ["T=1", "studnt=x"], ["seed=1", "beta.x=1"]])
+def test_a_remembered_composition_refuses_what_hydra_refuses(
+    loader: tuple[Any, DictConfig], overrides: list[str]
+) -> None:
+    found, master = loader
+    with pytest.raises(Exception, match=r"override") as expected:
+        found.load_sweep_config(master, overrides)
+    remember_compositions(found)
+    with pytest.raises(type(expected.value)) as refused:
+        found.load_sweep_config(master, overrides)
+    assert str(refused.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
+def test_the_record_of_a_job_is_written_as_omegaconf_writes_it(
+    loader: tuple[Any, DictConfig], overrides: list[str], tmp_path: Path
+) -> None:
+    found, master = loader
+    config = found.load_sweep_config(master, overrides)
+    save_configuration(config, tmp_path)
+    values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    assert (tmp_path / "config.yaml").read_text() == OmegaConf.to_yaml(values)
+    assert (tmp_path / "hydra.yaml").read_text() == OmegaConf.to_yaml(OmegaConf.masked_copy(config, "hydra"))
+    assert (tmp_path / "overrides.yaml").read_text() == OmegaConf.to_yaml(config.hydra.overrides.task)
+
+
+def test_long_words_and_odd_ones_survive_the_fast_writer() -> None:
+    odd = {
+        "long": "word " * 60,
+        "lines": "a\nb\n",
+        "like": ["1", "1e3", "no", "~", "", " x", "'", '"', "a: b", "#", "\U0001f30a"],
+    }
+    assert yaml.safe_load(to_yaml(odd)) == odd
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_a_jobs_directory_is_short_and_says_what_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KD_SWEPT", "T,student.hidden")
+    name = job_dir(3, ["teacher=bigmlp", "T=2", "student.hidden=[8,8]", "resume=x/y"])
+    assert re.fullmatch(r"003_T=2_hidden=-8-8_[0-9a-f]{8}", name)
+    assert name == job_dir(3, ["teacher=bigmlp", "T=2", "student.hidden=[8,8]"])  # found again when resumed
+    long = job_dir(1234, [f"student.hidden=[{'8,' * 400}]", "data_dir=/a/b/../c", "T='a/b'"])
+    assert len(long) < LONGEST + 20
+    assert "/" not in long
+    assert long != job_dir(1234, [f"student.hidden=[{'8,' * 401}]", "data_dir=/a/b/../c", "T='a/b'"])
+
+
+def test_a_value_swept_twice_runs_in_two_directories(kd_run: Run, tmp_path: Path) -> None:
+    sweep(kd_run, "T=1,1", "data_dir=a/b", code=0)
+    assert len(jobs(tmp_path / "out")) == 2
+
+
+# ---------------------------------------------------------------- dry runs
+
+
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+def test_a_dry_run_of_a_sweep_tells_and_leaves_nothing(kd_run: Run, tmp_path: Path, launcher: str) -> None:
+    argv = ("-m", *TINY, "T=1,2", "dry_run=true", f"hydra/launcher={launcher}")
+    ran = kd_run(*argv)
+    assert ran.code == 0, ran.err
+    told = [line for line in ran.out.splitlines() if line]
+    assert len(told) == 2
+    assert "teacher tinymlp: to train; student tinymlp alone: to train" in told[0]
+    assert told[1].startswith("001_T=2_")
+    assert list(tmp_path.iterdir()) == []
+    assert not Path(os.environ["KD_STORE"]).exists()
+    sweep(kd_run, "T=1")
+    ran = kd_run(*argv)
+    assert ran.out.count("teacher tinymlp: in the store; student tinymlp alone: in the store") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+def test_a_dry_run_removes_no_run(kd_run: Run, tmp_path: Path, launcher: str) -> None:
+    sweep(kd_run, "T=1,2")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out") if ".hydra" not in name}
+    kd_run("-m", *TINY, "T=1,2", "resume=out", "dry_run=true", f"hydra/launcher={launcher}")
+    (job, *_) = jobs(tmp_path / "out")
+    kd_run(*TINY, f"hydra.run.dir={job}", "dry_run=true")
+    after = {name: (tmp_path / "out" / name).read_bytes() for name in before}
+    for name in before:
+        if not name.endswith(("multirun.yaml", "run.log")):
+            assert after[name] == before[name]
+
+
+# ---------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+def test_a_failed_job_fails_nothing_else_and_is_counted(kd_run: Run, tmp_path: Path, launcher: str) -> None:
+    ran = sweep(kd_run, "T=-1,1", "optimizer.lr=0.01,1e30", f"hydra/launcher={launcher}", code=1)
+    by_name = {job.name: job for job in jobs(tmp_path / "out")}
+    status = {name[:3]: json.loads((job / "summary.json").read_text())["status"]
+              for name, job in by_name.items() if (job / "summary.json").exists()}  # fmt: skip
+    assert status == {"002": "completed", "003": "diverged"}
+    for number, cause in (("000", "T is -1"), ("001", "T is -1"), ("003", "is not a finite number in epoch 1")):
+        (name,) = (name for name in by_name if name.startswith(number))
+        assert re.search(rf"failed: out/{re.escape(name)}: .*{cause}", ran.err)
+        assert cause in (by_name[name] / "run.log").read_text()
+    assert "4 runs: 2 failed, 1 completed, 1 diverged" in ran.out
+    assert "3 of 4 jobs did not complete" in ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+def test_fail_fast_ends_a_sweep_at_its_first_failure(kd_run: Run, tmp_path: Path, launcher: str) -> None:
+    ran = sweep(kd_run, "optimizer.lr=1e30,0.01", "fail_fast=true", f"hydra/launcher={launcher}", code=1)
+    assert not list((tmp_path / "out").glob("001*/summary.json"))
+    assert "is not a finite number" in ran.err
+    sweep(kd_run, "T=-1,1", "fail_fast=true", f"hydra/launcher={launcher}", "hydra.sweep.dir=second", code=1)
+    assert not list((tmp_path / "second").glob("001*/summary.json"))
+
+
+FAILING = """
+import resource
+import kd_cli.runs.runner as runner
+def failing(self, *args, **keys):
+    import numpy as np
+    ballast = np.ones(12_000_000)  # 96 MB
+    try:
+        raise ValueError("first")
+    except ValueError as cause:
+        held = lambda: ballast
+        raise RuntimeError("my bug") from cause
+runner.Session.finish = failing
+def end(*args, main=runner.run_many, **keys):
+    main(*args, **keys)
+    print("peak MB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+runner.run_many = end
+"""
+
+
+def test_failed_jobs_give_their_memory_back(kd_run: Run) -> None:
+    peaks = []
+    for n in (1, 8):
+        ran = sweep(kd_run, f"seed=range({n})", f"hydra.sweep.dir=out{n}", code=1, prelude=FAILING)
+        assert ran.err.count("my bug") >= n
+        peaks.append(int(re.search(r"peak MB (\d+)", ran.out)[1]))  # type: ignore[index]
+    assert peaks[1] - peaks[0] < 96
+
+
+# ---------------------------------------------------------------- resuming
+
+KILLED = """
+import kd_cli.runs.runner as runner
+def killed(self, *args, finish=runner.Session.finish, done=[], **keys):
+    import os, signal
+    if len(done) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(self, *args, **keys)
+    done.append(1)
+runner.Session.finish = killed
+"""
+
+
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+def test_a_killed_sweep_is_resumed_to_the_same_table(kd_run: Run, tmp_path: Path, launcher: str) -> None:
+    argv = ("T=1,4", "seed=0,1", f"hydra/launcher={launcher}", "precision=float64")
+    whole = sweep(kd_run, *argv, "hydra.sweep.dir=whole")
+    sweep(kd_run, *argv, code=-9, prelude=KILLED)
+    done = sorted((tmp_path / "out").glob("*/summary.json"))
+    assert len(done) == 2
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in done}
+    records = {path: (path.parent / ".hydra" / "config.yaml").read_text() for path in done}
+    resumed = kd_run("-m", *TINY, *argv, "resume=out")
+    assert resumed.code == 0, resumed.err
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in done} == before
+    if launcher == "fused":
+        assert {path: (path.parent / ".hydra" / "config.yaml").read_text() for path in done} == records
+    assert resumed.out.replace("out", "whole") == whole.out.replace("out", "whole")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    for one, other in zip(jobs(tmp_path / "out"), jobs(tmp_path / "whole"), strict=True):
+        close(rows(one), rows(other), 1e-9)
+        close(summary(one), summary(other), 1e-9)
+
+
+# ---------------------------------------------------------------- T=auto
+
+
+def test_auto_chooses_on_validation_data_and_is_the_run_with_that_value(kd_run: Run, tmp_path: Path) -> None:
+    argv = ("training.epochs=3", "precision=float64", "optimizer.lr=0.03")
+    ran = sweep(kd_run, "T=auto", *argv)
+    (job,) = jobs(tmp_path / "out")
+    told = summary(job)
+    auto = told["auto"]
+    assert [tried["T"] for tried in auto["tried"]] == [1, 1.5, 2, 3, 4, 5, 8, 10, 20]
+    best = min(auto["tried"], key=lambda tried: (-tried["val_accuracy"], tried["val_nll"]))
+    assert auto["tried"][auto["chosen"]] == best
+    assert told["T"] == best["T"]
+    assert f"at T = {best['T']:g}" in ran.err
+    given = sweep(kd_run, f"T={best['T']}", *argv, "hydra.sweep.dir=given")
+    assert given.code == 0
+    (explicit,) = jobs(tmp_path / "given")
+    chosen, wanted = (load_file(path / "student.safetensors") for path in (job, explicit))
+    for name, value in wanted.items():
+        assert (chosen[name] - value).abs().max() < 1e-9
+    close([row for row in rows(job) if row["role"] == "student"],
+          [row for row in rows(explicit) if row["role"] == "student"], 1e-9)  # fmt: skip
+    close(told["student"], summary(explicit)["student"], 1e-9)
+
+
+def test_a_run_with_auto_shows_the_curve_and_what_was_chosen(kd_run: Run) -> None:
+    ran = kd_run(*TINY, "T=auto", "alpha=auto")
+    assert ran.code == 0, ran.err
+    auto = ran.summary["auto"]
+    assert len(auto["tried"]) == 9 * 6
+    assert auto["keys"] == ["T", "alpha"]
+    assert "chosen on validation data" in ran.out
+    page = (ran.run_dir / "report.html").read_text()
+    assert "chosen on validation data" in page.lower()
+
+
+def test_auto_needs_validation_data_and_something_to_choose(kd_run: Run) -> None:
+    ran = kd_run(*TINY, "T=auto", "dataset.val_fraction=0")
+    assert ran.code == 1
+    assert "choose on validation data, and dataset.val_fraction is 0" in ran.err
+    ran = kd_run(*TINY, "T=auto", "method=hard")
+    assert ran.code == 1
+    assert "method=hard has no T to choose" in ran.err
+
+
+# ---------------------------------------------------------------- other launchers and sweepers
+
+
+def plug_in(name: str) -> Any:
+    found = importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(f"hydra_plugins.{name}")
+    return pytest.mark.skipif(found is None, reason=f"{name} is not installed")
+
+
+# In a process of its own kind: these start others, which multiprocessing's daemons may not.
+def real_run(folder: Path, *argv: str) -> Ran:
+    command = [sys.executable, "-m", "kd_cli", "-m", *TINY, *argv, OUT]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return Ran(done.returncode, done.stdout, done.stderr, folder, jobs(folder / "out"))
+
+
+@plug_in("hydra_joblib_launcher")
+def test_joblib_runs_jobs_side_by_side_and_trains_the_teacher_once(tmp_path: Path) -> None:
+    ran = real_run(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "T=1,2,-1")
+    assert ran.code == 1
+    assert "3 runs: 2 completed, 1 failed" in ran.out or "3 runs: 1 failed, 2 completed" in ran.out
+    assert re.search(r"failed: out/002_T=-1_\w+: T is -1", ran.err)
+    fresh = [summary(job)["teacher"]["from_store"] for job in ran.run_dirs if (job / "summary.json").exists()]
+    assert sorted(fresh) == [False, True]
+    assert [job.name[:8] for job in ran.run_dirs] == ["000_T=1_", "001_T=2_", "002_T=-1"]
+
+
+@plug_in("hydra_optuna_sweeper")
+def test_optuna_searches_in_batches_that_are_trained_together(tmp_path: Path) -> None:
+    ran = real_run(
+        tmp_path,
+        *("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1"),
+        *("T=interval(1,10)", "alpha=choice(0.5,1)"),
+    )
+    assert ran.code == 0, ran.err
+    assert len(ran.run_dirs) == 4
+    best = yaml.safe_load((tmp_path / "out" / "optimization_results.yaml").read_text())
+    errors = [1 - summary(job)["student"]["val"]["accuracy"] for job in ran.run_dirs]
+    assert best["best_value"] == pytest.approx(min(errors))
+    assert "4 runs: 4 completed" in ran.out
