@@ -35,9 +35,9 @@ def main() -> None:
     try:
         try:
             _hydra(argv)
-        except (Exception, SystemExit):
+        except (Exception, SystemExit) as error:
             if swept():
-                end_sweep()  # exits when jobs failed
+                end_sweep(error)  # exits when jobs failed and the error was one of theirs
             raise
         else:
             if swept():
@@ -111,8 +111,11 @@ def swept() -> Path | None:
     return SweepNotes.folder if SweepNotes.folder and any(SweepNotes.folder.glob("*/.hydra")) else None
 
 
-def end_sweep() -> None:
-    """Print the answer of a sweep and write its files; exits with 1 when a job failed."""
+def end_sweep(error: BaseException | None = None) -> None:
+    """Print the answer of a sweep and write its files; exits with 1 when a job failed.
+
+    Returns when the error that ended the sweep is no job's own, which has been told.
+    """
     from kd_cli.runs.pages import write_report
 
     folder = swept()
@@ -126,7 +129,15 @@ def end_sweep() -> None:
             lines.append(f"  {os.path.relpath(run.path)}: {run.status}{f', {cause}' if cause else ''}")
         more = [f"  and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
         told = "\n".join([*lines[:NAMED], *more])
-        sys.exit(f"\nerror: {len(bad)} of {len(written.runs)} jobs did not complete\n{told}")
+        failed = f"\nerror: {len(bad)} of {len(written.runs)} jobs did not complete\n{told}"
+        causes = [run.cause for run in bad if run.cause]
+        if error is None or isinstance(error, SystemExit) or any(_first_line(error) in cause for cause in causes):
+            sys.exit(failed)
+        print(failed + "\n", file=sys.stderr)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def prepare(argv: Sequence[str]) -> None:
