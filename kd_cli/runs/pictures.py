@@ -170,7 +170,8 @@ def _softened(
     kept = sorted(kept) if len(class_names) <= CLASSES else sorted(kept, key=lambda k: -float(guide[i, k]))
 
     def rows(logits: Tensor) -> list[list[float]]:
-        return [[round(p, 4) for p in torch.softmax(logits[i] / t, -1)[kept].tolist()] for t in warmth]
+        softened = torch.softmax(logits[i] / torch.tensor(warmth, dtype=logits.dtype)[:, None], -1)
+        return [[round(p, 4) for p in row] for row in softened[:, kept].tolist()]
 
     return {
         "classes": [str(class_names[k]) for k in kept],
