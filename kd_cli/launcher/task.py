@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("kd_cli")
 
 MULTIRUN, LOG = "multirun.yaml", "run.log"  # what Hydra leaves beside .hydra
+WORDS = ".command.json"  # of a sweep: Hydra writes multirun.yaml anew at each resumption, and not in one piece
 
 
 class SweepNotes(Callback):
     """Notes where a sweep writes, so that the command can report on it when it has ended, however it ended."""
 
     folder: Path | None = None
+    after: Any = None  # the node of a function that draws from the sweep's runs
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse the directory of another run before Hydra writes its own files there."""
@@ -56,7 +58,14 @@ class SweepNotes(Callback):
         searched = OmegaConf.select(config, "hydra.sweeper.params") or {}
         swept = [*(o.get_key_element() for o in parsed if o.is_sweep_override()), *map(str, searched)]
         os.environ[SWEPT] = ",".join(swept)
+        SweepNotes.after = OmegaConf.to_container(config.after_sweep) if config.get("after_sweep") else None
         SweepNotes.folder = None if config.dry_run else Path(str(config.hydra.sweep.dir))
+        if SweepNotes.folder is not None:
+            try:
+                note_words(SweepNotes.folder, config)
+            except StorageError as error:
+                SweepNotes.folder = None
+                raise SystemExit(f"error: {error}") from error  # Hydra would make a warning of an Exception
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if config.dry_run:
@@ -214,7 +223,12 @@ def resume_run(path: Path) -> None:
     """Go on with a run from its last saved epoch, by the configuration that it recorded itself."""
     from kd_cli.runs.runner import Job, run_many
 
-    if not (path / ".hydra" / "config.yaml").is_file():
+    if (path.absolute().parent / MULTIRUN).is_file():
+        raise ConfigError(
+            f"resume is {path}, a job of a sweep, whose jobs are trained together",
+            hint=f"kd-run resume={os.path.relpath(path.absolute().parent)} goes on with the sweep",
+        )
+    if not (path / ".hydra" / "overrides.yaml").is_file():  # the last that Hydra writes before a run begins
         raise ConfigError(
             f"resume is {path}, which holds no run or sweep",
             hint="name a directory with .hydra/ in it, or a sweep's with multirun.yaml",
@@ -239,16 +253,45 @@ def resume_run(path: Path) -> None:
 
 def sweep_command(path: Path) -> list[str] | None:
     """The words of the command that began a sweep, to repeat it; None when the directory is not a sweep's."""
-    if not (path / "multirun.yaml").is_file():
+    from kd_cli.runs.files import read_json
+
+    noted = path / WORDS
+    if not noted.is_file() and not (path / MULTIRUN).is_file():
         return None
     try:
-        recorded = OmegaConf.load(path / "multirun.yaml").hydra
-        folders = [s.path for s in recorded.runtime.config_sources if s.provider == "command-line"]
-        words = [*recorded.overrides.hydra, *recorded.overrides.task]
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path / 'multirun.yaml'} cannot be read: {error}") from error
-    kept = [str(word) for word in words if not str(word).startswith(("resume=", "hydra.mode=", "hydra.sweep.dir="))]
-    return ["-m", *(word for folder in folders for word in ("--config-dir", folder)), *kept, f"resume={path}"]
+        if noted.is_file():
+            words = [str(word) for word in read_json(noted)]
+        else:
+            noted = path / MULTIRUN
+            words = words_of(OmegaConf.load(noted))
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{noted} cannot be read: {error}", hint="start the sweep anew") from error
+    return ["-m", *words, f"resume={path}"]
+
+
+def words_of(config: Any) -> list[str]:
+    """The words of the command that a sweep's configuration was composed by, but where it writes."""
+    hydra = config.hydra
+    folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    words = map(str, [*hydra.overrides.hydra, *hydra.overrides.task])
+    kept = [word for word in words if not word.startswith(("resume=", "hydra.mode=", "hydra.sweep.dir="))]
+    return [*(word for folder in folders for word in ("--config-dir", folder)), *kept]
+
+
+def note_words(folder: Path, config: DictConfig) -> None:
+    """Note how a sweep was begun. StorageError when the folder is another sweep's."""
+    from kd_cli.runs.files import storage, write_json
+
+    if (folder / WORDS).exists():
+        if config.resume is None:
+            raise StorageError(
+                f"{folder} already holds a sweep",
+                hint=f"kd-run resume={folder} goes on with it; hydra.sweep.dir= names another folder",
+            )
+        return
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / WORDS, words_of(config))
 
 
 def print_run(summary: dict[str, Any], path: Path) -> None:

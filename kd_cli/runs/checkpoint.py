@@ -1,20 +1,25 @@
 """Training that was interrupted goes on: its state, written at epoch ends, under the fingerprint of what is trained.
 
-Two states are kept, the last and the one before it. Each file is the checksum of what follows, then tensors and plain
-values that torch reads without unpickling code.
+Two states are kept, the last and the one before it. Each file is the checksum of what follows, a line of JSON that
+names the files which make the state obsolete once they are there, then tensors and plain values that torch reads
+without unpickling code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import json
 import logging
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import ConfigError
-from kd_cli.runs.files import replacing, storage
+from kd_cli.runs.files import read_json, replacing, storage, tidy, write_json
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +46,10 @@ def interval(given: Any) -> tuple[int, float]:
 
 
 class TrainingState:
-    """The state of one training, a model's or a stack's, in a file of its own."""
+    """The state of one training, a model's or a stack's, in a file of its own; `results` are the files it ends with."""
 
-    def __init__(self, path: Path, *, every: tuple[int, float]) -> None:
+    def __init__(self, path: Path, *, every: tuple[int, float], results: Sequence[Path] = ()) -> None:
+        self.results = results
         self.path, self.previous = path, path.with_suffix(".previous")
         self.epochs, self.seconds = every
         self.saved = time.monotonic()
@@ -61,12 +67,12 @@ class TrainingState:
 
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        payload = buffer.getvalue()
+        payload = json.dumps([str(path) for path in self.results]).encode() + b"\n" + buffer.getvalue()
         with storage(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as temporary:
             temporary.write_bytes(hashlib.blake2b(payload, digest_size=DIGEST).digest() + payload)
-            if self.path.exists():
+            with contextlib.suppress(FileNotFoundError):
                 self.path.replace(self.previous)
         self.saved = time.monotonic()
 
@@ -83,7 +89,7 @@ class TrainingState:
             if hashlib.blake2b(payload, digest_size=DIGEST).digest() != content[:DIGEST]:
                 log.warning("%s is damaged and is not used", path)
                 continue
-            return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(payload.partition(b"\n")[2]), map_location="cpu", weights_only=True)
         return None
 
     def remove(self) -> None:
@@ -93,10 +99,48 @@ class TrainingState:
 
 
 def forget(folder: Path) -> None:
-    """Remove states that nobody came back for in a month."""
+    """Remove states whose results are there, those that nobody came back for in a month, and temporary files."""
+    tidy(folder)
     for path in folder.glob("*"):
-        try:
-            if time.time() - path.stat().st_mtime > FORGOTTEN:
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - path.stat().st_mtime > FORGOTTEN or _obsolete(path):
                 path.unlink()
-        except FileNotFoundError:  # another process was faster
-            continue
+
+
+def _obsolete(path: Path) -> bool:
+    """Whether all results of the training are there: it was stopped before it could remove its state."""
+    if path.name.startswith("."):
+        return False
+    with path.open("rb") as file:
+        file.seek(DIGEST)
+        line = file.readline(1 << 20)
+    try:
+        results = json.loads(line)
+        return bool(results) and all(os.path.exists(result) for result in results)
+    except (ValueError, TypeError):
+        return False  # damaged: told when it is used
+
+
+class StackNotes:
+    """Which models were trained together, so that those which are left after an interruption have the same company.
+
+    A model's last digit can depend on the size of its stack.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            found = read_json(path)
+        except (OSError, ValueError):
+            found = {}
+        self.known: dict[str, list[list[str]]] = found if isinstance(found, dict) else {}
+
+    def get(self, stage: str) -> list[list[str]]:
+        return self.known.get(stage, [])
+
+    def add(self, stage: str, stacks: list[list[str]]) -> None:
+        self.known[stage] = self.get(stage) + stacks
+        write_json(self.path, self.known)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -114,7 +114,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
@@ -134,6 +138,11 @@ def checksum(path: Path) -> str:
     """BLAKE2b of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def checksum_of(text: str) -> str:
+    """The checksum of a file that holds this text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def new_folder(path: str | Path) -> Path:

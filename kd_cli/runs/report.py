@@ -21,8 +21,7 @@ from typing import Any
 import yaml
 
 from kd_cli.errors import DataError
-from kd_cli.runs.files import read_json
-from kd_cli.runs.rundir import METRICS, SUMMARY
+from kd_cli.runs.rundir import METRICS, SUMMARY, intact, verified_summary
 
 AVERAGED = ("seed", "teacher_training.seed")
 # Where, under what name and with what company a run ran; not what it was.
@@ -117,7 +116,7 @@ def read_run(path: Path, notes: list[str] | None = None) -> Run:
     """One run directory. Raises ValueError, with the file's name, for a file that is not what it should be."""
     summary: dict[str, Any] = {}
     if (path / SUMMARY).is_file():
-        summary = _parsed(path / SUMMARY, read_json)
+        summary = _parsed(path / SUMMARY, verified_summary)
         for key in ("status", "dataset", *ROLES):
             if key not in summary:
                 raise ValueError(f"{SUMMARY} has no {key!r}; another program's?")
@@ -179,6 +178,8 @@ def _history(path: Path, notes: list[str] | None) -> dict[str, list[dict[str, An
     roles: dict[str, list[dict[str, Any]]] = {}
     if not path.is_file():
         return roles
+    if not intact(path) and notes is not None:
+        notes.append(f"{path} is not what the run wrote: its curves may be wrong")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for i, line in enumerate(lines):
         try:

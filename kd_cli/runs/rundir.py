@@ -2,25 +2,39 @@
 
 .hydra/                  the composed configuration and the overrides
 run.log                  what happened, dated
-run.json                 the command that began it, and what it trained for the store
+run.json                 the command that began it, a number of its own, and what it trained for the store
 metrics.jsonl            a JSON object per epoch and role
 student.safetensors      the distilled student's weights
 student.json             what rebuilds it: model, shapes, normalisation, class names
 examples.json            test examples, disagreements, reliability: what report.html shows
 report.html              a page with the pictures of this run
+.checksums.json          of the finished run's files, by which damage is noticed
 summary.json             the result; written last and atomically: its presence means done
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import StorageError
-from kd_cli.runs.files import checksum, read_json, storage, write_json, write_tensors
+from kd_cli.locks import Held, lock
+from kd_cli.runs.files import (
+    checksum,
+    checksum_of,
+    json_text,
+    read_json,
+    storage,
+    tidy,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 BEGUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -28,6 +42,10 @@ SUMMARY = "summary.json"
 WEIGHTS = "student.safetensors"
 STUDENT = "student.json"
 EXAMPLES = "examples.json"
+STACKS = ".stacks.json"  # while a run or sweep is unfinished: which models were trained together
+CLAIM = ".lock"  # while a process works there
+SUMS = ".checksums.json"
+SUMMED = (METRICS, WEIGHTS, STUDENT, EXAMPLES)
 
 
 def refuse_other_run(path: Path) -> None:
@@ -50,7 +68,8 @@ class RunDir:
         with storage(path):
             path.mkdir(parents=True, exist_ok=True)
             if again and not (path / SUMMARY).exists():
-                for name in (METRICS, WEIGHTS, STUDENT, EXAMPLES):
+                tidy(path)
+                for name in (*SUMMED, SUMS):
                     (path / name).unlink(missing_ok=True)
         refuse_other_run(path)
 
@@ -59,15 +78,20 @@ class RunDir:
         try:
             noted = read_json(self.path / BEGUN)
             self.command, self.trained = str(noted["command"]), set(noted["trained"])
+            self.identity = str(noted["identity"])
         except (OSError, ValueError, KeyError, TypeError):
-            self.command, self.trained = command, set()
-            write_json(self.path / BEGUN, {"command": command, "trained": []})
+            self.command, self.trained, self.identity = command, set(), secrets.token_hex(8)
+            self._note()
         return self.command
 
     def will_train(self, fingerprint: str) -> None:
         """Note that this run is the one to train a model for the store, so that it says so also when it is resumed."""
         self.trained.add(fingerprint)
-        write_json(self.path / BEGUN, {"command": self.command, "trained": sorted(self.trained)})
+        self._note()
+
+    def _note(self) -> None:
+        noted = {"command": self.command, "identity": self.identity, "trained": sorted(self.trained)}
+        write_json(self.path / BEGUN, noted)
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to metrics.jsonl; a number that is not finite becomes null, which JSON can hold."""
@@ -86,21 +110,92 @@ class RunDir:
         write_json(self.path / EXAMPLES, finite(examples))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """The last file: after it the run is done."""
-        write_json(self.path / SUMMARY, finite(summary))
+        """The last file: after it the run is done. Checksums tell later whether the files are still what they were."""
+        self._order_metrics()
+        files = [self.path / name for name in SUMMED]
+        text = json_text(finite(summary))
+        sums = {file.name: checksum(file) for file in files if file.exists()} | {SUMMARY: checksum_of(text)}
+        write_json(self.path / SUMS, sums)
+        write_text(self.path / SUMMARY, text)
+
+    def _order_metrics(self) -> None:
+        """The rows by role, member and epoch, each once, whatever was trained before what and after an interruption."""
+        path = self.path / METRICS
+        if not path.exists():
+            return
+        text = path.read_text(encoding="utf-8")
+        rows = {_place(json.loads(line)): line for line in text.splitlines(keepends=True)}
+        ordered = "".join(rows[place] for place in sorted(rows))
+        if ordered != text:
+            write_text(path, ordered)
+
+
+ROLES = ("teacher", "student_alone", "student")
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int, int]:
+    return ROLES.index(row["role"]), row.get("member", 0), row["epoch"]
+
+
+def verified_summary(path: Path) -> dict[str, Any]:
+    """The summary in a file. ValueError when it is not what was written."""
+    summary = read_json(path)
+    if not isinstance(summary, dict):
+        raise ValueError("it holds no mapping")
+    if not intact(path):
+        raise ValueError("it is not what was written")
+    return summary
+
+
+def intact(path: Path) -> bool:
+    """Whether a file of a finished run is what the run wrote; yes where the run noted no checksums."""
+    try:
+        sums = read_json(path.parent / SUMS)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(sums, dict) and (path.name not in sums or checksum(path) == sums[path.name])
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a run directory, None while there is none. StorageError when it cannot be read."""
+    """The summary of a run directory, None while there is none. StorageError when it is damaged."""
     try:
-        summary = read_json(path / SUMMARY)
+        summary = verified_summary(path / SUMMARY)
+        if not isinstance(summary["status"], str):
+            raise ValueError("status is no text")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
+        told = f"it has no {error}" if isinstance(error, KeyError) else error
         raise StorageError(
-            f"{path / SUMMARY} cannot be read: {error}", hint="remove it to make this run again"
+            f"{path / SUMMARY} cannot be read: {told}", hint="remove it to make this run again"
         ) from error
-    return summary if isinstance(summary, dict) else {}
+    return summary
+
+
+def read_identity(path: Path) -> str:
+    """The number that a run was given when it began; empty where that is not to be had."""
+    try:
+        return str(read_json(path / BEGUN)["identity"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's or a sweep's directory. StorageError when one is there already."""
+    with contextlib.ExitStack() as stack:
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock(folder / CLAIM))
+            except Held as error:
+                raise StorageError(
+                    f"another process is at work in {folder}", hint="wait for its end, or choose another directory"
+                ) from error
+            tidy(folder)
+        yield
 
 
 def finite(value: Any) -> Any:

@@ -32,9 +32,9 @@ from kd_cli.runs.checkpoint import StackNotes, forget
 from kd_cli.runs.config import RunConfig, TrainSpec, build, fingerprint
 from kd_cli.runs.files import checksum
 from kd_cli.runs.models import check_shape, forward_flops, load_module, predict_module, read_checkpoint
-from kd_cli.runs.pages import write_run_page
+from kd_cli.runs.pages import REPORT, write_run_page
 from kd_cli.runs.pictures import pictures
-from kd_cli.runs.rundir import PAGE, STACKS, SUMMARY, RunDir, claim, read_identity, read_summary
+from kd_cli.runs.rundir import STACKS, SUMMARY, RunDir, claim, read_identity, read_summary
 from kd_cli.runs.store import Entry, Store
 from kd_cli.runs.training import HARD, Care, Lesson, check_recipe, listed, said_of, train_all
 from kd_cli.runs.transfer import TransferSet, key_of, transfer_set
@@ -79,10 +79,10 @@ class Job:
                 )
         if self.config.resume and (summary := read_summary(self.path)) is not None:
             self.summary, self.identity = summary, read_identity(self.path)
-            if not (self.path / PAGE).exists():  # killed between the two
-                write_run_page(self.path)
             if summary["status"] != "completed":
                 raise Diverged(f"{summary['status']}: {summary.get('cause')}")
+            if not (self.path / REPORT).exists():  # killed between the two
+                write_run_page(self.path)
             return
         self.rundir = RunDir(self.path, again=self.config.resume)
         self.command = self.rundir.begin(self.command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import itertools
 import logging
@@ -22,7 +24,7 @@ from kd_cli.learn.stack import StackedLearner, why_not
 from kd_cli.learn.step import Autocast, Learner, SoloLearner
 from kd_cli.learn.teachers import Teacher
 from kd_cli.runs.bench import Bench, device_name
-from kd_cli.runs.checkpoint import TrainingState
+from kd_cli.runs.checkpoint import StackNotes, TrainingState
 from kd_cli.runs.config import Node, TrainSpec, build, fingerprint
 from kd_cli.runs.files import read_json, write_json
 from kd_cli.runs.models import build_module
@@ -70,13 +72,25 @@ class Care:
     folder: Path | None = None  # of states, for going on after an interruption
     every: tuple[int, float] = (1, 0.0)
     stopping: Callable[[], bool] = lambda: False
+    stacks: StackNotes | None = None  # which models were trained together before an interruption
     kept: list[TrainingState] = field(default_factory=list)  # to be removed when their results are safe
 
-    def release(self) -> None:
-        """The results of all trainings so far are safe."""
-        for state in self.kept:
-            state.remove()
-        self.kept.clear()
+    @contextlib.contextmanager
+    def until_safe(self) -> Iterator[Callable[[], None]]:
+        """Call what is given when the results of the trainings in the block are safe; their states are then removed."""
+        safe = False
+
+        def told() -> None:
+            nonlocal safe
+            safe = True
+
+        try:
+            yield told
+        finally:
+            if safe:
+                for state in self.kept:
+                    state.remove()
+            self.kept.clear()
 
 
 Row = dict[str, Any]
@@ -98,12 +112,15 @@ def train_all(
     told: Told = lambda i, row: None,
     needed: Sequence[bool] | None = None,
     names: Sequence[str] | None = None,
+    owners: Sequence[str] | None = None,
+    results: Sequence[Path] = (),
 ) -> Iterator[tuple[int, Outcome]]:
     """Train a model for each lesson on the bench's training part; yield numbers and outcomes as each stack ends.
 
     `subject` is the fingerprint of what all lessons share beside themselves: data, teacher. `told` gets the metrics of
     lesson i after each epoch. Stacks in which no lesson is `needed` are left out. `names` are the jobs' names for a
-    person, to say which run one by one.
+    person, to say which run one by one. `owners` tell apart who trains the same, `results` are the files that the
+    trainings end with, one for each lesson.
 
     `role` names the rows in metrics.jsonl, `title` is what a person reads. `notes` is a file that remembers which size
     of stack is fastest on this machine, so that the same sweep takes the same path again.
@@ -119,21 +136,50 @@ def train_all(
         wanted = [i for i in members if needed is None or needed[i]]
         if not wanted:
             continue
-        # Chosen for all of them, so that those which are left after an interruption take the same path.
+
+        def stack(chunk: list[int]) -> Stack:
+            own = [owners[i] for i in chunk] if owners is not None else []
+            files = [results[i] for i in chunk] if results else []
+            lessons_here = [lessons[i] for i in chunk]
+            return Stack(bench, lessons_here, role, title, teacher, diagnostics, care, subject, own, files)
+
+        def train(chunk: list[int]) -> Iterator[tuple[int, Outcome]]:
+            outcomes = stack(chunk).train(functools.partial(_tell, told, chunk))
+            yield from dict(zip(chunk, outcomes, strict=True)).items()
+
+        # Those which are left after an interruption have the company that they had before it.
+        stage = fingerprint([role, subject, lessons[members[0]].kind()])
+        keys = lesson_keys([lessons[i] for i in members], [owners[i] for i in members] if owners is not None else None)
+        number = dict(zip(keys, members, strict=True))
+        for noted in care.stacks.get(stage) if care.stacks is not None else ():
+            chunk = [number[key] for key in noted if key in number]
+            if len(chunk) == len(noted) and set(chunk) & set(wanted):
+                wanted = [i for i in wanted if i not in chunk]
+                yield from train(chunk)
+        if not wanted:
+            continue
         size, why_one = stack_size(bench, [lessons[i] for i in members], role=role, teacher=teacher, notes=notes)
         if why_one is not None:
             log.info("%d × %s run one by one: %s (%s)", len(wanted), title, why_one, listed(names[i] for i in wanted))
+        # one that is left over is doubled: a stack of one would round differently
+        planned = [chunk * 2 if size > 1 and len(chunk) == 1 else chunk for chunk in chunks(wanted, size)]
+        if care.stacks is not None and len(members) > 1:
+            key_of = {i: key for key, i in number.items()}
+            care.stacks.add(stage, [[key_of[i] for i in chunk] for chunk in planned])
+        for chunk in planned:
+            yield from train(chunk)
 
-        def stack(chunk: list[int]) -> Stack:
-            return Stack(bench, [lessons[i] for i in chunk], role, title, teacher, diagnostics, care, subject)
 
-        begun = [chunk for chunk in chunks(members, size) if set(chunk) & set(wanted) and stack(chunk).begun()]
-        left = [i for i in wanted if not any(i in chunk for chunk in begun)]
-        for chunk in begun + (chunks(left, size) if left else []):
-            if size > 1 and len(chunk) == 1:
-                chunk = chunk * 2  # a stack of one would round differently
-            outcomes = stack(chunk).train(functools.partial(_tell, told, chunk))
-            yield from dict(zip(chunk, outcomes, strict=True)).items()
+def lesson_keys(lessons: Sequence[Lesson], owners: Sequence[str] | None) -> list[str]:
+    """A name for each lesson, by which it is found again after an interruption; the same lesson twice has two."""
+    count: collections.Counter[str] = collections.Counter()
+    keys = []
+    for i, lesson in enumerate(lessons):
+        facts = [lesson.spec.identity(""), lesson.method, lesson.T, lesson.alpha, lesson.beta]
+        key = fingerprint([facts, owners[i] if owners is not None else None])
+        keys.append(f"{key}.{count[key]}")
+        count[key] += 1
+    return keys
 
 
 def listed(names: Iterable[str]) -> str:
@@ -166,6 +212,8 @@ class Stack:
     diagnostics: bool
     care: Care
     subject: str
+    owners: list[str]
+    results: list[Path]
 
     def train(self, told: Told) -> list[Outcome]:
         """Train them and tell of each epoch; when they do not fit in the device's memory together, in halves."""
@@ -193,18 +241,17 @@ class Stack:
             log.info("%d models do not fit in the memory of %s together; halving", len(lessons), self.bench.device)
             torch.cuda.empty_cache()
             half = len(lessons) // 2
-            first = replace(self, lessons=lessons[:half]).train(told)
-            return first + replace(self, lessons=lessons[half:]).train(lambda s, row: told(s + half, row))
+            return self.part(slice(half)).train(told) + self.part(slice(half, None)).train(
+                lambda s, row: told(s + half, row)
+            )
         if state is not None:
             self.care.kept.append(state)
         for outcome in outcomes:
             outcome.history = [{**row, "role": self.role} for row in outcome.history]
         return outcomes
 
-    def begun(self) -> bool:
-        """Whether this very training has been interrupted before."""
-        state = self.state()
-        return state is not None and state.exists()
+    def part(self, which: slice) -> Stack:
+        return replace(self, lessons=self.lessons[which], owners=self.owners[which], results=self.results[which])
 
     def state(self) -> TrainingState | None:
         """Where the state of this very training is kept: its name is made of all that its course depends on."""
@@ -214,8 +261,9 @@ class Stack:
             [lesson.spec.identity(""), lesson.method, lesson.T, lesson.alpha, lesson.beta] for lesson in self.lessons
         ]
         bench = [self.bench.dataset.fingerprint, len(self.bench.train), self.bench.device.type, self.diagnostics]
-        key = fingerprint([self.role, self.subject, lessons, bench, torch.get_num_threads(), torch.__version__])
-        return TrainingState(self.care.folder / f"{key}.state", every=self.care.every)
+        machine = [torch.get_num_threads(), torch.__version__]
+        key = fingerprint([self.role, self.subject, lessons, self.owners, bench, *machine])
+        return TrainingState(self.care.folder / f"{key}.state", every=self.care.every, results=self.results)
 
 
 def said_of(title: str, spec: TrainSpec, outcome: Outcome) -> str:
