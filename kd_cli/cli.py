@@ -30,6 +30,9 @@ def main() -> None:
     if "--help" in argv or "-h" in argv:
         print(help_page.page(conf_dirs(argv)))
         return
+    # A thread that has nothing to do spins for a while before it sleeps. GNU's OpenMP lets it spin so long that two
+    # busy processes on one machine slow each other down many times over; this is enough between two layers.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back to us, who know how to tell them
     sys.path.append(os.getcwd())  # a user's own models and methods
     try:
@@ -122,6 +125,7 @@ def end_sweep(error: BaseException | None = None) -> None:
     assert folder is not None
     written = write_report([folder], folder)
     print(f"\n{written.table}\n\nwritten to {os.path.relpath(folder)}: sweep.csv, sweep.html")
+    draw_after(folder)
     if bad := [run for run in written.runs if run.status != "completed"]:
         lines = []
         for run in bad:
@@ -134,6 +138,16 @@ def end_sweep(error: BaseException | None = None) -> None:
         if error is None or isinstance(error, SystemExit) or any(_first_line(error) in cause for cause in causes):
             sys.exit(failed)
         print(failed + "\n", file=sys.stderr)
+
+
+def draw_after(folder: Path) -> None:
+    """What the configuration wants drawn from a sweep's runs."""
+    from kd_cli.launcher.task import SweepNotes
+    from kd_cli.runs.config import build
+
+    if SweepNotes.after is not None:
+        files = build(SweepNotes.after, folder, where="after_sweep")
+        print("and " + ", ".join(os.path.relpath(file) for file in files))
 
 
 def _first_line(error: BaseException) -> str:

@@ -131,7 +131,7 @@ def fit(
         with learner.train(role, epoch):
             for start in range(0, len(train), plan.batch_size):
                 index = order[:, start : start + plan.batch_size]
-                images = train.images[index]
+                images = gather(train.images, index)
                 if draws is not None:
                     images = augment(plan, images, draws[:, start : start + plan.batch_size])
                 labels = train.labels[index]
@@ -229,6 +229,11 @@ def gradient_sizes(
                 squares = [g.reshape(learner.size, -1).double().square().sum(-1) for g in gradients]
                 found[key] = torch.stack(squares).sum(0).sqrt().tolist()
     return [{key: None if values is None else values[s] for key, values in found.items()} for s in range(learner.size)]
+
+
+def gather(examples: Tensor, index: Tensor) -> Tensor:
+    """Rows of the examples [N,...] by index [S,B]: [S,B,...]; a plain selection, which is faster than indexing."""
+    return examples.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def draw_order(n: int, seeds: list[int], role: str, epoch: int) -> Tensor:

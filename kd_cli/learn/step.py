@@ -76,6 +76,7 @@ class SoloLearner:
     ) -> None:
         self.module, self.optimizer, self.seed = module, optimizer, seed
         self.autocast = autocast or contextlib.nullcontext
+        self.trainable = [p for group in optimizer.param_groups for p in group["params"]]
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.factor: float | None = 1.0
         self.device = next(module.parameters()).device
@@ -104,7 +105,8 @@ class SoloLearner:
             for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = rate * factor
             self.factor = factor
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.trainable:  # optimizer.zero_grad does the same at ten times the cost
+            p.grad = None
         loss_S.sum().backward()
         self.optimizer.step()
         if self.bounded:

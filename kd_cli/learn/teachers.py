@@ -39,7 +39,7 @@ class CachedTeacher:
 
     def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
         if len(self.logits_MNC) == 1:
-            return self.logits_MNC[0][index]
+            return self.logits_MNC[0].index_select(0, index.flatten()).unflatten(0, index.shape)
         return combine_logits(self.logits_MNC[:, index], combine=self.combine, T=T[:, None, None])
 
 

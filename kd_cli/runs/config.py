@@ -92,7 +92,9 @@ class Schema:
     teacher_training: TeacherTraining = field(default_factory=TeacherTraining)
     teacher_optimizer: Any = None
     teacher_schedule: Any = None
+    loss: Any = None
     experiment: Any = None
+    after_sweep: Any = None
 
 
 # ---------------------------------------------------------------- plain values

@@ -37,6 +37,7 @@ from kd_cli.runs.report import (
     relative,
     role_rows,
     show,
+    stat,
     sweep_csv,
     sweep_table,
     tally,
@@ -44,7 +45,7 @@ from kd_cli.runs.report import (
     value_of,
     verdict,
 )
-from kd_cli.runs.rundir import EXAMPLES
+from kd_cli.runs.rundir import EXAMPLES, intact
 
 REPORT = "report.html"
 ROWS = 40  # of a row chart; more is what the table is for
@@ -177,7 +178,7 @@ def sweep_page(comparisons: Sequence[Comparison], root: Path, *, name: str = "sw
     if notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
         body.append(f'<h2>Left out</h2><ul class="note">{items}</ul>')
-    return _page(f"{root.resolve().name}: {tally(runs)}", body)
+    return page(f"{root.resolve().name}: {tally(runs)}", body)
 
 
 def _comparison(comparison: Comparison, *, several: bool) -> str:
@@ -202,7 +203,7 @@ def _comparison(comparison: Comparison, *, several: bool) -> str:
         )
     if any(s.n for s in comparison.settings):
         out += [_errors(comparison), _heat(comparison)]
-    out.append(_curves(comparison))
+    out += [_curves(comparison), _gradients(comparison)]
     if len(comparison.settings) > 1:
         out.append(f"<h2>Settings</h2>{_settings_table(comparison)}")
     return "".join(out) + "</section>"
@@ -491,6 +492,53 @@ def _curves(comparison: Comparison) -> str:
     return f'<h2>{title}</h2><div class="card">{plots.legend(key)}{draw}<p class="note">{note}</p></div>'
 
 
+def _gradients(comparison: Comparison) -> str:
+    """How large the two terms' gradients are at each T, where the runs logged it, with T^2 on the soft one and without."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for setting in comparison.settings:
+        for run in setting.runs:
+            rows = run.history.get("student", [])
+            T = run.summary.get("T")
+            if not rows or T is None or rows[-1].get("soft_gradient_logits") is None:
+                continue
+            first = rows[0]  # after the last epoch both are near nothing and say little
+            for where in ("logits", "parameters"):
+                soft, hard = first[f"soft_gradient_{where}"], first[f"hard_gradient_{where}"]
+                for name, size in (("soft", soft), ("T² × soft", soft * T**2), ("hard", hard)):
+                    found.setdefault(f"{name}/{where}", {}).setdefault(float(T), []).append(size)
+    if not found or len(next(iter(found.values()))) < 2:
+        return ""
+    out = ["<h2>Sizes of the gradients</h2>"]
+    for where in ("logits", "parameters"):
+        series, key = [], []
+        for k, name in enumerate(("soft", "T² × soft", "hard")):
+            points = []
+            for T, values in sorted(found[f"{name}/{where}"].items()):
+                if (s := stat(values)) and s.mean > 0:
+                    points.append(Point(T, s.mean, s.std, f"{name}, T = {T:g}: {s.mean:.3g} (n = {s.n})"))
+            series.append(Series(name, points, f"c{k}"))
+            key.append((f"{name} term", f"c{k}", "line"))
+        draw = plots.both(
+            lambda width, series=series, where=where: plots.line_chart(  # type: ignore[misc]
+                series,
+                title=f"gradient sizes on the {where} against T",
+                x_label="temperature T (logarithmic)",
+                y_label="norm (logarithmic)",
+                width=width,
+                log_x=True,
+                log_y=True,
+                x_ticks=sorted(found[f"soft/{where}"]),
+            )
+        )
+        note = "After the first epoch, before alpha and beta; mean ± std over runs."
+        if where == "logits":
+            note = "Mean over examples of the norm of an example's own gradient. " + note
+        out.append(
+            f'<h3>On the {where}</h3><div class="card">{plots.legend(key)}{draw}<p class="note">{note}</p></div>'
+        )
+    return "".join(out)
+
+
 def _curve(name: str, runs: Iterable[Run], role: str, measure: str, colour: str, style: str) -> Series:
     rate = measure.endswith("accuracy")
     points = [Point(e, 100 * (1 - y) if rate else y) for e, y, _ in mean_curve(runs, role, measure)]
@@ -627,7 +675,7 @@ def run_page(run_dir: str | Path, root: Path | None = None) -> str:
     root = path if root is None else root
     try:
         run = read_run(path)
-        examples = read_json(path / EXAMPLES) if (path / EXAMPLES).is_file() else None
+        examples = read_json(path / EXAMPLES) if (path / EXAMPLES).is_file() and intact(path / EXAMPLES) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{path} cannot be read as a run: {error}", hint="give a run directory of kd-run") from error
     body = [f"<h1>kd-run: {escape(path.resolve().name)}, {escape(run.status)}</h1>"]
@@ -641,7 +689,7 @@ def run_page(run_dir: str | Path, root: Path | None = None) -> str:
     if examples:
         body += [_temperature(examples), _disagreement(examples), _reliability(examples, run)]
     body.append(_details(run, relative(path, root)))
-    return _page(f"{path.resolve().name}: {run.status}", body)
+    return page(f"{path.resolve().name}: {run.status}", body)
 
 
 def _run_head(run: Run) -> str:
@@ -862,7 +910,8 @@ def _details(run: Run, link: str) -> str:
     return "".join(out)
 
 
-def _page(title: str, body: Iterable[str]) -> str:
+def page(title: str, body: Iterable[str]) -> str:
+    """A self-contained page around a body that is HTML already."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'

@@ -1,0 +1,118 @@
+"""What becomes of soft targets at high temperature: pictures drawn from a sweep's runs when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd_cli.errors import DataError
+from kd_cli.losses import logit_matching, soft_cross_entropy
+from kd_cli.runs import plots
+from kd_cli.runs.bench import load_bench
+from kd_cli.runs.config import RunConfig, run_config
+from kd_cli.runs.files import write_json, write_text
+from kd_cli.runs.load import load_student
+from kd_cli.runs.pages import page
+from kd_cli.runs.plots import Point, Series
+from kd_cli.runs.report import Run, Stat, collect, stat
+from kd_cli.runs.store import Store
+
+
+def high_temperature(folder: Path) -> list[Path]:
+    """Compare students by soft targets at growing T with the students by logit matching, seed by seed.
+
+    The runs of a sweep over T and over `loss=soft_only,logits`. Two measures against T, mean ± std over seeds:
+    the cosine between the two losses' gradients on the logits, at the student alone, which tends to 1 (Hinton 2015,
+    section 2.1); and the distance between the two trained students' centred test logits, relative to their size.
+    Writes limit.json and limit.html into the folder. DataError when there are no such runs.
+    """
+    runs = [run for run in collect([folder])[0] if run.status == "completed"]
+    matched = {run.seed: run for run in runs if run.choices.get("method") == "logits"}
+    soft = [run for run in runs if run.choices.get("method") == "soft_targets" and run.seed in matched]
+    if not soft:
+        raise DataError(f"{folder} has no runs by soft targets and by logits with a common seed")
+    config = configuration(soft[0])
+    bench = load_bench(config)
+    store = Store(config.store_dir)
+    images = bench.dataset.test.images
+
+    def outputs(run: Run, role: str) -> Tensor:
+        entry = store.get(run.summary[role]["fingerprint"])
+        if entry is None:
+            raise DataError(f"the store no longer has the {role} of {run.path}", hint="repeat the sweep")
+        return entry.outputs()["test"]
+
+    with torch.no_grad():
+        targets = {seed: centred(load_student(run.path)(images)) for seed, run in matched.items()}
+    cosines: dict[float, list[float]] = {}
+    distances: dict[float, list[float]] = {}
+    for run in soft:
+        T = float(run.config["T"])
+        alone, teacher = outputs(run, "student_alone"), outputs(run, "teacher")
+        cosines.setdefault(T, []).append(gradient_cosine(alone, teacher, T=T))
+        with torch.no_grad():
+            logits = centred(load_student(run.path)(images))
+        target = targets[run.seed]
+        distances.setdefault(T, []).append(float((logits - target).norm() / target.norm()))
+    stats = {T: (stat(cosines[T]), stat(distances[T])) for T in sorted(cosines)}
+    told = [
+        {"T": T, "n": len(cosines[T]), "gradient_cosine": cosines[T], "distance": distances[T]} for T in sorted(cosines)
+    ]
+    write_json(folder / "limit.json", told)
+    write_text(folder / "limit.html", _page(stats))
+    return [folder / "limit.html", folder / "limit.json"]
+
+
+def gradient_cosine(student: Tensor, teacher: Tensor, *, T: float) -> float:
+    """Mean over examples of the cosine between the gradients of soft targets at T and of logit matching: [N,C]."""
+
+    def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
+        logits = student.double().clone().requires_grad_()
+        return torch.autograd.grad(loss(logits), logits)[0]
+
+    soft = gradient(lambda z: soft_cross_entropy(z, teacher.double(), T=T))
+    matching = gradient(lambda z: logit_matching(z, teacher.double()))
+    return float(torch.nn.functional.cosine_similarity(soft, matching, dim=-1).mean())
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Logits without each example's mean, which the softmax does not see."""
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def configuration(run: Run) -> RunConfig:
+    """The configuration that a run recorded."""
+    from omegaconf import DictConfig, OmegaConf
+
+    cfg = OmegaConf.load(run.path / ".hydra" / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    return run_config(cfg, run.choices)
+
+
+def _page(stats: dict[float, tuple[Stat | None, Stat | None]]) -> str:
+    names = ("cosine of the gradients on the logits", "distance between the students' test logits, relative")
+    notes = (
+        "At the student alone, averaged over test examples; 1 is the same direction.",
+        "Of the students by soft targets at T and by logit matching with the same seed; 0 is the same function.",
+    )
+    n = max(s.n for pair in stats.values() for s in pair if s is not None)
+    body = ["<h1>Soft targets at high temperature</h1>"]
+    for k, (name, note) in enumerate(zip(names, notes, strict=True)):
+        points = [Point(T, s.mean, s.std, f"T = {T:g}: {s.mean:.4f}") for T, pair in stats.items() if (s := pair[k])]
+        chart = plots.both(
+            lambda width, points=points, name=name: plots.line_chart(  # type: ignore[misc]
+                [Series("soft targets against logits", points, "c0")],
+                title=f"{name} against T",
+                x_label="temperature T (logarithmic)",
+                y_label=name.split(",")[0],
+                width=width,
+                log_x=True,
+                x_ticks=sorted(stats),
+            )
+        )
+        body.append(f'<h2>{name[0].upper() + name[1:]}</h2><div class="card">{chart}<p class="note">{note} ')
+        body.append(f"Mean ± std over seeds, n = {n}.</p></div>")
+    return page("Soft targets at high temperature", body)
