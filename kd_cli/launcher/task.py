@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import logging.config
@@ -28,7 +29,7 @@ from kd_cli.launcher.names import SWEPT, register_resolvers
 from kd_cli.launcher.signals import stopping
 from kd_cli.nearest import did_you_mean
 from kd_cli.runs.config import RunConfig, run_config
-from kd_cli.runs.rundir import refuse_other_run
+from kd_cli.runs.rundir import note_command, refuse_other_run
 
 if TYPE_CHECKING:
     from kd_cli.launcher.fused import SweepJob
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kd_cli")
 
 MULTIRUN, LOG = "multirun.yaml", "run.log"  # what Hydra leaves beside .hydra
+FAILED = ".failed"  # of a sweep under way with fail_fast: its jobs, in whatever process, begin no more
 WORDS = ".command.json"  # of a sweep: Hydra writes multirun.yaml anew at each resumption, and not in one piece
 
 
@@ -44,12 +46,16 @@ class SweepNotes(Callback):
     """Notes where a sweep writes, so that the command can report on it when it has ended, however it ended."""
 
     folder: Path | None = None
+    command = ""  # of a sweep that is resumed, when it was begun
     after: Any = None  # the node of a function that draws from the sweep's runs
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse the directory of another run before Hydra writes its own files there."""
         try:
-            refuse_other_run(Path(str(config.hydra.run.dir)))
+            path = Path(str(config.hydra.run.dir))
+            refuse_other_run(path)
+            if not config.dry_run:
+                note_command(path, command())
         except StorageError as error:
             raise SystemExit(f"error: {error}") from error  # Hydra would make a warning of an Exception
 
@@ -59,7 +65,9 @@ class SweepNotes(Callback):
         swept = [*(o.get_key_element() for o in parsed if o.is_sweep_override()), *map(str, searched)]
         os.environ[SWEPT] = ",".join(swept)
         SweepNotes.after = OmegaConf.to_container(config.after_sweep) if config.get("after_sweep") else None
+        SweepNotes.command = ""
         SweepNotes.folder = None if config.dry_run else Path(str(config.hydra.sweep.dir))
+        (Path(str(config.hydra.sweep.dir)) / FAILED).unlink(missing_ok=True)
         if SweepNotes.folder is not None:
             try:
                 note_words(SweepNotes.folder, config)
@@ -89,12 +97,15 @@ class Task:
             if summary is not None:
                 print_run(summary, path)
             return objective(summary or {})
+        failed = Path(str(hydra.sweep.dir)) / FAILED
+        if cfg.fail_fast and failed.exists():
+            raise KdError("not run: another job failed, and fail_fast=true")
         try:
             return objective(self.run(cfg, path, number=int(hydra.job.num)) or {})
         except Exception as error:  # told now: Hydra tells of the first failure only, at the end
             log.error("%s", failure(path, error), exc_info=None if isinstance(error, KdError) else error)
             if cfg.fail_fast:
-                raise SystemExit(1) from error
+                failed.touch()
             raise
 
     def run(self, cfg: DictConfig, path: Path, *, number: int | None = None) -> dict[str, Any] | None:
@@ -260,11 +271,11 @@ def sweep_command(path: Path) -> list[str] | None:
         return None
     try:
         if noted.is_file():
-            words = [str(word) for word in read_json(noted)]
+            words = [str(word) for word in read_json(noted)["words"]]
         else:
             noted = path / MULTIRUN
             words = words_of(OmegaConf.load(noted))
-    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{noted} cannot be read: {error}", hint="start the sweep anew") from error
     return ["-m", *words, f"resume={path}"]
 
@@ -280,7 +291,7 @@ def words_of(config: Any) -> list[str]:
 
 def note_words(folder: Path, config: DictConfig) -> None:
     """Note how a sweep was begun. StorageError when the folder is another sweep's."""
-    from kd_cli.runs.files import storage, write_json
+    from kd_cli.runs.files import read_json, storage, write_json
 
     if (folder / WORDS).exists():
         if config.resume is None:
@@ -288,10 +299,12 @@ def note_words(folder: Path, config: DictConfig) -> None:
                 f"{folder} already holds a sweep",
                 hint=f"kd-run resume={folder} goes on with it; hydra.sweep.dir= names another folder",
             )
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            SweepNotes.command = str(read_json(folder / WORDS)["command"])
         return
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / WORDS, words_of(config))
+    write_json(folder / WORDS, {"command": command(), "words": words_of(config)})
 
 
 def print_run(summary: dict[str, Any], path: Path) -> None:
@@ -338,7 +351,8 @@ def objective(summary: dict[str, Any]) -> float | None:
 
 
 def command() -> str:
-    return shlex.join(["kd-run", *sys.argv[1:]])
+    """The command that began what this process runs."""
+    return SweepNotes.command or shlex.join(["kd-run", *sys.argv[1:]])
 
 
 def failure(path: Path, error: Exception) -> str:

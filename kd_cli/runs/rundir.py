@@ -57,6 +57,15 @@ def refuse_other_run(path: Path) -> None:
             )
 
 
+def note_command(path: Path, command: str) -> str:
+    """Note how a run is begun, before anything else is written; returns the number that it is given."""
+    identity = secrets.token_hex(8)
+    with storage(path):
+        path.mkdir(parents=True, exist_ok=True)
+    write_json(path / BEGUN, {"command": command, "identity": identity, "trained": []})
+    return identity
+
+
 class RunDir:
     """One run's directory. Refuses a directory that already holds a run.
 
@@ -80,8 +89,8 @@ class RunDir:
             self.command, self.trained = str(noted["command"]), set(noted["trained"])
             self.identity = str(noted["identity"])
         except (OSError, ValueError, KeyError, TypeError):
-            self.command, self.trained, self.identity = command, set(), secrets.token_hex(8)
-            self._note()
+            self.command, self.trained = command, set()
+            self.identity = note_command(self.path, command)
         return self.command
 
     def will_train(self, fingerprint: str) -> None:
