@@ -119,10 +119,12 @@ def end_sweep(error: BaseException | None = None) -> None:
 
     Returns when the error that ended the sweep is no job's own, which has been told.
     """
+    from kd_cli.launcher.task import FAILED
     from kd_cli.runs.pages import write_report
 
     folder = swept()
     assert folder is not None
+    (folder / FAILED).unlink(missing_ok=True)
     written = write_report([folder], folder)
     print(f"\n{written.table}\n\nwritten to {os.path.relpath(folder)}: sweep.csv, sweep.html")
     draw_after(folder)
