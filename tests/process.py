@@ -90,7 +90,7 @@ def _child(
     sys.argv = ["kd-run", *argv]
     if limit is not None:  # bytes in a file
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    exec(prelude)
+    exec(prelude, {"__name__": "prelude"})
     from kd_cli.cli import main
 
     main()

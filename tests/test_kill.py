@@ -28,12 +28,12 @@ KILLS = int(os.environ.get("KD_KILLS", "8"))  # for each of the scenarios
 EVERY = "checkpoint.every=1"
 LONGER = ["training.epochs=3", "teacher_training.epochs=3"]
 SCENARIOS = {
-    "augmented and with dropout": [*LONGER, "training.jitter=1", "+student.dropout=0.3", "+teacher.dropout=0.3"],
+    "augmented and with dropout": [*LONGER, "training.jitter=1", "student.dropout=0.3", "teacher.dropout=0.3"],
     "an ensemble and T=auto": [*LONGER, "teacher.members=3", "T=auto"],
     "a sweep": ["-m", *LONGER, "T=1,4", "seed=0,1,2", "optimizer.lr=1e-3,2e-3"],
     "a sweep of convolutional networks": [
         *("-m", "teacher_training.epochs=2", "training.epochs=2", "student=cnn", "student.channels=[3,5]"),
-        "seed=0,1,2,3,4",
+        *("student.hidden=9", "seed=0,1,2,3,4"),
     ],
 }
 STACKS = """
@@ -43,11 +43,13 @@ training.room_for = lambda *args: 4
 """
 # Kills at operation number `at`; for `at` = 0 counts them into a file.
 OPERATIONS = """
-import atexit, os, pathlib, signal, sys
+import os, pathlib, signal, sys
 count, at, here = 0, {at}, {here!r}
 def reached(tear=lambda: None):
     global count
     count += 1
+    if at == 0:
+        pathlib.Path({count!r}).write_text(str(count))
     if count == at:
         tear()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -70,8 +72,6 @@ def cut(handle):
     fsync(handle)
 if os.path.isdir("/proc/self/fd"):
     os.fsync = cut
-if at == 0:
-    atexit.register(lambda: pathlib.Path({count!r}).write_text(str(count)))
 """
 
 
@@ -112,7 +112,8 @@ class Killed:
         sweeping = "-m" in argv
         where = f"hydra.{'sweep' if sweeping else 'run'}.dir=out"
         flags, words = [a for a in argv if a == "-m"], [a for a in argv if a != "-m"]
-        self.argv = [*flags, *TINY, EVERY, "store_dir=store", where, *words]
+        tiny = [a for a in TINY if not (a.startswith("student") and "student=cnn" in argv)]
+        self.argv = [*flags, *tiny, EVERY, "store_dir=store", where, *words]
 
     def next(self, prelude: str = "") -> Running:
         begun = (self.out / ".hydra" / "overrides.yaml").is_file() or (self.out / ".command.json").is_file()
