@@ -3,7 +3,8 @@
 Logits are `[..., B, C]` and labels `[..., B]`; a leading axis is an axis of models, and what lacks it (the one
 teacher of many students) broadcasts. The temperature `T` is a number or a tensor of the leading shape. Every loss
 sums over classes, takes the mean over examples and returns the leading shape: a scalar for `[B, C]`, `[S]` for
-`[S, B, C]`. None contains the factor T^2; whoever adds the terms up writes `alpha * T**2 * soft + beta * hard`.
+`[S, B, C]`; half-precision logits are computed with in float32. None contains the factor T^2; whoever adds the terms up
+writes `alpha * T**2 * soft + beta * hard`.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> 
 
     while the gradient here is `z_i - v_i`.
     """
-    difference = student - teacher
+    difference = _at(student, 1.0) - _at(teacher, 1.0)
     if center:
         difference = difference - difference.mean(-1, keepdim=True)
     return _mean_of_sums(difference.square()) / 2
@@ -89,6 +90,8 @@ def _log_softened(logits: Tensor, *, T: float | Tensor) -> Tensor:
 
 
 def _at(logits: Tensor, T: float | Tensor) -> Tensor:
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()  # float16 ends at 65,504, which logits over a small T soon are; both have few digits
     if isinstance(T, Tensor):
         return logits / T.to(logits.dtype)[..., None, None]  # a float64 vector would make everything float64
     return logits if T == 1 else logits / T

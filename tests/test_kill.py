@@ -82,7 +82,7 @@ def times_aside(value: Any) -> Any:
 
 
 def results(out: Path) -> dict[str, Any]:
-    """All that a run or sweep has left, times aside: bytes of weights, rows of metrics, summaries, other files' names."""
+    """All that a run or sweep has left, times aside: bytes of weights, rows, summaries, the names of other files."""
     found: dict[str, Any] = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = str(path.relative_to(out))

@@ -5,6 +5,7 @@ Shapes: S models, N examples, B examples in a batch, C classes.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -110,7 +111,8 @@ def fit(
     `stopping` says so, the state is saved at the end of the epoch and Interrupted is raised.
     """
     observer = observer or Observer()
-    steps_per_epoch = math.ceil(len(train) / plan.batch_size)
+    parts = batch_slices(len(train), plan.batch_size)
+    steps_per_epoch = len(parts)
     total_steps = plan.epochs * steps_per_epoch
     observer.start(total_steps, learner.size)
     outcomes = [Outcome({}) for _ in seeds]
@@ -129,11 +131,11 @@ def fit(
         sums = Sums(learner.size, train.labels.device)
         factor = 1.0
         with learner.train(role, epoch):
-            for start in range(0, len(train), plan.batch_size):
-                index = order[:, start : start + plan.batch_size]
+            for part in parts:
+                index = order[:, part]
                 images = gather(train.images, index)
                 if draws is not None:
-                    images = augment(plan, images, draws[:, start : start + plan.batch_size])
+                    images = augment(plan, images, draws[:, part])
                 labels = train.labels[index]
                 factor = plan.schedule(step / total_steps)
                 logits = learner.logits(images)
@@ -182,6 +184,14 @@ def fit(
                 outcome.diverged = outcome.epoch
     observer.finish()
     return outcomes
+
+
+def batch_slices(n: int, size: int) -> list[slice]:
+    """An epoch's batches. A last one of a single example joins the one before: BatchNorm has no use for it."""
+    edges = [*range(0, n, size), n]
+    if size > 1 and n > size and n % size == 1:
+        del edges[-2]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def snapshot(epoch: int, learner: Learner, outcomes: list[Outcome]) -> dict[str, Any]:

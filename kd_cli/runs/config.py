@@ -28,6 +28,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 COMBINE = ("geometric", "arithmetic")  # how an ensemble's distributions are averaged
 AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # what T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # what alpha=auto tries
+LEAST_T, MOST_T = 1e-3, 1e4  # where soft targets are right to 0.1 % of the gradient in float32
 FORMAT = 1  # raised when trained weights of an older version of this code must not be reused
 
 
@@ -209,7 +210,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
     for group in ("teacher", "student", "dataset", "method", "optimizer", "schedule"):
         if not isinstance(v[group], dict) or "_target_" not in v[group]:
             raise ConfigError(f"{group} is {v[group]!r}; it needs an option of its group", hint="see kd-run --help")
-    T = "auto" if v["T"] == "auto" else positive("T", v["T"])
+    T = "auto" if v["T"] == "auto" else temperature(v["T"])
     alpha = "auto" if v["alpha"] == "auto" else not_negative("alpha", v["alpha"])
     beta = not_negative("beta", v["beta"])
     if alpha == 0 and beta == 0:
@@ -339,6 +340,18 @@ def positive(key: str, value: Any) -> float:
     if checked <= 0:
         raise ConfigError(f"{key} is {value}; it must be above 0", hint=f"for example {key}=2")
     return checked
+
+
+def temperature(value: Any) -> float:
+    T = positive("T", value)
+    if T < LEAST_T:
+        raise ConfigError(f"T is {value}; it must be at least {LEAST_T:g}", hint="from there on targets are one-hot")
+    if T > MOST_T:
+        raise ConfigError(
+            f"T is {value}; it must be at most {MOST_T:g}: float32 cannot tell the probabilities apart",
+            hint="method=logits is the exact limit of a high temperature",
+        )
+    return T
 
 
 def not_negative(key: str, value: Any) -> float:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd_cli.errors import CheckpointError
+from kd_cli.errors import CheckpointError, KdError
 from kd_cli.learn.teachers import freeze
 from kd_cli.runs.bench import dtype_of
 from kd_cli.runs.config import build
 from kd_cli.runs.files import checksum, read_json
-from kd_cli.runs.rundir import STUDENT, WEIGHTS
+from kd_cli.runs.models import first_line, mismatches
+from kd_cli.runs.rundir import STUDENT, WEIGHTS, intact
 from kd_cli.zoo.data import normalise
+
+OWN_MODELS = tuple(f"kd_cli.zoo.models.{name}" for name in ("mlp", "cnn", "torchvision_model"))
 
 
 class Student(nn.Module):
@@ -46,25 +50,32 @@ class Student(nn.Module):
         return self(images).softmax(-1)
 
 
-def load_student(run_dir: str | Path) -> Student:
+def load_student(run_dir: str | Path, *, trust: bool = False) -> Student:
     """The distilled student of a run directory, on the CPU, in eval mode.
 
-    Takes images as its data set has them, uint8 or float in [0, 1]; predicts exactly what the run reported. The model's
-    code is the one that the run's own configuration names; load only runs that you trust as you trust their code.
-    Raises CheckpointError when there is no student or its files are damaged.
+    Takes images as its data set has them, uint8 or float in [0, 1]; predicts exactly what the run reported. Only models
+    of kd_cli itself are built unless you trust the run: `trust=True` imports and calls the code that its student.json
+    names, a model of your own for example. Raises CheckpointError when there is no student or its files are damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(run_dir).expanduser()
     try:
         rebuild = read_json(folder / STUDENT)
+        if not intact(folder / STUDENT):
+            raise ValueError(f"{STUDENT} is not what the run wrote")
+        check_targets(rebuild["model"], folder, trust=trust)
         if checksum(folder / WEIGHTS) != rebuild["checksum"]:
             raise ValueError(f"{WEIGHTS} is not what the run wrote")
         state = load_file(folder / WEIGHTS)
         shape = tuple(rebuild["input_shape"])
         network = build(rebuild["model"], input_shape=shape, num_classes=len(rebuild["classes"]))
         dtype = dtype_of(rebuild["precision"])
-        network.to(dtype).load_state_dict(state)
+        network.to(dtype)
+        if problems := mismatches(network, state):
+            raise ValueError("; ".join(problems[:3]))
+        network.load_state_dict(state)
         return Student(
             freeze(network),
             mean=tuple(rebuild["mean"]),
@@ -78,5 +89,27 @@ def load_student(run_dir: str | Path) -> Student:
         raise CheckpointError(
             f"{folder} holds no student: {error.filename} is missing", hint="name the directory of a finished run"
         ) from error
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except KdError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(f"the student in {folder} cannot be rebuilt: {error}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"the student in {folder} cannot be rebuilt: {first_line(error)}") from error
+
+
+def check_targets(node: Any, folder: Path, *, trust: bool) -> None:
+    """CheckpointError when the description of a model names code other than this package's models."""
+    if isinstance(node, list):
+        for item in node:
+            check_targets(item, folder, trust=trust)
+    if not isinstance(node, dict):
+        return
+    target = node.get("_target_")
+    if target is not None and target not in OWN_MODELS and not trust:
+        raise CheckpointError(
+            f"the student in {folder} is built by {target}, which is code that kd_cli does not ship",
+            hint="load_student(DIR, trust=True) imports and runs it: for your own runs, and for those of people whose "
+            "code you would run",
+        )
+    for value in node.values():
+        check_targets(value, folder, trust=trust)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
 def load_module(spec: TrainSpec, state: dict[str, Tensor], bench: Bench, *, role: str) -> nn.Module:
     """The model with trained weights, frozen, on the bench's device."""
     module = build_module(spec, bench.dataset, role=role, device=bench.device)
+    where = "teacher" if role == "teacher" else "student"
+    if problems := mismatches(module, state):
+        raise CheckpointError(
+            f"the weights of {where} {spec.name} do not fit it: {'; '.join(problems[:3])}",
+            hint="they are another version's; remove them from the store to train it again",
+        )
     module.load_state_dict(state)
     return freeze(module)
 
@@ -101,24 +108,38 @@ def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset) -> dict[str, 
         raise CheckpointError(
             f"teacher.checkpoint={path} holds no state dict (names and tensors)", hint="save model.state_dict()"
         )
-    module = blank_module(spec, dataset, role="teacher")
-    expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in state.items()}
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not in the model" for name in found if name not in expected]
-    problems += [
-        f"{name} is {found[name]}, the model's is {expected[name]}"
-        for name in expected
-        if name in found and found[name] != expected[name]
-    ]
-    if problems:
+    if problems := mismatches(blank_module(spec, dataset, role="teacher"), state):
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(
             f"teacher.checkpoint={path} does not fit teacher={spec.name} on {dataset.name} "
             f"({dataset.classes} classes): {'; '.join(problems[:3])}{more}",
             hint="give the architecture that these weights come from, e.g. teacher=smallmlp teacher.hidden=[300,300]",
         )
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"teacher.checkpoint={path}: {name} holds values that are infinite or not numbers",
+                hint="the training that it comes from diverged; take weights of an earlier epoch",
+            )
     return state
+
+
+def mismatches(module: nn.Module, state: Mapping[str, Any]) -> list[str]:
+    """Where weights do not fit a module: names, kinds of numbers, shapes."""
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is not in the model" for name in state if name not in own]
+    for name, expected in own.items():
+        if name not in state:
+            continue
+        found = state[name]
+        if found.layout != torch.strided or found.is_quantized:
+            problems.append(f"{name} is not a plain tensor")
+        elif found.is_floating_point() != expected.is_floating_point() or found.is_complex():
+            problems.append(f"{name} is {found.dtype}, the model's is {expected.dtype}")
+        elif found.shape != expected.shape:
+            problems.append(f"{name} is {tuple(found.shape)}, the model's is {tuple(expected.shape)}")
+    return problems
 
 
 def first_line(error: BaseException) -> str:

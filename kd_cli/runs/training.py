@@ -235,6 +235,13 @@ class Stack:
                 checkpoint=state,
                 stopping=self.care.stopping,
             )
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"{spec.name} has BatchNorm, which cannot learn from a batch of one example",
+                hint="a batch size of 2 or more, and two training examples or more",
+            ) from error
         except torch.OutOfMemoryError:
             if len(lessons) == 1:
                 raise
