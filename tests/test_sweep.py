@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 
 from kd_cli.cli import prepare
 from kd_cli.help import conf_dir
-from kd_cli.launcher.fused import remember_compositions, save_configuration, to_yaml
+from kd_cli.launcher.fused import remember_compositions, save_configuration, to_yaml, without_hydra
 from kd_cli.launcher.names import LONGEST, job_dir
+from kd_cli.launcher.task import checked, spread
 
 Run = Callable[..., Ran]
 OUT = "hydra.sweep.dir=out"
@@ -133,7 +134,7 @@ def test_what_does_not_stack_runs_one_by_one_and_a_line_says_why(kd_run: Run, tm
     ]
     assert "the optimiser Adadelta has no stacked form" in sweep(kd_run, *optimizer).err
     ran = sweep(kd_run, "student.hidden=[4],[5]", "hydra.sweep.dir=architecture")
-    assert "run one by one: no other job has the same architecture" in ran.err
+    assert "run one by one: no other job has the same teacher, architecture" in ran.err
     assert [summary(job)["student"]["parameters"] for job in jobs(tmp_path / "architecture")] == [310, 385]
 
 
@@ -141,7 +142,7 @@ def test_what_does_not_stack_runs_one_by_one_and_a_line_says_why(kd_run: Run, tm
 
 
 @pytest.fixture
-def loader() -> Iterator[tuple[Any, DictConfig]]:
+def loader(hydra_restore_singletons: None) -> Iterator[tuple[Any, DictConfig]]:
     GlobalHydra.instance().clear()
     prepare([])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -468,3 +469,15 @@ def test_optuna_searches_in_batches_that_are_trained_together(tmp_path: Path) ->
     errors = [1 - summary(job)["student"]["val"]["accuracy"] for job in ran.run_dirs]
     assert best["best_value"] == pytest.approx(min(errors))
     assert "4 runs: 4 completed" in ran.out
+
+
+def test_jobs_of_a_parallel_launcher_spread_over_the_gpus(
+    loader: tuple[Any, DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, master = loader
+    config = found.load_sweep_config(master, ["hydra.job.num=5"])
+    hydra = config.hydra
+    plain = checked(without_hydra(config), hydra)
+    for count, device in ((0, "auto"), (1, "auto"), (2, "cuda:1"), (4, "cuda:1"), (3, "cuda:2")):
+        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
+        assert spread(plain, 5).device == device
