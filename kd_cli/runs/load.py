@@ -89,8 +89,10 @@ def load_student(run_dir: str | Path, *, trust: bool = False) -> Student:
         raise CheckpointError(
             f"{folder} holds no student: {error.filename} is missing", hint="name the directory of a finished run"
         ) from error
-    except KdError:
+    except CheckpointError:
         raise
+    except KdError as error:
+        raise CheckpointError(f"the student in {folder} cannot be rebuilt: {error.message}", hint=error.hint) from error
     except (ArithmeticError, AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(f"the student in {folder} cannot be rebuilt: {error}") from error
     except RuntimeError as error:
