@@ -7,7 +7,6 @@ job, as Hydra's basic launcher does. Each job's directory, `.hydra/`, log and ca
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 import os
 import pickle
@@ -106,7 +105,6 @@ class FusedLauncher(Launcher):
             return []
 
         log.info("%d jobs in %s", len(numbered), sweep_dir)
-        gc.freeze()  # what is imported stays; looking through it again and again costs a small job a fifth of its time
         jobs = [self._prepare(*job) for job in numbered]
         together(jobs)
         for job in jobs:

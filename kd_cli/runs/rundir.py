@@ -116,7 +116,8 @@ class RunDir:
 
     def write_pictures(self, examples: dict[str, Any]) -> None:
         """What report.html shows of single test examples."""
-        write_json(self.path / EXAMPLES, finite(examples))
+        text = json.dumps(finite(examples), ensure_ascii=False, allow_nan=False)  # in one line: for programs, and small
+        write_text(self.path / EXAMPLES, text + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """The last file: after it the run is done. Checksums tell later whether the files are still what they were."""
