@@ -206,7 +206,9 @@ def explain(error: BaseException, argv: Sequence[str]) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_hydra(error, argv)
     if not isinstance(error, OSError) and _raised_in(error, ("hydra", "omegaconf")):
-        return str(error) or type(error).__name__  # Hydra's own checks of an override raise what they like
+        return (
+            str(error) or f"Hydra does not take these words ({type(error).__name__})"
+        )  # Hydra's own checks of an override raise what they like
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # these come without the file's name
     if isinstance(error, OSError) and error.errno is not None and (error.filename is not None or error.errno in full):
         try:

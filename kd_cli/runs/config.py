@@ -13,6 +13,7 @@ import inspect
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 COMBINE = ("geometric", "arithmetic")  # how an ensemble's distributions are averaged
 AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # what T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # what alpha=auto tries
+SHIPPED = ("kd_cli", "torch", "torchvision")  # packages whose code is not the user's own
 LEAST_T, MOST_T = 1e-3, 1e4  # where soft targets are right to 0.1 % of the gradient in float32
 FORMAT = 1  # raised when trained weights of an older version of this code must not be reused
 
@@ -371,6 +373,8 @@ def at_least(key: str, value: int, least: int) -> None:
 
 def locate(target: str) -> Any:
     """The function or class that a `_target_` names. ConfigError if there is none."""
+    if not isinstance(target, str) or not target:
+        raise ConfigError(f"_target_ is {target!r}; it must be the full name of a function or class")
     parts = target.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:cut])
@@ -397,11 +401,13 @@ def build(node: Node, *args: Any, where: str = "", **kwargs: Any) -> Any:
     ConfigError names an argument that the target does not have, with the nearest one that it has.
     """
     target = locate(node["_target_"])
+    if not callable(target):
+        raise ConfigError(f"_target_ is {node['_target_']}, which is a {type(target).__name__} and cannot be called")
     own = {key: built(value) for key, value in node.items() if key != "_target_"}
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # a builtin that does not tell
-        return target(*args, **own, **kwargs)
+        return _call(target, node, where, *args, **own, **kwargs)
     names = [name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for key in own:
@@ -412,7 +418,19 @@ def build(node: Node, *args: Any, where: str = "", **kwargs: Any) -> Any:
         signature.bind(*args, **own, **kwargs)
     except TypeError as error:
         raise ConfigError(f"{where or node['_target_']}: {node['_target_']}: {error}") from error
-    return target(*args, **own, **kwargs)
+    return _call(target, node, where, *args, **own, **kwargs)
+
+
+def _call(target: Any, node: Node, where: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a target. Where it is no code of the user's, a wrong value is the configuration's mistake: ConfigError."""
+    try:
+        return target(*args, **kwargs)
+    except (TypeError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
+        unfit = not isinstance(error, RuntimeError) or re.search("memory|overflow|too large", str(error))
+        if not unfit or isinstance(error, NotImplementedError) or node["_target_"].split(".")[0] not in SHIPPED:
+            raise
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{where or node['_target_']}: {node['_target_']}: {told}") from error
 
 
 def built(value: Any) -> Any:
@@ -439,7 +457,7 @@ def code_version(target: str) -> str:
     So a teacher is trained again after an edit of the user's network. Code of this package stands under `FORMAT`, code
     of installed libraries under its name.
     """
-    if target.split(".")[0] in ("kd_cli", "torch", "torchvision"):
+    if target.split(".")[0] in SHIPPED:
         return target
     found = locate(target)
     try:
