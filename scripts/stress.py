@@ -74,7 +74,7 @@ def at_once(processes: int, runs: int, folder: Path) -> list[str]:
     problems += [f"left over: {name}" for name in left]
     print(
         f"{processes} processes at once: {len(done)} of {runs} runs right, {len(weights)} different settings, the "
-        f"teacher trained {trained['teacher']} times, {trained['student_alone']} students alone, {len(left)} files left over"
+        f"teacher trained {trained['teacher']} times, {trained['student_alone']} students alone, {len(left)} files left"
     )
     return problems
 
