@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from kd_cli.runs.files import MAKING, checksum, making, replacing, tidy, write_j
 from kd_cli.runs.report import read_run
 from kd_cli.runs.rundir import read_summary
 
+fcntl = pytest.importorskip("fcntl")  # elsewhere locks are filelock's
 HINTS = ("free some space", "choose another", "hydra.run.dir=")
 
 

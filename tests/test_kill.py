@@ -175,3 +175,60 @@ def test_a_killed_run_ends_as_if_never_killed(
         shutil.rmtree(folder)
     with capsys.disabled():
         print(f"\n{scenario}: {kills} killed, 0 lost (seed {SEED}, {operations} operations on files)")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sweep", [False, True], ids=["a run", "a sweep"])
+def test_asked_to_stop_it_ends_the_epoch_saves_and_says_how_to_go_on(
+    start: Callable[..., Running], tmp_path: Path, how: signal.Signals, sweep: bool
+) -> None:
+    whole = Killed(start, tmp_path / "work", [*(["-m", "seed=0,1"] if sweep else []), "teacher_training.epochs=100000"])
+    whole.argv[whole.argv.index(EVERY)] = "checkpoint.every=100000"
+    running = whole.next()
+    rows = wait_for_rows(whole.out)
+    os.kill(running.process.pid or 0, how)
+    ran = running.wait()
+    assert ran.code == 130
+    assert "stopping at the end of this epoch" in ran.err
+    assert "stopped after epoch" in ran.err
+    assert "hint: kd-run resume=out goes on from there" in ran.err
+    assert "Traceback" not in ran.err
+    assert list((whole.store / "partial").glob("*.state"))
+    stopped = json.loads(rows.read_text().splitlines()[-1])["epoch"]
+    again = whole.next()
+    deadline = time.monotonic() + 60
+    while not rows.exists() or len(rows.read_text().splitlines()) <= stopped:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again.process.kill()
+    again.process.join()
+    epochs = [json.loads(line)["epoch"] for line in rows.read_text().splitlines()[: stopped + 1]]
+    assert epochs == list(range(1, stopped + 2))
+
+
+def test_ctrl_c_twice_stops_at_once(start: Callable[..., Running], tmp_path: Path) -> None:
+    slow = ["training.batch_size=1", "teacher_training.batch_size=1", "teacher.hidden=[900,900]"]
+    whole = Killed(start, tmp_path / "work", [*slow, "teacher_training.epochs=1000"])
+    running = whole.next()
+    wait_for_rows(whole.out)
+    os.kill(running.process.pid or 0, signal.SIGINT)
+    for _ in range(600):
+        if "Ctrl-C again" in running.outputs[1].read_text():
+            break
+        time.sleep(0.01)
+    os.kill(running.process.pid or 0, signal.SIGINT)
+    ran = running.wait()
+    assert ran.code == 130
+    assert "interrupted" in ran.err
+    assert "stopped after epoch" not in ran.err
+    assert "Traceback" not in ran.err
+    assert not list(whole.store.rglob("*.lock"))
+
+
+def wait_for_rows(out: Path) -> Path:
+    """The metrics of the first run that has some."""
+    for _ in range(1200):
+        if found := [path for path in out.rglob("metrics.jsonl") if path.stat().st_size]:
+            return found[0]
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing is trained in {out}")
