@@ -1,4 +1,4 @@
-"""The fused launcher is a Hydra launcher: Hydra's own conformance suite, with and without a task that takes all jobs."""
+"""The fused launcher is a Hydra launcher: Hydra's own conformance suite, job by job and all jobs at once."""
 
 from __future__ import annotations
 

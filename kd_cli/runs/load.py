@@ -13,7 +13,7 @@ from kd_cli.learn.teachers import freeze
 from kd_cli.runs.bench import dtype_of
 from kd_cli.runs.config import build
 from kd_cli.runs.files import checksum, read_json
-from kd_cli.runs.models import first_line, mismatches
+from kd_cli.runs.models import first_line, mismatches, with_sizes
 from kd_cli.runs.rundir import STUDENT, WEIGHTS, intact
 from kd_cli.zoo.data import normalise
 
@@ -71,6 +71,7 @@ def load_student(run_dir: str | Path, *, trust: bool = False) -> Student:
         state = load_file(folder / WEIGHTS)
         shape = tuple(rebuild["input_shape"])
         network = build(rebuild["model"], input_shape=shape, num_classes=len(rebuild["classes"]))
+        network = with_sizes(network, shape)
         dtype = dtype_of(rebuild["precision"])
         network.to(dtype)
         if problems := mismatches(network, state):

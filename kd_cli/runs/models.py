@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from kd_cli.errors import CheckpointError, ConfigError, KdError
 from kd_cli.learn.randomness import global_stream
@@ -23,8 +24,18 @@ def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.
     where = "teacher" if role == "teacher" else "student"
     # Built on the CPU: the same weights on every device.
     with global_stream(spec.seed, role, "init"):
-        module = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
-    return checked_module(module, spec, where).to(device, dtype_of(spec.precision))
+        built = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
+        module = with_sizes(checked_module(built, spec, where), dataset.shape)
+    return module.to(device, dtype_of(spec.precision))
+
+
+def with_sizes(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The module; lazy layers take their sizes, and their initial weights, from one blank image."""
+    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, *shape))
+        module.train()
+    return module
 
 
 def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
@@ -33,12 +44,12 @@ def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
     sizes: dict[str, Any] = {"input_shape": dataset.shape, "num_classes": dataset.classes}
     try:
         with torch.device("meta"):
-            return checked_module(build(spec.model, where=where, **sizes), spec, where)
+            return with_sizes(checked_module(build(spec.model, where=where, **sizes), spec, where), dataset.shape)
     except KdError:
         raise
     except Exception:  # a constructor that computes with its weights; its own errors come again below
         with global_stream(0, "blank"):
-            return checked_module(build(spec.model, where=where, **sizes), spec, where)
+            return with_sizes(checked_module(build(spec.model, where=where, **sizes), spec, where), dataset.shape)
 
 
 def checked_module(module: Any, spec: TrainSpec, where: str) -> nn.Module:

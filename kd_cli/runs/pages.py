@@ -493,7 +493,7 @@ def _curves(comparison: Comparison) -> str:
 
 
 def _gradients(comparison: Comparison) -> str:
-    """How large the two terms' gradients are at each T, where the runs logged it, with T^2 on the soft one and without."""
+    """How large the two terms' gradients are at each T, where the runs logged it, and what T^2 makes of it."""
     found: dict[str, dict[float, list[float]]] = {}
     for setting in comparison.settings:
         for run in setting.runs:
