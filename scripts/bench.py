@@ -2,13 +2,15 @@
 
     python scripts/bench.py                       # about two minutes on two cores
     python scripts/bench.py --no-startup --rounds 11
+    python scripts/bench.py --sweep               # students of a sweep, one by one against stacked
 
 Compared are epochs of one distillation: a 2x1200 teacher, a 2x800 student, soft and hard targets, the same optimiser.
 
     kd-cli         the project's own path: engine, learner and method, on resident tensors, teacher logits computed once
     bare loop      plain PyTorch: torchvision's MNIST, ToTensor, Normalize, DataLoader, the teacher live
     torchdistill   its DistillationBox and KDLoss on the same DataLoader, where it is installed
-    products       the matrix products of the student's step and nothing else: what no loop can be faster than
+    products       the matrix products of the student's step and nothing else, their outputs allocated as in training
+    in place       the same into outputs that are there already: what no loop can be faster than
 
 The contenders take turns within each round, so that whatever else the machine does meets them all; a ratio is taken
 within its round, and its median and range over the rounds are printed. MNIST is used where it is (--data-dir, KD_DATA),
@@ -31,7 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ from kd_cli.help import conf_dir
 from kd_cli.learn.engine import Examples, Plan, fit
 from kd_cli.learn.methods import SoftTargets, Weights
 from kd_cli.learn.optim import Constant
-from kd_cli.learn.step import SoloLearner
+from kd_cli.learn.stack import StackedLearner
+from kd_cli.learn.step import Learner, SoloLearner
 from kd_cli.learn.teachers import CachedTeacher, batches, freeze
 from kd_cli.runs.config import build, folder
 from kd_cli.zoo.data import normalise, prepare, torchvision_dataset
@@ -92,8 +95,11 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(args)}
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as scratch:
         say_machine(results["machine"])
-        results["epoch"] = compare_epochs(args, Path(scratch))
-        if args.startup:
+        if args.sweep:
+            results["sweep"] = compare_sweeps(args, Path(scratch))
+        else:
+            results["epoch"] = compare_epochs(args, Path(scratch))
+        if args.startup and not args.sweep:
             results["startup"] = measure_startup(args, Path(scratch))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -110,6 +116,7 @@ def arguments() -> argparse.Namespace:
     add("--student", default="smallmlp", help="a model of conf/model, fully connected (%(default)s)")
     add("--data-dir", help="folder that has MNIST; default KD_DATA, else ~/.cache/kd-cli/data")
     add("--json", type=Path, metavar="FILE", help="write the numbers, every round's too")
+    add("--sweep", action="store_true", help="measure stacks of students instead: 16 and 64 tinymlp, 16 smallmlp")
     add("--no-startup", dest="startup", action="store_false", help="leave out start-up and the default run")
     args = parser.parse_args()
     for name in ("examples", "rounds", "threads", "batch"):
@@ -171,6 +178,7 @@ def compare_epochs(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     contenders: dict[str, Contender] = {
         "kd-cli": our_epoch(setting, teacher),
         "products": products_alone(setting),
+        "in place": products_alone(setting, reuse=True),
         "bare loop": bare_epoch(setting, workers),
     }
     if importlib.util.find_spec("torchdistill"):
@@ -185,6 +193,78 @@ def compare_epochs(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "seconds": seconds,
         "once": once,
     }
+
+
+SWEEPS = (("tinymlp", 16, 1.0), ("tinymlp", 64, 0.5), ("smallmlp", 16, 0.1))  # model, students, share of the examples
+
+
+def compare_sweeps(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """The students of a sweep over four temperatures and their seeds, trained one by one and as one stack.
+
+    On a CPU large students gain nothing from a stack; a sweep measures that on the spot and trains them one by one.
+    """
+    setting, origin, _ = prepare_setting(args, scratch)
+    teacher = cached_teacher(setting)
+    print(f"\nan epoch of {origin}, batch {setting.batch}, {args.rounds} rounds; one by one / stacked\n")
+    found = []
+    for name, size, share in SWEEPS:
+        n = max(setting.batch, int(share * len(setting.train)))
+        part = replace(
+            setting,
+            student=read_node("model", name),
+            train=Examples(setting.train.images[:n], setting.train.labels[:n]),
+        )
+        contenders = {
+            "one by one": students(part, teacher, size, stacked=False),
+            "stacked": students(part, teacher, size, stacked=True),
+            "one": students(part, teacher, 1, stacked=False),
+        }
+        seconds = take_turns(contenders, args.rounds)
+        gain = ratios(seconds["one by one"], seconds["stacked"])
+        times = ratios(seconds["stacked"], seconds["one"])
+        print(
+            f"{size:3} {name:9} stacked is faster by {spread(gain, '.2f')}, takes {spread(times, '.1f')} times one student"
+        )
+        found.append({"student": name, "students": size, "examples": n, "seconds": seconds})
+    return found
+
+
+def students(setting: Setting, teacher: CachedTeacher, size: int, *, stacked: bool) -> Contender:
+    """An epoch of `size` students: four temperatures, each with size / 4 seeds."""
+    temperatures = [float(2 ** (s % 4)) for s in range(size)]
+    seeds = [s // 4 for s in range(size)]
+    modules = [setting.model(setting.student, seed) for seed in seeds]
+    plan = Plan(epochs=1, batch_size=setting.batch, schedule=Constant())
+    nothing = Examples(setting.train.images[:0], setting.train.labels[:0])
+
+    def epoch(learner: Learner, of: Sequence[int]) -> None:
+        rows = torch.tensor([(temperatures[s], ALPHA, BETA) for s in of]).T.contiguous()
+        fit(
+            learner,
+            setting.train,
+            nothing,
+            role="student",
+            seeds=[seeds[s] for s in of],
+            plan=plan,
+            method=SoftTargets(),
+            weights=Weights(*rows),
+            teacher=teacher,
+        )
+
+    if stacked:
+        hyper = [{"lr": setting.optimizer["lr"]}] * size
+        stack = StackedLearner(modules, lambda groups: build(setting.optimizer, groups), hyper=hyper, seeds=seeds)
+        return lambda: epoch(stack, range(size))
+    solos = [
+        SoloLearner(module, build(setting.optimizer, module.parameters()), seed=seed)
+        for module, seed in zip(modules, seeds, strict=True)
+    ]
+
+    def one_by_one() -> None:
+        for s, learner in enumerate(solos):
+            epoch(learner, [s])
+
+    return one_by_one
 
 
 def prepare_setting(args: argparse.Namespace, scratch: Path) -> tuple[Setting, str, float]:
@@ -324,23 +404,28 @@ def torchdistill_epoch(setting: Setting, workers: int) -> Contender:
     return epoch
 
 
-def products_alone(setting: Setting) -> Contender:
-    """The matrix products of the student's steps: forward, for each weight, and for the input of all layers but one."""
+def products_alone(setting: Setting, *, reuse: bool = False) -> Contender:
+    """The matrix products of the student's steps: forward, for each weight, and for the input of all layers but one.
+
+    Their outputs are new tensors, as they must be in training, or with `reuse` always the same ones, which spares the
+    allocation too.
+    """
     widths = [setting.train.images[0].numel(), *setting.student["hidden"], CLASSES]
     layers = [
         (torch.randn(setting.batch, fan_in), torch.randn(width, fan_in), torch.randn(setting.batch, width))
         for fan_in, width in itertools.pairwise(widths)
     ]
-    outputs = [tuple(torch.empty_like(tensor) for tensor in layer) for layer in layers]
+    outputs = [tuple(torch.empty_like(t) if reuse else None for t in layer) for layer in layers]
 
     def step() -> None:
+        kept = []  # all results of a step are alive together, as in training
         for (x, weight, _), (_, _, y) in zip(layers, outputs, strict=True):
-            torch.mm(x, weight.t(), out=y)
+            kept.append(torch.mm(x, weight.t(), out=y))
         for i in reversed(range(len(layers))):
             (x, weight, grad), (grad_x, grad_weight, _) = layers[i], outputs[i]
-            torch.mm(grad.t(), x, out=grad_weight)
+            kept.append(torch.mm(grad.t(), x, out=grad_weight))
             if i:
-                torch.mm(grad, weight, out=grad_x)
+                kept.append(torch.mm(grad, weight, out=grad_x))
 
     def epoch() -> None:
         for _ in range(setting.steps):
@@ -373,7 +458,8 @@ def say_epochs(seconds: Mapping[str, list[float]], once: Mapping[str, float], ex
             continue
         note = "" if name == "kd-cli" else f"{versus(seconds[name], ours)}   DataLoader with {workers} workers"
         print(f"{name:14}{rates[name]:10,.0f}   {note}".rstrip())
-    print(f"{'products':14}{rates['products']:10,.0f}   the student's matrix products alone")
+    print(f"{'products':14}{rates['products']:10,.0f}   the student's matrix products alone, outputs allocated")
+    print(f"{'in place':14}{rates['in place']:10,.0f}   the same into outputs that are there already")
     print(
         f"\nshare of the products' rate: {spread(ratios(seconds['products'], ours), '.0%')}   goal {GOALS['share']:.0%}"
     )
