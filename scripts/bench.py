@@ -223,7 +223,9 @@ def compare_sweeps(args: argparse.Namespace, scratch: Path) -> list[dict[str, An
         gain = ratios(seconds["one by one"], seconds["stacked"])
         times = ratios(seconds["stacked"], seconds["one"])
         print(
-            f"{size:3} {name:9} stacked is faster by {spread(gain, '.2f')}, takes {spread(times, '.1f')} times one student"
+            f"{size:3} {name:9} stacked is faster by {spread(gain, '.2f')}, "
+            f"takes {spread(times, '.1f')} times one student",
+            flush=True,
         )
         found.append({"student": name, "students": size, "examples": n, "seconds": seconds})
     return found
