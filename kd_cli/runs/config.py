@@ -230,6 +230,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
         if "lr" in v[key]:
             positive(f"{key}.lr", v[key]["lr"])
 
+    refuse_infinite(v, "")
     teacher, dataset = dict(v["teacher"]), dict(v["dataset"])
     checkpoint = teacher.pop("checkpoint", None)
     members, combine = teacher.pop("members", 1), teacher.pop("combine", COMBINE[0])
@@ -316,6 +317,18 @@ def transfer_spec(values: dict[str, Any], alpha: float | str) -> TransferSpec:
         data=data,
         correct_bias=values["correct_bias"],
     )
+
+
+def refuse_infinite(value: Any, key: str) -> None:
+    """ConfigError for a number anywhere that is not finite: it could be neither used nor recorded."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} is {value}; it must be a finite number")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_infinite(item, f"{key}.{name}" if key else str(name))
+    if isinstance(value, list):
+        for item in value:
+            refuse_infinite(item, key)
 
 
 def option_name(group: str, node: Node, choices: Mapping[str, Any]) -> str:
