@@ -430,13 +430,16 @@ class Session:
         """Train what is wanted and missing; for the user's own weights there is no outcome."""
         yield from ((one.key, None) for one in wanted if one.key in missing and one.state is not None)
         for new in grouped((one for one in wanted if one.state is None), lambda one: id(one.bench.train)):
+            keys = {one.key: self.member_keys(users[one.key][0], role) for one in new if one.key in missing}
 
-            def told(i: int, row: dict[str, Any], new: Sequence[Wanted] = new) -> None:
-                if new[i].key not in missing:  # it is only company
+            def told(
+                i: int, row: dict[str, Any], new: Sequence[Wanted] = new, keys: dict[str, list[str]] = keys
+            ) -> None:
+                if new[i].key not in keys:  # it is only company
                     return
                 job = users[new[i].key][0]  # the others get the rows when it is trained
                 if not job.ended:
-                    job_rundir(job).append_metrics(member_rows([row], new[i].key, self.member_keys(job, role)))
+                    job_rundir(job).append_metrics(member_rows([row], new[i].key, keys[new[i].key]))
 
             outcomes = train_all(
                 new[0].bench,
