@@ -48,7 +48,7 @@ from kd_cli.learn.engine import Examples, Plan, fit
 from kd_cli.learn.methods import SoftTargets, Weights
 from kd_cli.learn.optim import Constant
 from kd_cli.learn.stack import StackedLearner
-from kd_cli.learn.step import Learner, SoloLearner
+from kd_cli.learn.step import Learner
 from kd_cli.learn.teachers import CachedTeacher, batches, freeze
 from kd_cli.runs.config import build, folder
 from kd_cli.zoo.data import normalise, prepare, torchvision_dataset
@@ -254,19 +254,21 @@ def students(setting: Setting, teacher: CachedTeacher, size: int, *, stacked: bo
         )
 
     if stacked:
-        hyper = [{"lr": setting.optimizer["lr"]}] * size
-        stack = StackedLearner(modules, lambda groups: build(setting.optimizer, groups), hyper=hyper, seeds=seeds)
+        stack = learn(modules, setting, seeds)
         return lambda: epoch(stack, range(size))
-    solos = [
-        SoloLearner(module, build(setting.optimizer, module.parameters()), seed=seed)
-        for module, seed in zip(modules, seeds, strict=True)
-    ]
+    solos = [learn([module], setting, [seed]) for module, seed in zip(modules, seeds, strict=True)]
 
     def one_by_one() -> None:
         for s, learner in enumerate(solos):
             epoch(learner, [s])
 
     return one_by_one
+
+
+def learn(modules: Sequence[nn.Module], setting: Setting, seeds: Sequence[int]) -> Learner:
+    """Students as a run trains them: fully connected ones in closed form, one or many."""
+    hyper: list[dict[str, float]] = [{}] * len(modules)
+    return StackedLearner(modules, lambda groups: build(setting.optimizer, groups), hyper=hyper, seeds=seeds)
 
 
 def prepare_setting(args: argparse.Namespace, scratch: Path) -> tuple[Setting, str, float]:
@@ -321,7 +323,7 @@ def cached_teacher(setting: Setting) -> CachedTeacher:
 def our_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
     """An epoch as a run trains it, metrics included. Nothing is validated or written, as in the others."""
     student = setting.model(setting.student, 1)
-    learner = SoloLearner(student, build(setting.optimizer, student.parameters()), seed=0)
+    learner = learn([student], setting, [0])
     plan = Plan(epochs=1, batch_size=setting.batch, schedule=Constant())
     weights = Weights(*(torch.tensor([value]) for value in (T, ALPHA, BETA)))
     nothing = Examples(setting.train.images[:0], setting.train.labels[:0])

@@ -1,6 +1,7 @@
 """The one epoch loop of the project: teachers, students alone, distilled students and stacks pass through it.
 
-Shapes: S models, N examples, B examples in a batch, C classes.
+Shapes: S models, U distinct batches (models with one seed that lie together see the same), N examples, B examples in a
+batch, C classes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.methods import Method, Weights
+from kd_cli.learn.dense import each
+from kd_cli.learn.methods import Method, Terms, Weights, teach
 from kd_cli.learn.optim import Schedule
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Learner
@@ -136,12 +138,13 @@ def fit(
                 images = gather(train.images, index)
                 if draws is not None:
                     images = augment(plan, images, draws[:, part])
-                labels = train.labels[index]
+                labels = each(train.labels[index], learner.size)
                 factor = plan.schedule(step / total_steps)
                 logits = learner.logits(images)
-                terms = method(logits, teacher(index, images, weights.T) if teacher else None, labels, weights)
-                learner.update(terms.loss, factor)
-                sums.add(terms.loss, terms.soft, terms.hard, logits, labels)
+                soft_targets = ask(teacher, index, images, weights) if teacher else None
+                terms, slope = teach(method, logits, soft_targets, labels, weights)
+                learner.update(slope, factor)
+                sums.add(terms, logits, labels)
                 step += 1
                 observer.step()
         means = sums.means(len(train))  # the epoch's one wait for the device
@@ -223,49 +226,60 @@ def gradient_sizes(
     """
     index = torch.arange(min(examples, len(train)), device=train.labels.device)[None]
     images = train.images[index]
-    logits = learner.logits(images)
+    logits = learner.logits(images).clone().requires_grad_()
     terms = method(logits, teacher(index, images, weights.T) if teacher else None, train.labels[index], weights)
     found: dict[str, list[float] | None] = {}
     for name, term in (("soft", terms.soft), ("hard", terms.hard)):
-        for where, tensors in (("logits", [logits]), ("parameters", learner.trained())):
-            key = f"{name}_gradient_{where}"
-            if term is None:
-                found[key] = None
-                continue
-            gradients = torch.autograd.grad(term.sum(), tensors, retain_graph=True)
-            if where == "logits":
-                found[key] = (gradients[0].norm(dim=-1).mean(-1) * logits.shape[1]).tolist()
-            else:
-                squares = [g.reshape(learner.size, -1).double().square().sum(-1) for g in gradients]
-                found[key] = torch.stack(squares).sum(0).sqrt().tolist()
+        keys = [f"{name}_gradient_{where}" for where in ("logits", "parameters")]
+        if term is None:
+            found |= dict.fromkeys(keys)
+            continue
+        slope = torch.autograd.grad(term.sum(), logits, retain_graph=True)[0]
+        on_logits = (slope.norm(dim=-1).mean(-1) * logits.shape[1]).tolist()
+        learner.logits(images)  # a backward pass uses up what its forward pass kept
+        squares = [g.reshape(learner.size, -1).double().square().sum(-1) for g in learner.gradients(slope)]
+        found |= dict(zip(keys, (on_logits, torch.stack(squares).sum(0).sqrt().tolist()), strict=True))
     return [{key: None if values is None else values[s] for key, values in found.items()} for s in range(learner.size)]
 
 
 def gather(examples: Tensor, index: Tensor) -> Tensor:
-    """Rows of the examples [N,...] by index [S,B]: [S,B,...]; a plain selection, which is faster than indexing."""
+    """Rows of the examples [N,...] by index [U,B]: [U,B,...]; a plain selection, which is faster than indexing."""
     return examples.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
+def ask(teacher: Teacher, index: Tensor, images: Tensor, weights: Weights) -> Tensor:
+    """The teacher's logits for the batches [U,B] of S models: [1,B,C] or [S,B,C]."""
+    size = len(weights.T)
+    if teacher.has_T and 1 < len(index) < size:
+        index, images = each(index, size), each(images, size)
+    logits = teacher(index, images, weights.T)
+    return logits if len(logits) == 1 else each(logits, size)
+
+
+def distinct(seeds: list[int]) -> list[int]:
+    """The seeds [S] without neighbours that repeat, [U], where each stands for as many models; else all of them."""
+    groups = [(seed, len(list(group))) for seed, group in itertools.groupby(seeds)]
+    return [seed for seed, _ in groups] if len({n for _, n in groups}) == 1 else seeds
+
+
 def draw_order(n: int, seeds: list[int], role: str, epoch: int) -> Tensor:
-    """The order of the examples in this epoch: [S,N], or [1,N] when all seeds are the same."""
-    distinct = list(dict.fromkeys(seeds))
-    orders = {seed: torch.randperm(n, generator=generator(seed, role, "order", epoch)) for seed in distinct}
-    return torch.stack([orders[seed] for seed in (distinct if len(distinct) == 1 else seeds)])
+    """The order of the examples in this epoch, one for each distinct seed: [U,N]."""
+    drawn = {seed: torch.randperm(n, generator=generator(seed, role, "order", epoch)) for seed in dict.fromkeys(seeds)}
+    return torch.stack([drawn[seed] for seed in distinct(seeds)])
 
 
 def draw_augmentation(
     augmentation: Augment, n: int, seeds: list[int], role: str, epoch: int, device: torch.device
 ) -> Tensor | None:
-    """The augmentation of every example of this epoch, in the order of the batches: [S,N,k] or [1,N,k]."""
+    """The augmentation of every example of this epoch, in the order of the batches, for each distinct seed: [U,N,k]."""
     if not augmentation.enabled:
         return None
-    distinct = list(dict.fromkeys(seeds))
-    draws = {seed: augmentation.draw(n, generator(seed, role, "augment", epoch)) for seed in distinct}
-    return torch.stack([draws[seed] for seed in (distinct if len(distinct) == 1 else seeds)]).to(device)
+    drawn = {seed: augmentation.draw(n, generator(seed, role, "augment", epoch)) for seed in dict.fromkeys(seeds)}
+    return torch.stack([drawn[seed] for seed in distinct(seeds)]).to(device)
 
 
 def augment(plan: Plan, images: Tensor, draws: Tensor) -> Tensor:
-    """Augment a batch of S models, [S,B,C,H,W], by their draws [S,B,k]."""
+    """Augment a batch, [U,B,C,H,W], by its draws [U,B,k]."""
     lead = images.shape[:2]
     return plan.augment.apply(images.flatten(0, 1), draws.flatten(0, 1), fill=plan.fill).unflatten(0, lead)
 
@@ -296,10 +310,10 @@ class Sums:
         self.has_soft = False
 
     @torch.no_grad()
-    def add(self, loss: Tensor, soft: Tensor | None, hard: Tensor, logits_SBC: Tensor, labels: Tensor) -> None:
-        self.has_soft = soft is not None
-        batch = labels.shape[-1]
-        self.losses.add_(torch.stack([loss, hard if soft is None else soft, hard]), alpha=batch)
+    def add(self, terms: Terms, logits_SBC: Tensor, labels: Tensor) -> None:
+        self.has_soft = terms.soft is not None
+        soft = terms.hard if terms.soft is None else terms.soft
+        self.losses.add_(torch.stack([terms.loss, soft, terms.hard]), alpha=labels.shape[-1])
         self.correct += (logits_SBC.argmax(-1) == labels).sum(-1)
 
     def means(self, n: int) -> list[dict[str, float | None]]:

@@ -1,6 +1,7 @@
-"""S > 1 models of one architecture, their weights stacked on a leading axis and advanced by the same step.
+"""S models of one architecture, their weights stacked on a leading axis and advanced by the same step.
 
 Equal to training the S models one by one: each has its own batches, dropout masks, learning rate and weight decay.
+Fully connected networks have their gradients in closed form, which pays for S = 1 too.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
+from kd_cli.learn.dense import TALL, Dense, each, is_dense
+from kd_cli.learn.flat import Flat
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Autocast, single_precision
 from kd_cli.zoo.models import Dropout, constrain_max_norm
-
-TALL = 16  # outputs of a layer from which on one product serves all models that see the same input
 
 # Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they do
 # to each model what they do to it alone.
@@ -43,6 +44,10 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
     if any(True for _ in module.buffers()):
         kinds = sorted({type(m).__name__ for m in module.modules() if any(True for _ in m.buffers(recurse=False))})
         return f"{', '.join(kinds)} keeps running statistics, which do not stack"
+    if not all(p.requires_grad for p in module.parameters()):
+        return f"{type(module).__name__} has weights that are not trained"
+    if len({p.dtype for p in module.parameters()}) > 1:
+        return f"{type(module).__name__} has weights of several types"
     if isinstance(module, nn.Sequential) and all(type(layer) in LAYERS for layer in module.children()):
         return None
     if any("Dropout" in type(m).__name__ for m in module.modules()):
@@ -74,30 +79,25 @@ class StackedLearner:
         self.size = len(modules)
         self.seeds = list(seeds)
         self.module = modules[0]
-        self.autocast = autocast or contextlib.nullcontext
-        named = [dict(module.named_parameters()) for module in modules]
-        self.parameters = {
-            name: torch.stack([parameters[name].detach() for parameters in named]).requires_grad_() for name in named[0]
-        }
-        self.device = next(iter(self.parameters.values())).device
+        self.flat = Flat([dict(module.named_parameters()) for module in modules])
+        self.parameters = self.flat.parameters
+        self.device = self.flat.values.device
         self.bounds: dict[str, float] = getattr(self.module, "max_norm", None) or {}
-        self.layered = isinstance(self.module, nn.Sequential) and all(
-            type(layer) in LAYERS for layer in self.module.children()
-        )
         self.generators: list[torch.Generator] | None = None
+        if is_dense(self.module):
+            self.network: Dense | Traced = Dense(
+                self.module,  # type: ignore[arg-type]
+                self.flat.parameters,
+                self.flat.gradients,
+                generators=lambda: self.generators,
+                dtype=torch.bfloat16 if autocast is not None and autocast.enabled else self.flat.values.dtype,
+            )
+        else:
+            self.network = Traced(self.module, self.flat, lambda: self.generators, autocast)
 
-        # The optimiser works on runs of models with equal hyperparameters: views of the stacked storage, whose
-        # gradients are views of the stacked gradient. So torch's own fused kernels do the work.
-        self.runs = list(_runs(hyper))
-        self.views = [
-            {name: p.detach()[run].requires_grad_() for name, p in self.parameters.items()} for run, _ in self.runs
-        ]
-        self.optimizer = optimizer(
-            [
-                {"params": list(views.values()), **values}
-                for views, (_, values) in zip(self.views, self.runs, strict=True)
-            ]
-        )
+        groups = list(self.flat.groups(hyper))
+        self.runs = [run for run, _ in groups]
+        self.optimizer = optimizer([group for _, group in groups])
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.factor: float | None = 1.0
 
@@ -108,69 +108,82 @@ class StackedLearner:
         self.generators = None
 
     def logits(self, images: Tensor) -> Tensor:
-        with self.autocast():
-            if self.layered:
-                logits = self._layers(images)
-            else:
-                shared = len(images) == 1
-                forward = _vmapped(self.module, shared=shared)
-                logits = forward(self.parameters, images[0] if shared else images)
-        return single_precision(logits)
+        return single_precision(self.network.logits(images))
 
-    def _layers(self, x: Tensor) -> Tensor:
-        for i, layer in enumerate(self.module.children()):
-            own = {name: self.parameters[f"{i}.{name}"] for name, _ in layer.named_parameters()}
-            x = LAYERS[type(layer)](layer, own, x, self.generators)
-        return x
+    def gradients(self, slope: Tensor) -> list[Tensor]:
+        self.network.backward(slope)
+        return list(self.flat.gradients.values())
 
-    def update(self, loss_S: Tensor, factor: float) -> None:
+    def update(self, slope: Tensor, factor: float) -> None:
         if factor != self.factor:
             for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = rate * factor
             self.factor = factor
-        for p in self.parameters.values():
-            p.grad = None
-        loss_S.sum().backward()  # the gradient of a sum: each model's own, whatever the others' losses are
-        for views, (run, _) in zip(self.views, self.runs, strict=True):
-            for name, view in views.items():
-                grad = self.parameters[name].grad
-                view.grad = grad[run] if grad is not None else None
+        self.network.backward(slope)
         self.optimizer.step()
         if self.bounds:
             constrain_max_norm(self.parameters, self.bounds)
 
     def rates(self, factor: float) -> list[float]:
         rates = [0.0] * self.size
-        for (run, _), rate in zip(self.runs, self.base_rates, strict=True):
+        for run, rate in zip(self.runs, self.base_rates, strict=True):
             for s in range(self.size)[run]:
                 rates[s] = rate * factor
         return rates
 
-    def trained(self) -> list[Tensor]:
-        return list(self.parameters.values())
-
     def model_state(self, s: int) -> dict[str, Tensor]:
-        return {name: p.detach()[s].to("cpu", copy=True) for name, p in self.parameters.items()}
+        return {name: p[s].to("cpu", copy=True) for name, p in self.parameters.items()}
 
     def state(self) -> dict[str, Any]:
-        parameters = {name: p.detach() for name, p in self.parameters.items()}
-        return {"parameters": parameters, "optimizer": self.optimizer.state_dict()}
+        return {"parameters": self.flat.values, "optimizer": self.optimizer.state_dict()}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        for name, p in self.parameters.items():
-            p.copy_(state["parameters"][name])
+        self.flat.values.copy_(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.factor = None  # the groups hold the rates of the last step made
 
 
-def _runs(hyper: Sequence[dict[str, float]]) -> Iterator[tuple[slice, dict[str, float]]]:
-    """Neighbours with equal hyperparameters, as slices."""
-    start = 0
-    for s in range(1, len(hyper) + 1):
-        if s == len(hyper) or hyper[s] != hyper[start]:
-            yield slice(start, s), hyper[start]
-            start = s
+class Traced:
+    """S networks whose gradients autograd finds; layer by layer where each has a form for S, else by `torch.vmap`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        flat: Flat,
+        generators: Callable[[], list[torch.Generator] | None],
+        autocast: Autocast | None,
+    ) -> None:
+        self.module, self.generators, self.size = module, generators, flat.size
+        self.autocast = autocast or contextlib.nullcontext
+        self.parameters = {name: p.detach().requires_grad_() for name, p in flat.parameters.items()}
+        self.slopes = list(flat.gradients.values())
+        self.layered = isinstance(module, nn.Sequential) and all(type(layer) in LAYERS for layer in module.children())
+
+    def logits(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            if self.layered:
+                logits = self._layers(images if len(images) == 1 else each(images, self.size))
+            else:
+                shared = len(images) == 1
+                forward = _vmapped(self.module, shared=shared)
+                logits = forward(self.parameters, images[0] if shared else each(images, self.size))
+        self.last = logits
+        return logits.detach()
+
+    def _layers(self, x: Tensor) -> Tensor:
+        generators = self.generators()
+        for i, layer in enumerate(self.module.children()):
+            own = {name: self.parameters[f"{i}.{name}"] for name, _ in layer.named_parameters()}
+            x = LAYERS[type(layer)](layer, own, x, generators)
+        return x
+
+    def backward(self, slope: Tensor) -> None:
+        """Gradients on the parameters: each model's own, whatever those of the others are."""
+        found = torch.autograd.grad(
+            self.last, list(self.parameters.values()), slope.to(self.last.dtype), materialize_grads=True
+        )
+        torch._foreach_copy_(self.slopes, found)
 
 
 def _vmapped(module: nn.Module, *, shared: bool = False) -> Callable[[dict[str, Tensor], Tensor], Tensor]:

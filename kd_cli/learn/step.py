@@ -23,19 +23,21 @@ class Learner(Protocol):
         ...
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images [S,B,...] or shared [1,B,...] -> logits [S,B,C]."""
+        """Images [U,B,...], each of the U for the S/U models that lie together -> logits [S,B,C], good until the next
+        call. They carry no graph: the loss is a function of them, and `update` goes on from its gradient."""
         ...
 
-    def update(self, loss_S: Tensor, factor: float) -> None:
-        """One optimiser step on the S losses, at `factor` times each model's learning rate."""
+    def update(self, slope: Tensor, factor: float) -> None:
+        """One optimiser step, at `factor` times each model's learning rate, from the gradient [S,B,C] of the S losses
+        on the last logits; it may be overwritten."""
+        ...
+
+    def gradients(self, slope: Tensor) -> list[Tensor]:
+        """The gradient of each parameter, [S,...] for S > 1, from that on the last logits; no step is made."""
         ...
 
     def rates(self, factor: float) -> list[float]:
         """The learning rate of each model at this factor."""
-        ...
-
-    def trained(self) -> list[Tensor]:
-        """The parameters that are trained, [S,...] each for S > 1."""
         ...
 
     def model_state(self, s: int) -> dict[str, Tensor]:
@@ -97,26 +99,28 @@ class SoloLearner:
 
     def logits(self, images: Tensor) -> Tensor:
         with self.autocast():
-            logits = self.module(images[0])
-        return single_precision(logits)[None]
+            self.last = self.module(images[0])
+        return single_precision(self.last.detach())[None]
 
-    def update(self, loss_S: Tensor, factor: float) -> None:
+    def gradients(self, slope: Tensor) -> list[Tensor]:
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        found = torch.autograd.grad(self.last, trained, slope[0].to(self.last.dtype), materialize_grads=True)
+        return list(found)
+
+    def update(self, slope: Tensor, factor: float) -> None:
         if factor != self.factor:
             for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = rate * factor
             self.factor = factor
         for p in self.trainable:  # optimizer.zero_grad does the same at ten times the cost
             p.grad = None
-        loss_S.sum().backward()
+        self.last.backward(slope[0].to(self.last.dtype))
         self.optimizer.step()
         if self.bounded:
             constrain_max_norm(self.bounded, self.bounds)
 
     def rates(self, factor: float) -> list[float]:
         return [self.base_rates[0] * factor]
-
-    def trained(self) -> list[Tensor]:
-        return [p for p in self.module.parameters() if p.requires_grad]
 
     def model_state(self, s: int) -> dict[str, Tensor]:
         return {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}

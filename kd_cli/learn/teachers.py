@@ -19,10 +19,12 @@ EVAL_BATCH = 1000  # examples in one forward pass without gradients
 class Teacher(Protocol):
     """Logits of the teacher for a batch."""
 
-    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
-        """`index` [S,B] or [1,B] into the transfer set, `images` [S,B,...], `T` [S] -> logits [S,B,C] or [1,B,C].
+    has_T: bool  # whether they depend on the temperature, as the arithmetic mean of an ensemble does
 
-        T matters to an ensemble alone, whose mean distribution depends on it.
+    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
+        """`index` [U,B] into the transfer set, `images` [U,B,...], `T` [S] -> logits [U,B,C].
+
+        With `has_T`, U is 1 or S, and the logits are [S,B,C].
         """
         ...
 
@@ -36,6 +38,7 @@ class CachedTeacher:
         if combine == "geometric":  # does not depend on T: one mean for all
             logits_MNC = combine_logits(logits_MNC, combine=combine, T=torch.ones(()))[None]
         self.logits_MNC, self.combine = logits_MNC, combine
+        self.has_T = len(logits_MNC) > 1
 
     def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
         if len(self.logits_MNC) == 1:
@@ -48,6 +51,7 @@ class LiveTeacher:
 
     def __init__(self, modules: Sequence[nn.Module], *, combine: str = "geometric") -> None:
         self.modules, self.combine = [freeze(module) for module in modules], combine
+        self.has_T = len(modules) > 1 and combine != "geometric"
 
     @torch.no_grad()
     def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ def combine_logits(logits_MxC: Tensor, *, combine: str, T: Tensor) -> Tensor:
     if len(logits_MxC) == 1:
         return logits_MxC[0]
     if combine == "geometric":
-        return logits_MxC.mean(0)
+        return logits_MxC.mean(0)  # T may have any shape
     log_p = (logits_MxC / T).log_softmax(-1)
     return T * (log_p.logsumexp(0) - math.log(len(logits_MxC)))
 

@@ -31,7 +31,7 @@ AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # what T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # what alpha=auto tries
 SHIPPED = ("kd_cli", "torch", "torchvision")  # packages whose code is not the user's own
 LEAST_T, MOST_T = 1e-3, 1e4  # where soft targets are right to 0.1 % of the gradient in float32
-FORMAT = 1  # raised when trained weights of an older version of this code must not be reused
+FORMAT = 2  # raised when trained weights of an older version of this code must not be reused
 
 
 # ---------------------------------------------------------------- schema: what Hydra checks while composing

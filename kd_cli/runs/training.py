@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
+from kd_cli.learn.dense import is_dense
 from kd_cli.learn.engine import Examples, Outcome, Plan, fit
 from kd_cli.learn.methods import Method, Weights, stack_methods
-from kd_cli.learn.stack import StackedLearner, why_not
+from kd_cli.learn.stack import ELEMENTWISE, StackedLearner, why_not
 from kd_cli.learn.step import Autocast, Learner, SoloLearner
 from kd_cli.learn.teachers import Teacher
 from kd_cli.runs.bench import Bench, device_name
 from kd_cli.runs.checkpoint import StackNotes, TrainingState
-from kd_cli.runs.config import Node, TrainSpec, build, fingerprint
+from kd_cli.runs.config import Node, TrainSpec, build, fingerprint, locate
 from kd_cli.runs.files import read_json, write_json
 from kd_cli.runs.models import build_module
 from kd_cli.runs.progress import Progress, describe
@@ -60,8 +61,6 @@ class Lesson:
 
 def stackable_keys(method: Node) -> Sequence[str]:
     """The keys of a method that may differ within a stack, by its own word."""
-    from kd_cli.runs.config import locate
-
     return getattr(locate(method["_target_"]), "stackable", ())
 
 
@@ -131,8 +130,9 @@ def train_all(
         groups.setdefault(lesson.kind(), []).append(i)
     names = names or [lesson.spec.name for lesson in lessons]
     for members in groups.values():
-        # neighbours with equal learning rate and weight decay share one call of the optimiser
-        members.sort(key=lambda i: sorted(lessons[i].hyper().items()))
+        # Neighbours with equal learning rate and weight decay share one call of the optimiser, those with equal seeds
+        # their batches.
+        members.sort(key=lambda i: (sorted(lessons[i].hyper().items()), lessons[i].spec.seed))
         wanted = [i for i in members if needed is None or needed[i]]
         if not wanted:
             continue
@@ -312,10 +312,11 @@ def check_recipe(spec: TrainSpec, role: str) -> None:
 
 
 def make_learner(bench: Bench, lessons: Sequence[Lesson], role: str) -> Learner:
-    """One model as an ordinary module, several as a stack."""
+    """Several models as a stack, one as an ordinary module unless it has a closed form."""
     modules = [build_module(one.spec, bench.dataset, role=stream_of(role), device=bench.device) for one in lessons]
     autocast = Autocast(bench.device, bench.precision)
-    if len(lessons) == 1:
+    closed = is_dense(modules[0]) and locate(lessons[0].spec.optimizer["_target_"]) in ELEMENTWISE
+    if len(lessons) == 1 and not closed:
         optimizer = make_optimizer(lessons[0], role, modules[0].parameters())
         return SoloLearner(modules[0], optimizer, seed=lessons[0].spec.seed, autocast=autocast)
     return StackedLearner(

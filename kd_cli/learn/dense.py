@@ -1,0 +1,207 @@
+"""Fully connected networks, S at once, with their gradients in closed form.
+
+What autograd adds to a step of such a network is small beside a large matrix product and large beside a small one: it
+builds a graph, and allocates every result anew. Here results are written where they were a step before, gradients
+straight into the place where the optimiser reads them.
+
+Shapes: S models, B examples, I inputs and O outputs of a layer. The input of the first layer may be shared: [U,B,I],
+each of the U for the S/U models that lie together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.zoo.models import Dropout
+
+TALL = 16  # outputs of a layer from which on one product serves all models that see the same input
+
+Generators = Callable[[], "list[torch.Generator] | None"]
+
+
+def is_dense(module: nn.Module) -> bool:
+    """Whether the network is a plain sequence, from flattened images on, of what has a closed form here."""
+    if type(module) is not nn.Sequential or not len(module) or not all(type(layer) in KINDS for layer in module):
+        return False
+    if sum(len(list(layer.parameters())) for layer in module) != len(list(module.parameters())):
+        return False  # two layers share a weight
+    flat = [(layer.start_dim, layer.end_dim) for layer in module if isinstance(layer, nn.Flatten)]
+    kinds = [type(layer) for layer in module if type(layer) not in (nn.Flatten, nn.Identity, Dropout)]
+    return type(module[0]) is nn.Flatten and set(flat) == {(1, -1)} and kinds[:1] == [nn.Linear]
+
+
+class Dense:
+    """S networks of one architecture: `module`'s, with parameters and gradients `[S, ...]` by name.
+
+    Gradients are written, not added. `generators` gives each model's random numbers for dropout, or None in eval mode;
+    `dtype` is what matrix products are computed in.
+    """
+
+    def __init__(
+        self,
+        module: nn.Sequential,
+        parameters: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        *,
+        generators: Generators,
+        dtype: torch.dtype,
+    ) -> None:
+        self.dtype = dtype
+        self.layers: list[_Layer] = []
+        for i, layer in enumerate(module):
+            if type(layer) is nn.Linear:
+                own = [{name: of[f"{i}.{name}"] for name, _ in layer.named_parameters()} for of in (parameters, gradients)]
+                self.layers.append(_Linear(*own, first=not any(isinstance(one, _Linear) for one in self.layers)))
+            elif type(layer) is nn.ReLU:
+                self.layers.append(_ReLU())
+            elif type(layer) is Dropout and layer.p:
+                self.layers.append(_Dropout(layer.p, generators))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images [U,B,...] -> logits [S,B,C]. With gradients enabled, what the backward pass needs is kept, and the
+        result lies where the next call writes."""
+        x, keep = images.flatten(2), torch.is_grad_enabled()
+        x = x.to(self.dtype)
+        with torch.no_grad():
+            for layer in self.layers:
+                x = layer.forward(x, keep)
+        return x
+
+    @torch.no_grad()
+    def backward(self, slope: Tensor) -> None:
+        """From the gradient on the logits [S,B,C], which is overwritten, to the gradients on the parameters."""
+        slope = slope.to(self.dtype)
+        for layer in reversed(self.layers):
+            below = layer.backward(slope)
+            if below is None:
+                break
+            slope = below
+
+
+def each(x: Tensor, size: int) -> Tensor:
+    """What every one of S models gets, [S,...], from what the U groups of S/U models that lie together get, [U,...]."""
+    if len(x) == 1:
+        return x.expand(size, *x.shape[1:])
+    return x if len(x) == size else x.repeat_interleave(size // len(x), 0)
+
+
+class _Layer(Protocol):
+    def forward(self, x: Tensor, keep: bool) -> Tensor: ...
+
+    def backward(self, slope: Tensor) -> Tensor | None:
+        """The gradient on the input from that on the output; None where nobody asks for it."""
+        ...
+
+
+class _Linear:
+    """`x W^T + b`. As the network's first layer it may see a shared input, and its own gradient is the last."""
+
+    def __init__(self, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *, first: bool) -> None:
+        self.weight, self.bias = own["weight"], own.get("bias")
+        self.weight_slope, self.bias_slope = gradients["weight"], gradients.get("bias")
+        self.first = first
+        self.size, self.outputs, self.inputs = self.weight.shape
+        # Not for a few outputs: there the kernels' choice, and with it the rounding, depends on how many models there
+        # are, and a model on its company.
+        self.tall = self.outputs >= TALL and self.weight.is_contiguous()
+        self.buffers: dict[tuple[str, int], Tensor] = {}
+
+    def forward(self, x: Tensor, keep: bool) -> Tensor:
+        weight = self.weight
+        if weight.dtype != x.dtype:
+            weight = self._buffer("weight", x, weight.shape).copy_(weight)
+        bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
+        batch = x.shape[1]
+        shape = (self.size, batch, self.outputs)
+        y = self._buffer("y", x, shape) if keep else x.new_empty(shape)
+        if self.size == 1:
+            if bias is None:
+                torch.mm(x[0], weight[0].t(), out=y[0])
+            else:
+                torch.addmm(bias[0], x[0], weight[0].t(), out=y[0])
+        elif len(x) < self.size and self.tall:
+            lead = (len(x), self.size // len(x))
+            tall = weight.view(lead[0], -1, self.inputs).mT
+            flat = torch.bmm(x, tall) if len(x) > 1 else torch.mm(x[0], tall[0])[None]
+            y.view(*lead, batch, -1).copy_(flat.view(lead[0], batch, lead[1], -1).transpose(1, 2))
+            if bias is not None:
+                y += bias[:, None]
+        else:
+            x = each(x, self.size)
+            if bias is None:
+                torch.bmm(x, weight.mT, out=y)
+            else:
+                torch.baddbmm(bias[:, None], x, weight.mT, out=y)
+        if keep:
+            self.x, self.w = x, weight
+        return y
+
+    def backward(self, slope: Tensor) -> Tensor | None:
+        x, batch = self.x, slope.shape[1]
+        if self.bias_slope is not None:
+            if slope.dtype == self.bias_slope.dtype:
+                torch.sum(slope, 1, out=self.bias_slope)
+            else:
+                self.bias_slope.copy_(slope.sum(1, dtype=self.bias_slope.dtype))
+        same = slope.dtype == self.weight_slope.dtype
+        out = self.weight_slope if same else self._buffer("weight_slope", slope, self.weight_slope.shape)
+        if self.size == 1:
+            torch.mm(slope[0].t(), x[0], out=out[0])
+        elif len(x) < self.size:  # one product for all models that saw the same
+            lead = (len(x), self.size // len(x))
+            flat = slope.view(*lead, batch, -1).transpose(1, 2).reshape(lead[0], batch, -1)
+            torch.bmm(flat.mT, x, out=out.view(lead[0], -1, self.inputs))
+        else:
+            torch.bmm(slope.mT, x, out=out)
+        if not same:
+            self.weight_slope.copy_(out)
+        if self.first:
+            return None
+        below = self._buffer("below", slope, (self.size, batch, self.inputs))
+        if self.size == 1:
+            torch.mm(slope[0], self.w[0], out=below[0])
+        else:
+            torch.bmm(slope, self.w, out=below)
+        return below
+
+    def _buffer(self, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        key = (name, shape[1])
+        found = self.buffers.get(key)
+        if found is None or found.dtype != like.dtype:
+            found = self.buffers[key] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return found
+
+
+class _ReLU:
+    def forward(self, x: Tensor, keep: bool) -> Tensor:
+        self.y = x.relu_()
+        return self.y
+
+    def backward(self, slope: Tensor) -> Tensor:
+        # a dropout behind it, which works in place too, leaves zeros and positive numbers where they were or makes zeros
+        return torch.ops.aten.threshold_backward.grad_input(slope, self.y, 0, grad_input=slope)
+
+
+class _Dropout:
+    def __init__(self, p: float, generators: Generators) -> None:
+        self.keep, self.generators = 1 - p, generators
+
+    def forward(self, x: Tensor, keep: bool) -> Tensor:
+        generators = self.generators()
+        if generators is None:
+            self.mask = None
+            return x
+        self.mask = torch.empty((len(generators), *x.shape[1:]), dtype=x.dtype, device=x.device)
+        for mask, generator in zip(self.mask, generators, strict=True):
+            mask.bernoulli_(self.keep, generator=generator)
+        return each(x, len(generators)) * self.mask.div_(self.keep)
+
+    def backward(self, slope: Tensor) -> Tensor:
+        return slope if self.mask is None else slope.mul_(self.mask)
+
+
+KINDS = (nn.Linear, nn.ReLU, nn.Flatten, nn.Identity, Dropout)
