@@ -33,6 +33,8 @@ def main() -> None:
     # A thread that has nothing to do spins for a while before it sleeps. GNU's OpenMP lets it spin so long that two
     # busy processes on one machine slow each other down many times over; this is enough between two layers.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # MKL may round a product by where it lies in memory, and a model's place there depends on its company in a stack.
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back to us, who know how to tell them
     sys.path.append(os.getcwd())  # a user's own models and methods
     try:

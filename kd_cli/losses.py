@@ -6,7 +6,7 @@ sums over classes, takes the mean over examples and returns the leading shape: a
 `[S, B, C]`; half-precision logits are computed with in float32. None contains the factor T^2; whoever adds the terms up
 writes `alpha * T**2 * soft + beta * hard`.
 
-`..._with_gradient` gives the same loss and its gradient on the student's logits, in closed form instead of by autograd.
+`..._gradient` is a loss's gradient on the student's logits, `[..., B, C]`, in closed form instead of by autograd.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 __all__ = [
     "hard_cross_entropy",
-    "hard_cross_entropy_with_gradient",
+    "hard_cross_entropy_gradient",
     "kl_divergence",
     "logit_matching",
-    "logit_matching_with_gradient",
+    "logit_matching_gradient",
     "soft_cross_entropy",
-    "soft_cross_entropy_with_gradient",
+    "soft_cross_entropy_gradient",
     "soften",
     "uniform_cross_entropy",
-    "uniform_cross_entropy_with_gradient",
+    "uniform_cross_entropy_gradient",
 ]
 
 
@@ -91,41 +91,36 @@ def uniform_cross_entropy(student: Tensor) -> Tensor:
     return -_log_softened(student, T=1.0).mean((-2, -1))
 
 
-# ---------------------------------------------------------------- with their gradients
+# ---------------------------------------------------------------- gradients
 
 
-def soft_cross_entropy_with_gradient(
-    student: Tensor, teacher: Tensor, *, T: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """`soft_cross_entropy` and its gradient on the student's logits, `(p - q) / (T B)`."""
-    q, log_p = soften(teacher, T=T), _log_softened(student, T=T)
-    loss = -_mean_of_sums(q * log_p)
-    scale = (T.to(log_p.dtype)[..., None, None] if isinstance(T, Tensor) else T) * log_p.shape[-2]
-    return loss, log_p.exp().sub(q).div_(scale)
+def soft_cross_entropy_gradient(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
+    """The gradient of `soft_cross_entropy` on the student's logits, `(p - q) / (T B)`."""
+    scale = T.to(student.dtype)[..., None, None] if isinstance(T, Tensor) else T
+    return soften(student, T=T).sub_(soften(teacher, T=T)).div_(scale * student.shape[-2])
 
 
-def hard_cross_entropy_with_gradient(student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`hard_cross_entropy` and its gradient on the student's logits, `(p - 1[label]) / B`."""
-    log_p = _log_softened(student, T=1.0)
-    leading = torch.broadcast_shapes(log_p.shape[:-1], labels.shape)
-    log_p, which = log_p.expand(*leading, log_p.shape[-1]), labels.expand(leading).unsqueeze(-1)
-    gradient = log_p.exp()
-    gradient.scatter_add_(-1, which, gradient.new_full((1,), -1.0).expand(which.shape))
-    return -log_p.gather(-1, which).mean((-2, -1)), gradient.div_(log_p.shape[-2])
+def hard_cross_entropy_gradient(student: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of `hard_cross_entropy` on the student's logits, `(p - 1[label]) / B`."""
+    p = soften(student, T=1.0)
+    which = labels.unsqueeze(-1)
+    if which.shape[:-1] != p.shape[:-1]:
+        leading = torch.broadcast_shapes(p.shape[:-1], labels.shape)
+        p, which = p.expand(*leading, -1).contiguous(), which.expand(*leading, 1)
+    return p.scatter_(-1, which, -1.0, reduce="add").div_(p.shape[-2])
 
 
-def logit_matching_with_gradient(student: Tensor, teacher: Tensor, *, center: bool = True) -> tuple[Tensor, Tensor]:
-    """`logit_matching` and its gradient on the student's logits, `(z - v) / B`, centred or not."""
+def logit_matching_gradient(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:
+    """The gradient of `logit_matching` on the student's logits, `(z - v) / B`, centred or not."""
     difference = _at(student, 1.0) - _at(teacher, 1.0)
     if center:
-        difference = difference - difference.mean(-1, keepdim=True)
-    return _mean_of_sums(difference.square()) / 2, difference.div_(difference.shape[-2])
+        difference -= difference.mean(-1, keepdim=True)
+    return difference.div_(difference.shape[-2])
 
 
-def uniform_cross_entropy_with_gradient(student: Tensor) -> tuple[Tensor, Tensor]:
-    """`uniform_cross_entropy` and its gradient on the student's logits, `(p - 1/C) / B`."""
-    log_p = _log_softened(student, T=1.0)
-    return -log_p.mean((-2, -1)), log_p.exp().sub_(1 / log_p.shape[-1]).div_(log_p.shape[-2])
+def uniform_cross_entropy_gradient(student: Tensor) -> Tensor:
+    """The gradient of `uniform_cross_entropy` on the student's logits, `(p - 1/C) / B`."""
+    return soften(student, T=1.0).sub_(1 / student.shape[-1]).div_(student.shape[-2])
 
 
 def _log_softened(logits: Tensor, *, T: float | Tensor) -> Tensor:

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from kd_cli.losses import (
     hard_cross_entropy,
+    hard_cross_entropy_gradient,
     kl_divergence,
     logit_matching,
+    logit_matching_gradient,
     soft_cross_entropy,
+    soft_cross_entropy_gradient,
     soften,
     uniform_cross_entropy,
+    uniform_cross_entropy_gradient,
 )
 
 Loss = Callable[..., Tensor]
@@ -357,3 +361,53 @@ def test_a_student_far_off_has_a_finite_loss_and_gradient(loss: Loss) -> None:
         assert gradient(loss, student, teacher, y, T).isfinite().all()
     assert hard_cross_entropy(student, y).item() == 2e4
     assert soft_cross_entropy(student, teacher, T=1e-3).item() == pytest.approx(2e7)
+
+
+# --- gradients in closed form ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("b", "c"), SHAPES)
+@pytest.mark.parametrize("T", [0.5, 3.0, torch.tensor([0.5, 1.0, 20.0])], ids=str)
+@pytest.mark.parametrize("lead", [(), (1,)], ids=["one teacher", "broadcast"])
+def test_the_closed_form_of_the_soft_losss_gradient_is_what_autograd_finds(
+    b: int, c: int, T: float | Tensor, lead: tuple[int, ...]
+) -> None:
+    student, teacher = logits(S, b, c), logits(*lead, b, c, seed=1)
+    torch.testing.assert_close(
+        soft_cross_entropy_gradient(student, teacher, T=T), gradient(soft_cross_entropy, student, teacher, T=T)
+    )
+
+
+@pytest.mark.parametrize(("b", "c"), SHAPES)
+@pytest.mark.parametrize("lead", [(), (1,), (S,)], ids=str)
+def test_the_closed_form_of_the_hard_losss_gradient_is_what_autograd_finds(
+    b: int, c: int, lead: tuple[int, ...]
+) -> None:
+    student, y = logits(S, b, c), labels(*lead, b, classes=c)
+    torch.testing.assert_close(hard_cross_entropy_gradient(student, y), gradient(hard_cross_entropy, student, y))
+    one = logits(b, c)
+    torch.testing.assert_close(
+        hard_cross_entropy_gradient(one, labels(S, b, classes=c)),
+        torch.stack([gradient(hard_cross_entropy, one, y) for y in labels(S, b, classes=c)]),
+    )
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_the_closed_forms_of_the_other_gradients_are_what_autograd_finds(center: bool) -> None:
+    student, teacher = logits(S, B, C), logits(B, C, seed=1)
+    torch.testing.assert_close(
+        logit_matching_gradient(student, teacher, center=center),
+        gradient(logit_matching, student, teacher, center=center),
+    )
+    torch.testing.assert_close(uniform_cross_entropy_gradient(student), gradient(uniform_cross_entropy, student))
+
+
+def test_gradients_leave_the_logits_they_are_given_alone() -> None:
+    student, teacher, y = logits(S, B, C), logits(S, B, C, seed=1), labels(S, B)
+    before = student.clone(), teacher.clone()
+    soft_cross_entropy_gradient(student, teacher, T=1.0)
+    hard_cross_entropy_gradient(student, y)
+    logit_matching_gradient(student, teacher, center=False)
+    uniform_cross_entropy_gradient(student)
+    assert torch.equal(student, before[0])
+    assert torch.equal(teacher, before[1])

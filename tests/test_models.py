@@ -3,6 +3,8 @@
 import inspect
 from pathlib import Path
 
+import math
+
 import pytest
 import torch
 import yaml
@@ -63,9 +65,13 @@ def test_dropout_depends_on_its_generator_and_on_nothing_else():
 
 
 def test_dropout_keeps_the_expectation():
-    kept = Dropout(0.2, generator(0))(torch.ones(100_000))
-    assert kept.unique().tolist() == [0, 1.25]
-    assert kept.mean().item() == pytest.approx(1, abs=0.01)
+    for p in (0.001, 0.2, 0.5, 0.9):
+        kept = Dropout(p, generator(0))(torch.ones(1_000_003, dtype=torch.float64))
+        assert kept.unique().tolist() == [0, pytest.approx(1 / (1 - p), rel=1e-4)]
+        assert kept.mean().item() == pytest.approx(1, abs=4 * math.sqrt(p / (1 - p) / 1e6))
+        assert (kept == 0).double().mean().item() == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 1e6))
+        for k in range(4):  # the four numbers of one draw are alike
+            assert kept[k::4].mean().item() == pytest.approx(1, abs=8 * math.sqrt(p / (1 - p) / 1e6))
 
 
 def test_dropout_hands_back_its_input_in_evaluation_and_at_zero():

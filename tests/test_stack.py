@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.learn.augment import Augment
+from kd_cli.learn.dense import is_dense
 from kd_cli.learn.engine import Outcome
-from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Weights, stack_methods
+from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Terms, Weights, stack_methods
 from kd_cli.learn.optim import Cosine
 from kd_cli.learn.stack import StackedLearner, why_not
-from kd_cli.learn.step import SoloLearner
+from kd_cli.learn.step import Autocast, SoloLearner
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
 from kd_cli.zoo.models import Dropout, mlp
 
@@ -94,6 +95,98 @@ def assert_equal(together: list[Outcome], alone: list[Outcome]) -> None:
 @pytest.mark.parametrize("optimizer", [SGD, NESTEROV, ADAMW, FUSED], ids=["sgd", "nesterov", "adamw", "fused"])
 def test_a_stack_equals_its_models_one_by_one(build: made.Build, optimizer: Optimizer) -> None:
     assert_equal(*both_ways(build, optimizer))
+
+
+@pytest.mark.parametrize("build", [made.small, made.big, made.conv, made.Own])
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW, FUSED], ids=["sgd", "adamw", "fused"])
+@pytest.mark.parametrize("augment", [None, JITTER], ids=["still", "augmented"])
+def test_a_stack_of_one_equals_the_module(build: made.Build, optimizer: Optimizer, augment: Augment | None) -> None:
+    together, alone = both_ways(build, optimizer, seeds=[4], hyper=[{}], weights=one_of(WEIGHTS, 0), augment=augment)
+    assert made.apart(together[0].state, alone[0].state) < 1e-9
+    for mine, its in zip(made.told(together[0]), made.told(alone[0]), strict=True):
+        assert {**mine, "role": ""} == pytest.approx({**its, "role": ""}, abs=1e-9)
+
+
+WIDE = partial(mlp, hidden=[16, 10], **made.SIZES)  # a first layer that one product serves for all models of a seed
+UNEVEN = made.some_weights(T=[1, 2, 8, 4], alpha=[1, 0.5, 0, 1], beta=[0.5, 0, 1, 1])
+
+
+@pytest.mark.parametrize("build", [made.small, WIDE, made.big, made.conv, made.Own])
+@pytest.mark.parametrize("augment", [None, JITTER], ids=["cached", "live"])
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("seeds", [(1, 1, 0, 0), (0, 1, 1, 0), (2, 2, 2, 0)], ids=str)
+def test_models_of_one_seed_share_their_batches(
+    build: made.Build, augment: Augment | None, members: int, seeds: Sequence[int]
+) -> None:
+    together, alone = both_ways(
+        build,
+        FUSED,
+        seeds=seeds,
+        hyper=[{}] * 4,
+        weights=UNEVEN,
+        methods=[SoftTargets()] * 4,
+        augment=augment,
+        members=members,
+    )
+    for one, other in zip(together, alone, strict=True):
+        assert made.apart(one.state, other.state) < 1e-9
+        for mine, its in zip(made.told(one), made.told(other), strict=True):
+            assert {**mine, "role": ""} == pytest.approx({**its, "role": ""}, abs=1e-9)
+
+
+def test_in_bfloat16_the_closed_form_does_what_autocast_does() -> None:
+    autocast, plan = Autocast(torch.device("cpu"), "bfloat16"), made.a_plan(epochs=2)
+    data = made.examples(75, dtype=torch.float32)
+    weights = made.some_weights(dtype=torch.float32)
+    module = made.made(WIDE, 0, torch.float32)
+    closed = StackedLearner([module], FUSED, hyper=[{}], seeds=[0], autocast=autocast)
+    solo = SoloLearner(module, FUSED(module.parameters()), seed=0, autocast=autocast)
+    full = StackedLearner([made.made(WIDE, 0, torch.float32)], FUSED, hyper=[{}], seeds=[0])
+    one, other, single = (
+        made.train(learner, method=Hard(), weights=weights, data=data, plan=plan)[0] for learner in (closed, solo, full)
+    )
+    assert one.history[-1]["loss"] == pytest.approx(other.history[-1]["loss"], rel=2e-2)
+    assert one.history[-1]["loss"] == pytest.approx(single.history[-1]["loss"], rel=5e-2)
+    assert one.history[-1]["loss"] != single.history[-1]["loss"]
+
+
+class Stubborn(Hard):
+    """A user's method that says another loss and knows nothing of `gradient`."""
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        terms = super().__call__(student_SBC, teacher, labels_SB, weights)
+        return Terms(terms.loss + student_SBC.square().sum((-2, -1)), None, terms.hard)
+
+
+def test_a_loss_of_ones_own_is_what_is_minimised() -> None:
+    outcomes = [
+        made.train(StackedLearner([made.made(made.small)], SGD, hyper=[{}], seeds=[0]), method=method)[0]
+        for method in (Hard(), Stubborn())
+    ]
+    assert made.apart(outcomes[0].state, outcomes[1].state) > 1e-3
+    assert outcomes[1].history[-1]["loss"] > 0.6 * outcomes[1].history[-1]["hard_loss"]
+    solo = made.made(made.small)
+    alone = made.train(SoloLearner(solo, SGD(solo.parameters()), seed=0), method=Stubborn())[0]
+    assert made.apart(outcomes[1].state, alone.state) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.Linear(36, 4)),
+        nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(36, 4)),
+        nn.Sequential(nn.Flatten(2), nn.Linear(36, 4)),
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Tanh()),
+        nn.Sequential(nn.Flatten(), *[nn.Linear(36, 36)] * 2),
+        nn.Sequential(nn.Flatten()),
+        made.conv(),
+        made.Own(),
+    ],
+    ids=str,
+)
+def test_only_plain_sequences_of_known_layers_have_a_closed_form(module: nn.Module) -> None:
+    assert not is_dense(module)
+    assert is_dense(made.big())
 
 
 @pytest.mark.parametrize("build", [made.small, made.big, made.conv, made.Own])
@@ -203,6 +296,37 @@ def test_a_model_that_diverges_leaves_its_neighbours_bit_identical(
         assert made.apart(harmful[s].state, harmless[s].state) == 0
         assert made.told(harmful[s]) == made.told(harmless[s])
         assert len(harmful[s].history) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("build", [made.small, made.big, WIDE, made.conv, made.Own])
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW, FUSED], ids=["sgd", "adamw", "fused"])
+@pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (5, 5, 5, 5), (1, 1, 2, 2)], ids=str)
+def test_a_stack_without_the_one_that_diverges_gives_its_neighbours_bit_identical(
+    build: made.Build, optimizer: Optimizer, dtype: torch.dtype, seeds: Sequence[int]
+) -> None:
+    def train(which: Sequence[int]) -> list[Outcome]:
+        betas = [math.nan if s == 1 else 0.5 for s in which]
+        return made.train(
+            StackedLearner(
+                [made.made(build, seeds[s], dtype) for s in which],
+                optimizer,
+                hyper=[{"lr": 0.02}] * len(which),
+                seeds=[seeds[s] for s in which],
+            ),
+            seeds=[seeds[s] for s in which],
+            method=Hard(),
+            weights=made.some_weights([2.0] * len(which), [1.0] * len(which), betas, dtype=dtype),
+            data=made.examples(75, dtype=dtype),
+            plan=made.a_plan(epochs=3, augment=JITTER),
+        )
+
+    company, without = train([0, 1, 2, 3]), train([0, 2, 3])
+    assert company[1].diverged == 1
+    for one, other in zip([company[s] for s in (0, 2, 3)], without, strict=True):
+        assert one.diverged is other.diverged is None
+        assert made.apart(one.state, other.state) == 0
+        assert made.told(one) == made.told(other)
 
 
 # ---------------------------------------------------------------- what does not stack

@@ -16,9 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kd_cli.zoo.models import Dropout
-
-TALL = 16  # outputs of a layer from which on one product serves all models that see the same input
+from kd_cli.zoo.models import Dropout, draw_dropout
 
 Generators = Callable[[], "list[torch.Generator] | None"]
 
@@ -54,7 +52,9 @@ class Dense:
         self.layers: list[_Layer] = []
         for i, layer in enumerate(module):
             if type(layer) is nn.Linear:
-                own = [{name: of[f"{i}.{name}"] for name, _ in layer.named_parameters()} for of in (parameters, gradients)]
+                own = [
+                    {name: of[f"{i}.{name}"] for name, _ in layer.named_parameters()} for of in (parameters, gradients)
+                ]
                 self.layers.append(_Linear(*own, first=not any(isinstance(one, _Linear) for one in self.layers)))
             elif type(layer) is nn.ReLU:
                 self.layers.append(_ReLU())
@@ -82,6 +82,15 @@ class Dense:
             slope = below
 
 
+def makes_one_product(weight_SOI: Tensor) -> bool:
+    """Whether one product may serve all models that see the same input.
+
+    Not for a few outputs, nor in double precision: there MKL's choice of a kernel, and with it the rounding, depends on
+    how many models there are, and a model on its company.
+    """
+    return weight_SOI.shape[1] >= 16 and weight_SOI.dtype != torch.float64
+
+
 def each(x: Tensor, size: int) -> Tensor:
     """What every one of S models gets, [S,...], from what the U groups of S/U models that lie together get, [U,...]."""
     if len(x) == 1:
@@ -105,9 +114,7 @@ class _Linear:
         self.weight_slope, self.bias_slope = gradients["weight"], gradients.get("bias")
         self.first = first
         self.size, self.outputs, self.inputs = self.weight.shape
-        # Not for a few outputs: there the kernels' choice, and with it the rounding, depends on how many models there
-        # are, and a model on its company.
-        self.tall = self.outputs >= TALL and self.weight.is_contiguous()
+        self.tall = makes_one_product(self.weight) and self.weight.is_contiguous()
         self.buffers: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:
@@ -188,7 +195,7 @@ class _ReLU:
 
 class _Dropout:
     def __init__(self, p: float, generators: Generators) -> None:
-        self.keep, self.generators = 1 - p, generators
+        self.p, self.generators = p, generators
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:
         generators = self.generators()
@@ -197,8 +204,8 @@ class _Dropout:
             return x
         self.mask = torch.empty((len(generators), *x.shape[1:]), dtype=x.dtype, device=x.device)
         for mask, generator in zip(self.mask, generators, strict=True):
-            mask.bernoulli_(self.keep, generator=generator)
-        return each(x, len(generators)) * self.mask.div_(self.keep)
+            draw_dropout(mask, self.p, generator=generator)
+        return each(x, len(generators)) * self.mask
 
     def backward(self, slope: Tensor) -> Tensor:
         return slope if self.mask is None else slope.mul_(self.mask)

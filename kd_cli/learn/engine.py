@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.dense import each
-from kd_cli.learn.methods import Method, Terms, Weights, teach
+from kd_cli.learn.methods import Method, Terms, Weights, has_closed_form
 from kd_cli.learn.optim import Schedule
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Learner
@@ -37,6 +37,7 @@ class Examples:
 
 
 NO_AUGMENTATION = Augment()
+WAITING = 1 << 15  # logits of a model that are kept before their losses are summed
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def fit(
         started = time.perf_counter()
         order = draw_order(len(train), seeds, role, epoch).to(train.labels.device)
         draws = draw_augmentation(plan.augment, len(train), seeds, role, epoch, train.images.device)
-        sums = Sums(learner.size, train.labels.device)
+        labels = each(train.labels[order], learner.size)
+        teaching = Teaching(method, weights, learner.size)
         factor = 1.0
         with learner.train(role, epoch):
             for part in parts:
@@ -138,16 +140,13 @@ def fit(
                 images = gather(train.images, index)
                 if draws is not None:
                     images = augment(plan, images, draws[:, part])
-                labels = each(train.labels[index], learner.size)
                 factor = plan.schedule(step / total_steps)
                 logits = learner.logits(images)
-                soft_targets = ask(teacher, index, images, weights) if teacher else None
-                terms, slope = teach(method, logits, soft_targets, labels, weights)
-                learner.update(slope, factor)
-                sums.add(terms, logits, labels)
+                soft_targets = ask(teacher, index, images, weights.T, learner.size) if teacher else None
+                learner.update(teaching.gradient(logits, soft_targets, labels[:, part]), factor)
                 step += 1
                 observer.step()
-        means = sums.means(len(train))  # the epoch's one wait for the device
+        means = teaching.means(len(train))  # the epoch's one wait for the device
         seconds = time.perf_counter() - started
         accuracy, nll = validate(learner, val)
         sizes = gradient_sizes(learner, train, method, weights, teacher) if plan.diagnostics else None
@@ -247,12 +246,11 @@ def gather(examples: Tensor, index: Tensor) -> Tensor:
     return examples.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
-def ask(teacher: Teacher, index: Tensor, images: Tensor, weights: Weights) -> Tensor:
+def ask(teacher: Teacher, index: Tensor, images: Tensor, T: Tensor, size: int) -> Tensor:
     """The teacher's logits for the batches [U,B] of S models: [1,B,C] or [S,B,C]."""
-    size = len(weights.T)
     if teacher.has_T and 1 < len(index) < size:
         index, images = each(index, size), each(images, size)
-    logits = teacher(index, images, weights.T)
+    logits = teacher(index, images, T)
     return logits if len(logits) == 1 else each(logits, size)
 
 
@@ -301,16 +299,46 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
 
 
-class Sums:
-    """Sums over the examples of an epoch, kept on the device so that no step waits for it."""
+class Teaching:
+    """One epoch of a method: the gradients it gives, and its losses summed over the examples.
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.losses = torch.zeros(3, size, dtype=torch.float64, device=device)
-        self.correct = torch.zeros(size, dtype=torch.int64, device=device)
+    The sums stay on the device, so that no step waits for it. Where the method knows its gradient, its losses are
+    computed for many batches at once: it is the number of calls, not their size, that costs beside a small network.
+    """
+
+    def __init__(self, method: Method, weights: Weights, size: int) -> None:
+        self.method, self.weights = method, weights
+        self.closed = has_closed_form(type(method))
+        self.losses = torch.zeros(3, size, dtype=torch.float64, device=weights.T.device)
+        self.correct = torch.zeros(size, dtype=torch.int64, device=weights.T.device)
         self.has_soft = False
+        self.waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        self.numbers = 0
+
+    def gradient(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """The gradient of the losses of S models on their logits [S,B,C]; labels and the teacher's logits broadcast."""
+        if self.closed:
+            self.waiting.append((logits.clone(), teacher, labels))
+            self.numbers += logits[0].numel()  # whatever the number of models: a model's sums do not depend on it
+            if self.numbers > WAITING:
+                self._settle()
+            with torch.no_grad():
+                return self.method.gradient(logits, teacher, labels, self.weights)  # type: ignore[attr-defined,no-any-return]
+        leaf = logits.detach().requires_grad_()
+        terms = self.method(leaf, teacher, labels, self.weights)
+        self._add(terms, logits, labels)
+        return torch.autograd.grad(terms.loss.sum(), leaf)[0]
 
     @torch.no_grad()
-    def add(self, terms: Terms, logits_SBC: Tensor, labels: Tensor) -> None:
+    def _settle(self) -> None:
+        if self.waiting:
+            logits, teacher, labels = zip(*self.waiting, strict=True)
+            self.waiting, self.numbers = [], 0
+            together = [None if parts[0] is None else torch.cat(parts, 1) for parts in (logits, teacher, labels)]
+            self._add(self.method(*together, self.weights), together[0], together[2])  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _add(self, terms: Terms, logits_SBC: Tensor, labels: Tensor) -> None:
         self.has_soft = terms.soft is not None
         soft = terms.hard if terms.soft is None else terms.soft
         self.losses.add_(torch.stack([terms.loss, soft, terms.hard]), alpha=labels.shape[-1])
@@ -318,7 +346,8 @@ class Sums:
 
     def means(self, n: int) -> list[dict[str, float | None]]:
         """One dictionary for each model: loss, soft_loss, hard_loss, train_accuracy."""
-        losses, correct = (self.losses / n).tolist(), (self.correct / n).tolist()
+        self._settle()
+        losses, correct = (self.losses / n).tolist(), (self.correct.double() / n).tolist()
         return [
             {"loss": loss, "soft_loss": soft if self.has_soft else None, "hard_loss": hard, "train_accuracy": accuracy}
             for loss, soft, hard, accuracy in zip(*losses, correct, strict=True)

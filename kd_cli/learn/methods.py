@@ -3,7 +3,8 @@
 A method is any callable with the signature of `Method.__call__` and an attribute `needs_teacher`; one with a teacher
 but no temperature says `has_T = False`. Your own is one class in one Python file and one YAML file in `method/` that
 names it under `_target_`; autograd finds the loss's gradient on the student's logits. A method that knows it in closed
-form also has `with_gradient`, which saves a small network a good part of its step. A method with numbers of its own that may differ within a stack names them in `stackable`
+form, and whose terms are means over examples, also has `gradient`, as those here do: it saves a small network a good
+part of its step. A method with numbers of its own that may differ within a stack names them in `stackable`
 and has a classmethod `stack`, as `LabelSmoothing` shows.
 
 Shapes: S models, B examples, C classes.
@@ -54,25 +55,11 @@ class Method(Protocol):
         ...
 
 
-Taught = tuple[Terms, Tensor]  # the terms, and the gradient [S,B,C] of the S losses on the students' logits
-
-
-def teach(method: Method, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Taught:
-    """What the method says of the students, and which way their logits are to go."""
-    if has_closed_form(type(method)):
-        with torch.no_grad():
-            return method.with_gradient(student_SBC, teacher, labels_SB, weights)  # type: ignore[attr-defined,no-any-return]
-    leaf = student_SBC.detach().requires_grad_()
-    with torch.enable_grad():
-        terms = method(leaf, teacher, labels_SB, weights)
-    return terms, torch.autograd.grad(terms.loss.sum(), leaf)[0]
-
-
 @functools.cache
 def has_closed_form(kind: type) -> bool:
-    """Whether `with_gradient` speaks for `__call__`: not where a subclass has changed the one without the other."""
+    """Whether `gradient` speaks for `__call__`: not where a subclass has changed the one without the other."""
     owner = next(base for base in kind.__mro__ if "__call__" in vars(base))
-    return "with_gradient" in vars(owner)
+    return "gradient" in vars(owner)
 
 
 class SoftTargets:
@@ -92,13 +79,11 @@ class SoftTargets:
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
         return Terms(self._alpha(weights) * soft + weights.beta * hard, soft, hard)
 
-    def with_gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Taught:
+    def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
         assert teacher is not None
-        alpha = self._alpha(weights)
-        soft, soft_slope = losses.soft_cross_entropy_with_gradient(student_SBC, teacher, T=weights.T)
-        hard, hard_slope = losses.hard_cross_entropy_with_gradient(student_SBC, labels_SB)
-        terms = Terms(alpha * soft + weights.beta * hard, soft, hard)
-        return terms, weighted(alpha, soft_slope) + weighted(weights.beta, hard_slope)
+        soft = losses.soft_cross_entropy_gradient(student_SBC, teacher, T=weights.T)
+        hard = losses.hard_cross_entropy_gradient(student_SBC, labels_SB)
+        return weigh(soft, self._alpha(weights), hard, weights.beta)
 
     def _alpha(self, weights: Weights) -> Tensor:
         return weights.alpha * weights.T**2 if self.square_T else weights.alpha
@@ -123,12 +108,11 @@ class Logits:
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
         return Terms(weights.alpha * soft + weights.beta * hard, soft, hard)
 
-    def with_gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Taught:
+    def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
         assert teacher is not None
-        soft, soft_slope = losses.logit_matching_with_gradient(student_SBC, teacher, center=self.center)
-        hard, hard_slope = losses.hard_cross_entropy_with_gradient(student_SBC, labels_SB)
-        terms = Terms(weights.alpha * soft + weights.beta * hard, soft, hard)
-        return terms, weighted(weights.alpha, soft_slope) + weighted(weights.beta, hard_slope)
+        soft = losses.logit_matching_gradient(student_SBC, teacher, center=self.center)
+        hard = losses.hard_cross_entropy_gradient(student_SBC, labels_SB)
+        return weigh(soft, weights.alpha, hard, weights.beta)
 
 
 class Hard:
@@ -140,9 +124,9 @@ class Hard:
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
         return Terms(weights.beta * hard, None, hard)
 
-    def with_gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Taught:
-        hard, slope = losses.hard_cross_entropy_with_gradient(student_SBC, labels_SB)
-        return Terms(weights.beta * hard, None, hard), weighted(weights.beta, slope)
+    def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
+        hard = losses.hard_cross_entropy_gradient(student_SBC, labels_SB)
+        return hard.mul_(weights.beta[:, None, None])
 
 
 class LabelSmoothing:
@@ -168,18 +152,15 @@ class LabelSmoothing:
 
     def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
-        return self._terms(hard, losses.uniform_cross_entropy(student_SBC), weights)
-
-    def with_gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Taught:
-        hard, hard_slope = losses.hard_cross_entropy_with_gradient(student_SBC, labels_SB)
-        uniform, uniform_slope = losses.uniform_cross_entropy_with_gradient(student_SBC)
-        share = self._share(hard)
-        slope = weighted(weights.beta * (1 - share), hard_slope) + weighted(weights.beta * share, uniform_slope)
-        return self._terms(hard, uniform, weights), slope
-
-    def _terms(self, hard: Tensor, uniform: Tensor, weights: Weights) -> Terms:
+        uniform = losses.uniform_cross_entropy(student_SBC)
         share = self._share(hard)
         return Terms(weights.beta * ((1 - share) * hard + share * uniform), uniform, hard)
+
+    def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
+        hard = losses.hard_cross_entropy_gradient(student_SBC, labels_SB)
+        uniform = losses.uniform_cross_entropy_gradient(student_SBC)
+        share = self._share(hard)
+        return weigh(hard, weights.beta * (1 - share), uniform, weights.beta * share)
 
     def _share(self, like: Tensor) -> float | Tensor:
         if isinstance(self.smoothing, Tensor):
@@ -187,9 +168,9 @@ class LabelSmoothing:
         return self.smoothing
 
 
-def weighted(weight_S: Tensor, slope_SBC: Tensor) -> Tensor:
-    """The gradient times each model's weight, in place."""
-    return slope_SBC.mul_(weight_S.to(slope_SBC.dtype)[:, None, None])
+def weigh(one_SBC: Tensor, weight_S: Tensor, other_SBC: Tensor, its_weight_S: Tensor) -> Tensor:
+    """The weighted sum of two gradients, each model's with its own weights; it takes the first one's place."""
+    return one_SBC.mul_(weight_S[:, None, None]).addcmul_(other_SBC, its_weight_S[:, None, None])
 
 
 def stack_methods(methods: Sequence[Method]) -> Method:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from kd_cli.learn.dense import TALL, Dense, each, is_dense
+from kd_cli.learn.dense import Dense, each, is_dense, makes_one_product
 from kd_cli.learn.flat import Flat
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Autocast, single_precision
-from kd_cli.zoo.models import Dropout, constrain_max_norm
+from kd_cli.zoo.models import Dropout, constrain_max_norm, draw_dropout
 
 # Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they do
 # to each model what they do to it alone.
@@ -203,9 +203,8 @@ Layer = Callable[[Any, dict[str, Tensor], Tensor, list[torch.Generator] | None],
 
 def _linear(layer: nn.Linear, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
     weight, bias = own["weight"], own.get("bias")
-    # All models see the same: one tall product instead of S small ones, and the input is read once. Not for a few
-    # outputs: there the kernels' choice, and with it the rounding, depends on S, and a model on its company.
-    if len(x) == 1 and weight.shape[1] >= TALL:
+    # All models see the same: one tall product instead of S small ones, and the input is read once.
+    if len(x) == 1 and makes_one_product(weight):
         y = F.linear(x[0], weight.flatten(0, 1), bias.flatten() if bias is not None else None)
         return y.unflatten(-1, weight.shape[:2]).transpose(0, 1)
     x = x.expand(len(weight), *x.shape[1:])
@@ -216,7 +215,8 @@ def _conv(layer: nn.Conv2d, own: dict[str, Tensor], x: Tensor, generators: Any) 
     weight, bias = own["weight"], own.get("bias")
     size, out = weight.shape[:2]
     flat = None if bias is None else bias.flatten()
-    shared = len(x) == 1
+    shared = len(x) == 1 and weight.dtype != torch.float64  # there too the rounding would depend on the company
+    x = x if shared else each(x, size)
     y = F.conv2d(
         x[0] if shared else x.transpose(0, 1).flatten(1, 2),
         weight.flatten(0, 1),
@@ -244,11 +244,10 @@ def _flatten(layer: nn.Flatten, own: dict[str, Tensor], x: Tensor, generators: A
 def _dropout(layer: Dropout, own: dict[str, Tensor], x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
     if generators is None or layer.p == 0:  # evaluation
         return x
-    keep = 1 - layer.p
     mask = torch.empty((len(generators), *x.shape[1:]), dtype=x.dtype, device=x.device)
     for own_mask, own_generator in zip(mask, generators, strict=True):
-        own_mask.bernoulli_(keep, generator=own_generator)
-    return x * mask.div_(keep)
+        draw_dropout(own_mask, layer.p, generator=own_generator)
+    return x * mask
 
 
 def _identity(layer: nn.Module, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from kd_cli.errors import StorageError
 from kd_cli.runs import plots
-from kd_cli.runs.files import read_json, storage, write_text
+from kd_cli.runs.files import read_json, storage, tidy, write_text
 from kd_cli.runs.plots import Point, Row, Series
 from kd_cli.runs.report import (
     LOG,
@@ -159,6 +159,7 @@ def write_run_page(run_dir: str | Path, out_dir: str | Path | None = None) -> Pa
     out = Path(run_dir if out_dir is None else out_dir)
     with storage(out):
         out.mkdir(parents=True, exist_ok=True)
+    tidy(out)  # who was killed here may have been writing this page
     write_text(out / REPORT, run_page(run_dir, out))
     return out / REPORT
 
