@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test lint unit wheel-test wheel bench clean
+.PHONY: help install run test lint unit wheel-test wheel bench paper clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -47,6 +47,9 @@ wheel: $(STAMP) ## build dist/*.tar.gz and dist/*.whl
 
 bench: $(STAMP) ## measure speed
 	$(BIN)/python scripts/bench.py $(ARGS)
+
+paper: $(STAMP) ## the paper's MNIST experiments, with docs/RESULTS.md; goes on where it stopped (hours on a CPU)
+	$(BIN)/python scripts/paper.py $(ARGS)
 
 clean: ## remove .venv and what tools leave behind; runs stay
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

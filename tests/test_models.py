@@ -1,9 +1,8 @@
 """The models: shapes, parameters, regularisation, and what is said of keys that no model can be made of."""
 
 import inspect
-from pathlib import Path
-
 import math
+from pathlib import Path
 
 import pytest
 import torch

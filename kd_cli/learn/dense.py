@@ -189,7 +189,6 @@ class _ReLU:
         return self.y
 
     def backward(self, slope: Tensor) -> Tensor:
-        # a dropout behind it, which works in place too, leaves zeros and positive numbers where they were or makes zeros
         return torch.ops.aten.threshold_backward.grad_input(slope, self.y, 0, grad_input=slope)
 
 

@@ -1,0 +1,470 @@
+"""Run the paper's MNIST experiments and write docs/RESULTS.md: the paper's numbers beside ours.
+
+    python scripts/paper.py                          # all of it, or what is missing of it: hours on a CPU
+    python scripts/paper.py --only hinton_mnist      # one experiment
+    python scripts/paper.py --report                 # only write the page, from the runs that are there
+
+Each experiment is one sweep in its own folder under --out, whose teachers come from the store. What was interrupted
+goes on where it stopped; what is done is not run again. Numbers are errors on the test set, mean ± standard deviation
+over seeds; what the paper says is Hinton, Vinyals and Dean 2015, section 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_cli.runs import plots
+from kd_cli.runs.plots import Point, Series
+from kd_cli.runs.report import Run, Setting, Stat, collect, compare, plus_minus, show, stat
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = "seed=range(3)"
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """An experiment of the paper: its preset, what is said of it, and how its runs are told."""
+
+    name: str
+    title: str
+    about: str
+    tell: Callable[[list[Run]], Told]
+    more: tuple[str, ...] = ()  # further words of the command; presets that sweep by themselves need none
+
+    @property
+    def command(self) -> str:
+        words = ["kd-run", *(["-m"] if self.more else []), f"experiment={self.name}", *self.more]
+        return " ".join(f"'{word}'" if re.search(r"[()\[\]]", word) else word for word in words)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an experiment found: a table, its first row the head; pictures by name; a sentence made of the numbers."""
+
+    table: Rows
+    finding: str = ""
+    figures: tuple[tuple[str, str], ...] = ()
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def errors(runs: Iterable[Run], role: str = "student") -> Stat | None:
+    """Test errors of a role, each model counted once."""
+    models = {run.summary[role]["fingerprint"]: run for run in runs if run.summary.get(role)}
+    return stat(run.test(role, "errors") for run in models.values())
+
+
+def said(value: Stat | None, form: str = ",.1f") -> str:
+    return plus_minus(value, form) if value is not None else "-"
+
+
+def count(value: Stat | None) -> str:
+    return str(value.n) if value is not None else "0"
+
+
+def seconds(runs: Iterable[Run], role: str = "student") -> str:
+    found = stat(run.summary[role]["seconds"] for run in runs if run.summary.get(role))
+    return f"{found.mean:,.0f}" if found is not None else "-"
+
+
+def settings_of(runs: Sequence[Run]) -> Sequence[Setting]:
+    return compare(runs)[0].settings if runs else ()
+
+
+# ---------------------------------------------------------------- experiments
+
+
+def tell_roles(paper: dict[str, str]) -> Callable[[list[Run]], Told]:
+    """The table of teacher, student alone and distilled student."""
+
+    def tell(runs: list[Run]) -> Told:
+        table = [["errors of 10,000", "paper", "ours", "n", "epochs", "seconds each"]]
+        names = {"teacher": "teacher", "student_alone": "student alone", "student": "distilled student"}
+        for role, name in names.items():
+            some = runs[0].summary[role]
+            members = some.get("members") or []
+            if role == "teacher" and len(members) > 1:
+                single = stat(float(one["test"]["errors"]) for one in members)
+                each = f"{sum(one['seconds'] for one in members) / len(members):,.0f}"
+                table.append(["a teacher alone", "", said(single), count(single), show(members[0]["epochs"]), each])
+                name = f"the {len(members)} teachers together"
+            found = errors(runs, role)
+            table.append(
+                [name, paper.get(role, ""), said(found), count(found), show(some["epochs"]), seconds(runs, role)]
+            )
+        return Told(table)
+
+    return tell
+
+
+LOSS_NAMES = {
+    "full": "soft targets and labels",
+    "soft_only": "soft targets alone (beta = 0)",
+    "without_T2": "both, without the factor T²",
+    "logits": "logits (squared error)",
+    "label_smoothing": "label smoothing 0.1, no teacher",
+    "hard": "labels alone, no teacher",
+}
+
+
+def tell_losses(runs: list[Run]) -> Told:
+    by_loss: dict[str, list[Run]] = {}
+    for run in runs:
+        by_loss.setdefault(run.choices.get("loss", ""), []).append(run)
+    table = [["loss", "errors", "NLL", "n"]]
+    for loss, name in LOSS_NAMES.items():
+        some = by_loss.get(loss, [])
+        table.append(
+            [
+                name,
+                said(errors(some)),
+                said(stat(run.test("student", "nll") for run in some), ".4f"),
+                count(errors(some)),
+            ]
+        )
+    return Told(table)
+
+
+def tell_temperature(runs: list[Run]) -> Told:
+    widths: dict[int, dict[float, Stat]] = {}
+    for setting in settings_of(runs):
+        width, T = setting.values["student.hidden"][0], float(setting.values["T"])
+        widths.setdefault(width, {})[T] = setting.student["errors"]
+    temperatures = sorted({T for found in widths.values() for T in found})
+    table = [["units a layer", *(f"T = {T:g}" for T in temperatures), "alone"]]
+    series, findings = [], []
+    for k, (width, found) in enumerate(sorted(widths.items())):
+        alone = errors([run for run in runs if run.config["student.hidden"][0] == width], "student_alone")
+        table.append([str(width), *(said(found.get(T), ",.0f") for T in temperatures), said(alone, ",.0f")])
+        points = [Point(T, s.mean, s.std) for T, s in sorted(found.items())]
+        series.append(Series(f"{width} units", points, f"c{k}"))
+        best = min(found, key=lambda T: found[T].mean)
+        noise = found[best].std or 0.0
+        alike = [f"{T:g}" for T in temperatures if T in found and found[T].mean <= found[best].mean + noise]
+        findings.append(
+            f"{width} units: best at T = {best:g}; within one standard deviation of it T = {', '.join(alike)}"
+        )
+    chart = plots.line_chart(
+        series,
+        title="test errors against T, by width",
+        x_label="temperature T (logarithmic)",
+        y_label="errors of 10,000 (logarithmic)",
+        log_x=True,
+        log_y=True,
+        x_ticks=temperatures,
+    )
+    return Told(table, "; ".join(findings) + ".", (("temperature_by_width", chart),))
+
+
+def tell_omitted(paper: dict[str, tuple[str, str]]) -> Callable[[list[Run]], Told]:
+    names = {
+        "before": "as trained",
+        "corrected": "bias corrected without test data: the result",
+        "oracle": "oracle: bias tuned on the test set",
+    }
+
+    def tell(runs: list[Run]) -> Told:
+        first = runs[0].summary["omitted"]
+        table = [
+            ["", "paper: errors", "of them on what was left out", "ours: errors", "on what was left out", "shift", "n"]
+        ]
+        for key, name in names.items():
+            told = [run.summary["omitted"][key] for run in runs]
+            all_errors = stat(float(one["errors"]) for one in told)
+            of_them = stat(float(one["omitted_errors"]) for one in told)
+            shift = stat(float(one["shift"]) for one in told)
+            table.append(
+                [
+                    name,
+                    *paper.get(key, ("", "")),
+                    said(all_errors),
+                    said(of_them),
+                    said(shift, ".2f"),
+                    count(all_errors),
+                ]
+            )
+        return Told(
+            table, f"{first['before']['omitted_total']:,} of the test examples are of classes that were left out."
+        )
+
+    return tell
+
+
+def tell_regulariser(runs: list[Run]) -> Told:
+    def accuracies(role: str, some: list[Run]) -> list[str]:
+        kept = []
+        for run in some:
+            rows = run.history[role]
+            epoch = max(rows, key=lambda row: (row["val_accuracy"], -row["val_nll"])) if best(run) else rows[-1]
+            kept.append(100 * epoch["train_accuracy"])
+        test = stat(100 * (run.test(role, "accuracy") or 0.0) for run in some)
+        return [f"{said(stat(kept), '.1f')} %", f"{said(test, '.1f')} %", count(test)]
+
+    def best(run: Run) -> bool:
+        return bool(run.config["training.keep"] == "best")
+
+    last, early = [r for r in runs if not best(r)], [r for r in runs if best(r)]
+    teacher = stat(100 * (run.test("teacher", "accuracy") or 0.0) for run in runs[:1])
+    return Told(
+        [
+            ["3 % of the data", "paper, on speech: train", "test", "ours, on MNIST: train", "test", "n"],
+            ["labels, to the end", "", "", *accuracies("student_alone", last)],
+            ["labels, stopped early on validation data", "67.3 %", "44.5 %", *accuracies("student_alone", early)],
+            ["soft targets, to the end", "65.4 %", "57.0 %", *accuracies("student", last)],
+        ],
+        f"The teacher, which had all the data: {said(teacher, '.2f')} % of the test data right. On speech labels for all "
+        "data gave 63.4 % on the training data and 58.9 % on the test data.",
+    )
+
+
+def tell_ensemble(runs: list[Run]) -> Told:
+    table = [["", "errors", "n"]]
+    members = stat(float(one["test"]["errors"]) for one in runs[0].summary["teacher"]["members"])
+    table.append(["one teacher alone", said(members), count(members)])
+    for combine in ("geometric", "arithmetic"):
+        some = [run for run in runs if run.config["teacher.combine"] == combine]
+        if some:
+            size = len(some[0].summary["teacher"]["members"])
+            table.append(
+                [f"{size} teachers, {combine} mean", said(errors(some, "teacher")), count(errors(some, "teacher"))]
+            )
+            table.append([f"student distilled from them ({combine})", said(errors(some)), count(errors(some))])
+    table.append(["student alone", said(errors(runs, "student_alone")), count(errors(runs, "student_alone"))])
+    return Told(table)
+
+
+def tell_gradients(runs: list[Run]) -> Told:
+    table = [["T", "soft term, on the logits", "times T²", "hard term, on the logits", "n"]]
+    points: dict[str, list[Point]] = {"soft": [], "soft, times T²": [], "hard": []}
+    for setting in settings_of(runs):
+        T = float(setting.values["T"])
+        ends = [run.history["student"][-1] for run in setting.runs]
+        soft = stat(row["soft_gradient_logits"] for row in ends)
+        scaled = stat(T**2 * row["soft_gradient_logits"] for row in ends)
+        hard = stat(row["hard_gradient_logits"] for row in ends)
+        table.append([f"{T:g}", said(soft, ".4f"), said(scaled, ".4f"), said(hard, ".4f"), count(soft)])
+        for name, value in zip(points, (soft, scaled, hard), strict=True):
+            if value is not None:
+                points[name].append(Point(T, value.mean, value.std))
+    series = [Series(name, found, f"c{k}") for k, (name, found) in enumerate(points.items())]
+    chart = plots.line_chart(
+        series,
+        title="sizes of the gradients on the logits against T",
+        x_label="temperature T (logarithmic)",
+        y_label="mean norm (logarithmic)",
+        log_x=True,
+        log_y=True,
+        x_ticks=[p.x for p in points["hard"]],
+    )
+    return Told(table, "After the last epoch, on the handwritten digits of scikit-learn.", (("gradient_sizes", chart),))
+
+
+def tell_limit(runs: list[Run]) -> Told:
+    told = json.loads((runs[0].path.parent / "limit.json").read_text(encoding="utf-8"))
+    table = [["T", "cosine of the two gradients", "distance of the two students", "n"]]
+    cosines, distances = [], []
+    for row in told:
+        cosine, distance = stat(row["gradient_cosine"]), stat(row["distance"])
+        assert cosine is not None
+        assert distance is not None
+        table.append([f"{row['T']:g}", said(cosine, ".4f"), said(distance, ".3f"), count(cosine)])
+        cosines.append(Point(row["T"], cosine.mean, cosine.std))
+        distances.append(Point(row["T"], distance.mean, distance.std))
+    chart = plots.line_chart(
+        [Series("cosine of the gradients", cosines, "c0"), Series("distance of the students", distances, "c1")],
+        title="soft targets against logit matching",
+        x_label="temperature T (logarithmic)",
+        y_label="cosine; relative distance",
+        log_x=True,
+        x_ticks=[p.x for p in cosines],
+    )
+    return Told(table, "On the handwritten digits of scikit-learn.", (("high_temperature_limit", chart),))
+
+
+PARTS = (
+    Part(
+        "hinton_mnist",
+        "The main result",
+        "A student of 2x800 ReLU units without regularisation, distilled at T = 20 on images without jitter.",
+        tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
+        (SEEDS,),
+    ),
+    Part(
+        "hinton_mnist_best",
+        "Beyond it, with the same student",
+        "What is added stands in the preset; it was chosen on validation data.",
+        tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
+        (SEEDS,),
+    ),
+    Part("hinton_mnist_losses", "One student by each loss", "Shorter trainings, all alike.", tell_losses),
+    Part(
+        "hinton_mnist_unlabelled",
+        "Without labels",
+        "The transfer set has no labels: beta has no effect, and the student is that of the soft targets alone.",
+        tell_roles({}),
+        (SEEDS,),
+    ),
+    Part(
+        "hinton_mnist_temperature",
+        "Temperature by width",
+        "The paper: with 300 or more units a layer every T above 8 gives about the same, with 30 units T from 2.5 to 4 "
+        "is clearly best.",
+        tell_temperature,
+    ),
+    Part(
+        "hinton_mnist_omit3",
+        "No 3 in the transfer set",
+        "The teacher has seen 3s, the student never does.",
+        tell_omitted({"before": ("206", "133"), "oracle": ("109", "14")}),
+        (SEEDS,),
+    ),
+    Part(
+        "hinton_mnist_only78",
+        "Only 7s and 8s in the transfer set",
+        "Eight of ten digits are left out.",
+        tell_omitted({"before": ("4,730", ""), "oracle": ("1,320", "")}),
+        (SEEDS,),
+    ),
+    Part(
+        "hinton_mnist_regulariser",
+        "Soft targets as a regulariser",
+        "The student has 3 % of the data, its teacher had all.",
+        tell_regulariser,
+    ),
+    Part(
+        "hinton_mnist_ensemble",
+        "An ensemble as the teacher",
+        "Ten teachers that differ in their seed alone, all trained briefly, and one student.",
+        tell_ensemble,
+        (SEEDS, "teacher.combine=geometric,arithmetic"),
+    ),
+    Part(
+        "gradient_sizes",
+        "Sizes of the gradients",
+        "What T² does: without it the soft term fades as T grows. Who sets alpha and beta reads here what they weigh.",
+        tell_gradients,
+    ),
+    Part(
+        "high_temperature_limit",
+        "The limit of high temperature",
+        "Soft targets at growing T approach logit matching: its gradient's direction, and its student.",
+        tell_limit,
+    ),
+)
+
+
+# ---------------------------------------------------------------- running
+
+
+def main() -> None:
+    args = arguments()
+    parts = [part for part in PARTS if not args.only or part.name in args.only]
+    if not args.report:
+        for part in parts:
+            run(part, args.out / part.name, args.set)
+    write_results(args.out, args.results)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The paper's MNIST experiments, run and reported.")
+    add = parser.add_argument
+    names = [part.name for part in PARTS]
+    add("--out", type=Path, default=Path("paper"), help="folder of the sweeps (%(default)s)")
+    add("--results", type=Path, default=ROOT / "docs" / "RESULTS.md", help="the page to write (%(default)s)")
+    add("--only", nargs="+", choices=names, metavar="NAME", help="some of the experiments")
+    add("--report", action="store_true", help="run nothing, write the page")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every run, such as precision=bfloat16")
+    return parser.parse_args()
+
+
+def run(part: Part, folder: Path, more: Sequence[str]) -> None:
+    """Run the experiment's sweep, or what is missing of it."""
+    if folder.is_dir():
+        words = [f"resume={folder}"]
+    else:
+        words = ["-m", f"experiment={part.name}", *part.more, *more, f"hydra.sweep.dir={folder}"]
+    print(f"\n== {part.title}: kd-run {' '.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "kd_cli", *words]).returncode
+    if code:
+        sys.exit(f"kd-run ended with status {code}; make paper goes on where it stopped")
+
+
+# ---------------------------------------------------------------- the page
+
+
+def write_results(out: Path, page: Path) -> None:
+    """docs/RESULTS.md and its figures, from the runs under `out`."""
+    figures = page.parent / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    sections, runs = [], []
+    for part in PARTS:
+        found = (
+            [run for run in collect([out / part.name])[0] if run.status == "completed"]
+            if (out / part.name).is_dir()
+            else []
+        )
+        lines = [f"## {part.title}", "", part.about, "", f"    {part.command}", ""]
+        if found:
+            told = part.tell(found)
+            lines += [markdown(told.table), ""]
+            if told.finding:
+                lines += [told.finding, ""]
+            for name, chart in told.figures:
+                (figures / f"{name}.svg").write_text(alone(chart), encoding="utf-8")
+                lines += [f"![{name.replace('_', ' ')}](figures/{name}.svg)", ""]
+            runs += found
+        else:
+            lines += ["Not yet run.", ""]
+        sections.append("\n".join(lines))
+    if not runs:
+        sys.exit(f"{out} has no runs")
+    head = [
+        "# The paper, reproduced",
+        "",
+        "Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network* (2015): its experiments on MNIST.",
+        "Errors are of the 10,000 test images, mean ± standard deviation over n seeds; the student alone has the same",
+        "architecture, data and length. Nothing was chosen by a test result; results are of the last epoch. Made by",
+        "`make paper`, which runs the commands below.",
+        "",
+        *[f"- {line}" for line in machine(runs)],
+        "",
+    ]
+    page.write_text("\n".join([*head, "\n".join(sections)]).rstrip() + "\n", encoding="utf-8")
+    print(f"wrote {page}")
+
+
+def machine(runs: Sequence[Run]) -> list[str]:
+    def distinct(key: Callable[[dict[str, Any]], str]) -> str:
+        return "; ".join(sorted({key(run.summary) for run in runs}))
+
+    return [
+        f"device: {distinct(lambda s: s['device'])}; precision: {distinct(lambda s: s['precision'])}",
+        f"versions: {distinct(lambda s: ', '.join(f'{name} {version}' for name, version in s['versions'].items()))}",
+        f"{len(runs)} runs; seconds are of training one model, with others beside it on the machine",
+    ]
+
+
+def markdown(table: Rows) -> str:
+    head, *rows = table
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def alone(chart: str) -> str:
+    """A chart of a page as a file of its own: with the page's colours, and a background."""
+    style = f"<style>{plots.CSS} svg {{ background:var(--page); }}</style>"
+    head, _, rest = chart.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
+
+
+if __name__ == "__main__":
+    main()
