@@ -64,9 +64,9 @@ def kl_divergence(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Ten
 def hard_cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of the student with the true labels, at T = 1; labels are int64, `[B]` or `[..., B]`."""
     log_p = _log_softened(student, T=1.0)
-    leading = torch.broadcast_shapes(log_p.shape[:-1], labels.shape)
-    log_p = log_p.expand(*leading, log_p.shape[-1])
-    return -log_p.gather(-1, labels.expand(leading).unsqueeze(-1)).mean((-2, -1))
+    labels, _ = torch.broadcast_tensors(labels, log_p[..., 0])
+    log_p = log_p.expand(*labels.shape, -1)
+    return -log_p.gather(-1, labels.unsqueeze(-1)).mean((-2, -1))
 
 
 def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:
@@ -103,11 +103,10 @@ def soft_cross_entropy_gradient(student: Tensor, teacher: Tensor, *, T: float | 
 def hard_cross_entropy_gradient(student: Tensor, labels: Tensor) -> Tensor:
     """The gradient of `hard_cross_entropy` on the student's logits, `(p - 1[label]) / B`."""
     p = soften(student, T=1.0)
-    which = labels.unsqueeze(-1)
-    if which.shape[:-1] != p.shape[:-1]:
-        leading = torch.broadcast_shapes(p.shape[:-1], labels.shape)
-        p, which = p.expand(*leading, -1).contiguous(), which.expand(*leading, 1)
-    return p.scatter_(-1, which, -1.0, reduce="add").div_(p.shape[-2])
+    if labels.shape != p.shape[:-1]:
+        labels, _ = torch.broadcast_tensors(labels, p[..., 0])
+        p = p.expand(*labels.shape, -1).contiguous()
+    return p.scatter_(-1, labels.unsqueeze(-1), -1.0, reduce="add").div_(p.shape[-2])
 
 
 def logit_matching_gradient(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:

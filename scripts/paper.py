@@ -222,8 +222,8 @@ def tell_regulariser(runs: list[Run]) -> Told:
             ["labels, stopped early on validation data", "67.3 %", "44.5 %", *accuracies("student_alone", early)],
             ["soft targets, to the end", "65.4 %", "57.0 %", *accuracies("student", last)],
         ],
-        f"The teacher, which had all the data: {said(teacher, '.2f')} % of the test data right. On speech labels for all "
-        "data gave 63.4 % on the training data and 58.9 % on the test data.",
+        f"The teacher, which had all the data: {said(teacher, '.2f')} % of the test data right. On speech labels for "
+        "all data gave 63.4 % on the training data and 58.9 % on the test data.",
     )
 
 

@@ -290,6 +290,14 @@ def test_flags_may_stand_anywhere(kd_run: Callable[..., Ran], own: list[str]) ->
 # ---------------------------------------------------------------- help, and the surface
 
 
+def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path) -> None:
+    program = f"import sys; sys.argv = ['kd-run', *{TINY!r}]; from kd_cli.cli import main; main(); "
+    program += "print(sorted({'torch._dynamo', 'sympy', 'sklearn', 'scipy', 'torchvision'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "errors alone" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
 def test_help_imports_no_torch_and_names_every_group_and_key() -> None:
     program = "import sys; sys.argv = ['kd-run', '--help']; from kd_cli.cli import main; main(); "
     program += "print(sorted({'torch', 'hydra', 'numpy', 'sklearn'} & set(sys.modules)))"

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
+import importlib.util
 import json
 import os
 import pickle
@@ -537,3 +538,20 @@ def test_keys_outside_their_range_are_refused(zoo, keys, said):
 def test_a_test_fraction_that_empties_a_part_is_refused(zoo):
     with pytest.raises(DataError, match=r"test_fraction=0.01 makes 0 the test part"):
         read(zoo, test_fraction=0.01)
+
+
+def test_the_digits_are_those_that_scikit_learn_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    ours = digits(data_dir="unused")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # its file is elsewhere
+    other = digits(data_dir="unused")
+    for source in (ours, other):
+        images = torch.cat([source.train_images, source.test_images])
+        labels = torch.cat([source.train_labels, source.test_labels])
+        table = torch.cat([images.flatten(1), labels[:, None]], 1).double()
+        loaded = torch.from_numpy(np.column_stack([bunch.data / 16, bunch.target]))
+        assert sorted(table.tolist()) == sorted(loaded.tolist())
+    assert torch.equal(ours.train_images, other.train_images)
+    assert ours.train_images.dtype == other.train_images.dtype == torch.float32

@@ -32,6 +32,11 @@ def is_dense(module: nn.Module) -> bool:
     return type(module[0]) is nn.Flatten and set(flat) == {(1, -1)} and kinds[:1] == [nn.Linear]
 
 
+def widths(module: nn.Sequential) -> list[tuple[int, int]]:
+    """Inputs and outputs of each linear layer of such a network."""
+    return [(layer.in_features, layer.out_features) for layer in module if isinstance(layer, nn.Linear)]
+
+
 class Dense:
     """S networks of one architecture: `module`'s, with parameters and gradients `[S, ...]` by name.
 

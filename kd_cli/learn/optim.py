@@ -1,12 +1,49 @@
-"""Learning-rate schedules: the factor on the learning rate at a share of the training done."""
+"""Learning-rate schedules, the factor on the learning rate at a share of the training done; and optimisers without
+torch's compiler.
+
+`torch.optim` imports the compiler, which takes a second, only to tell it to keep out: when an optimiser is made, and in
+each step. Who compiles nothing can do without.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from kd_cli.errors import ConfigError
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """A block in which optimisers are made without the import of torch's compiler."""
+    made = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    mark = "__dynamo_disable"  # where torch remembers the function that its compiler keeps out of
+    spare = "torch._dynamo" not in sys.modules and not hasattr(made, mark)
+    if spare:
+        setattr(made, mark, made)
+    try:
+        yield
+    finally:
+        if spare:
+            delattr(made, mark)
+
+
+def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """`optimizer.step` without hooks, profiler marks and the compiler."""
+    step = inspect.unwrap(type(optimizer).step)
+
+    @torch.no_grad()
+    def stepped() -> None:
+        step(optimizer)
+
+    return stepped
 
 
 class Schedule(Protocol):

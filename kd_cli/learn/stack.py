@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from kd_cli.learn.dense import Dense, each, is_dense, makes_one_product
 from kd_cli.learn.flat import Flat
+from kd_cli.learn.optim import bare_step, without_compiler
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Autocast, single_precision
 from kd_cli.zoo.models import Dropout, constrain_max_norm, draw_dropout
@@ -97,7 +98,9 @@ class StackedLearner:
 
         groups = list(self.flat.groups(hyper))
         self.runs = [run for run, _ in groups]
-        self.optimizer = optimizer([group for _, group in groups])
+        with without_compiler():
+            self.optimizer = optimizer([group for _, group in groups])
+        self.step = bare_step(self.optimizer)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.factor: float | None = 1.0
 
@@ -120,7 +123,7 @@ class StackedLearner:
                 group["lr"] = rate * factor
             self.factor = factor
         self.network.backward(slope)
-        self.optimizer.step()
+        self.step()
         if self.bounds:
             constrain_max_norm(self.parameters, self.bounds)
 

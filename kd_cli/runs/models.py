@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from kd_cli.errors import CheckpointError, ConfigError, KdError
+from kd_cli.learn.dense import is_dense, widths
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.step import Autocast, single_precision
 from kd_cli.learn.teachers import batches, freeze
@@ -65,6 +67,11 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
     wanted = f"images {tuple(dataset.shape)} and {dataset.classes} classes"
     try:
         module = blank_module(spec, dataset, role=role)
+        if is_dense(module):  # plain to see, and without torch's compiler, whose import for meta tensors takes a second
+            sizes = widths(module)  # type: ignore[arg-type]
+            joints = [math.prod(dataset.shape), *(n for pair in sizes for n in pair), dataset.classes]
+            if joints[::2] == joints[1::2]:
+                return
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         with torch.no_grad():
             logits = module.eval()(torch.zeros(2, *dataset.shape, device=device))
@@ -159,6 +166,8 @@ def first_line(error: BaseException) -> str:
 
 def forward_flops(module: nn.Module, image: Tensor) -> int:
     """Floating-point operations of one image's forward pass (a multiply-add is two)."""
+    if is_dense(module):
+        return sum(2 * inputs * outputs for inputs, outputs in widths(module))  # type: ignore[arg-type]
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -21,6 +21,7 @@ from kd_cli.learn.augment import Augment
 from kd_cli.learn.dense import is_dense
 from kd_cli.learn.engine import Examples, Outcome, Plan, fit
 from kd_cli.learn.methods import Method, Weights, stack_methods
+from kd_cli.learn.optim import without_compiler
 from kd_cli.learn.stack import ELEMENTWISE, StackedLearner, why_not
 from kd_cli.learn.step import Autocast, Learner, SoloLearner
 from kd_cli.learn.teachers import Teacher
@@ -300,7 +301,8 @@ def make_plan(bench: Bench, spec: TrainSpec, role: str, *, diagnostics: bool = F
 def make_optimizer(lesson: Lesson, role: str, parameters: Any) -> torch.optim.Optimizer:
     where = "teacher_optimizer" if role == "teacher" else "optimizer"
     try:
-        return build(lesson.spec.optimizer, parameters, where=where)
+        with without_compiler():
+            return build(lesson.spec.optimizer, parameters, where=where)
     except ValueError as error:  # torch's word on a number out of range
         raise ConfigError(f"{where}: {error}") from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import logging
 import math
@@ -139,13 +140,28 @@ def digits(*, data_dir: str | Path) -> Source:
 
     They have no published split; the test part is the first 597 of the recorded permutation.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).to(torch.float32).div_(16).unsqueeze(1)
-    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    table = torch.from_numpy(_digits_table())
+    images = table[:, :64].to(torch.float32).div_(16).view(-1, 1, 8, 8)
+    labels = table[:, 64].to(torch.int64)
     test, train = _parts(len(labels), len(labels) - 1200)
     return Source("digits", images[train], labels[train], images[test], labels[test], tuple("0123456789"))
+
+
+def _digits_table() -> np.ndarray:
+    """A row for each digit, 64 pixels from 0 to 16 and the label: [1797,65].
+
+    Read from scikit-learn's file, as `sklearn.datasets.load_digits` does; its import would take a second, half of what
+    comes before the first training step.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # wherever this version keeps it
+
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target])
 
 
 def torchvision_dataset(*, data_dir: str | Path, name: str) -> Source:
