@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -256,6 +256,72 @@ def test_files_that_may_not_grow_end_the_run_with_a_message(
     assert "Traceback" not in ran.err, ran.err
     assert not (tmp_path / "out" / "summary.json").exists()
     assert {path: checksum(path) for path in before} == before
+
+
+def unprivileged(folder: Path, *argv: str) -> subprocess.Popen[str]:
+    """`kd-run` as a user to whom a folder's permissions apply: root without the right to pass over them."""
+    drop: list[str] = []
+    if os.geteuid() == 0:
+        tool = shutil.which("setpriv")
+        if tool is None:
+            pytest.skip("root writes everywhere, and there is no setpriv to take that from it")
+        rights = ["dac_override", "dac_read_search", "fowner"]
+        drop = [tool, "--bounding-set", ",".join(f"-{right}" for right in rights)]
+    command = [*drop, sys.executable, "-m", "kd_cli", *argv]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@contextlib.contextmanager
+def read_only(*folders: Path) -> Iterator[None]:
+    """The folders, and all in them, without leave to write."""
+    some = [path for folder in folders for path in (folder, *folder.rglob("*")) if path.is_dir()]
+    for path in some:
+        path.chmod(0o555)
+    try:
+        yield
+    finally:
+        for path in some:
+            path.chmod(0o755)
+
+
+@pytest.mark.parametrize("where", ["out", "store", "cwd"])
+def test_a_read_only_folder_ends_the_run_with_a_message_and_harms_nothing(
+    tmp_path: Path, finished: Ran, where: str
+) -> None:
+    shutil.copytree(finished.folder / "store", tmp_path / "store")
+    (tmp_path / "out").mkdir()
+    before = {path: checksum(path) for path in (tmp_path / "store").rglob("*.*") if path.is_file()}
+    run_dir = {"out": "hydra.run.dir=out/run", "store": "hydra.run.dir=fresh", "cwd": "hydra.run.dir=new/run"}[where]
+    with read_only(tmp_path if where == "cwd" else tmp_path / where):
+        process = unprivileged(tmp_path, *TINY, "student.hidden=[9]", "store_dir=store", run_dir)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, out + err
+    assert "Traceback" not in err
+    assert "error: cannot write" in err
+    assert "hint: " in err
+    assert not list(tmp_path.rglob("summary.json"))
+    assert {path: checksum(path) for path in before} == before
+
+
+def test_a_folder_that_becomes_read_only_in_the_middle_ends_the_run_and_it_can_go_on(tmp_path: Path) -> None:
+    argv = (*TINY, "training.epochs=2000", "checkpoint.every=1", "store_dir=store", "hydra.run.dir=out")
+    process = unprivileged(tmp_path, *argv)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    with read_only(tmp_path / "out", tmp_path / "store"):
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, out + err
+    assert "Traceback" not in err
+    assert "error: cannot write" in err
+    assert not (tmp_path / "out" / "summary.json").exists()
+    again = unprivileged(tmp_path, "resume=out")
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, out + err
+    assert (tmp_path / "out" / "summary.json").exists()
 
 
 def test_every_finished_run_notes_what_it_wrote(finished: Ran) -> None:

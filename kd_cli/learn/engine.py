@@ -323,7 +323,7 @@ class Teaching:
             if self.numbers > WAITING:
                 self._settle()
             with torch.no_grad():
-                return self.method.gradient(logits, teacher, labels, self.weights)  # type: ignore[attr-defined,no-any-return]
+                return self.method.gradient(logits, teacher, labels, self.weights)  # type: ignore[attr-defined]
         leaf = logits.detach().requires_grad_()
         terms = self.method(leaf, teacher, labels, self.weights)
         self._add(terms, logits, labels)
@@ -334,8 +334,9 @@ class Teaching:
         if self.waiting:
             logits, teacher, labels = zip(*self.waiting, strict=True)
             self.waiting, self.numbers = [], 0
-            together = [None if parts[0] is None else torch.cat(parts, 1) for parts in (logits, teacher, labels)]
-            self._add(self.method(*together, self.weights), together[0], together[2])  # type: ignore[arg-type]
+            soft_targets = None if teacher[0] is None else torch.cat(teacher, 1)
+            together, them = torch.cat(logits, 1), torch.cat(labels, 1)
+            self._add(self.method(together, soft_targets, them, self.weights), together, them)
 
     @torch.no_grad()
     def _add(self, terms: Terms, logits_SBC: Tensor, labels: Tensor) -> None:

@@ -167,7 +167,8 @@ def first_line(error: BaseException) -> str:
 def forward_flops(module: nn.Module, image: Tensor) -> int:
     """Floating-point operations of one image's forward pass (a multiply-add is two)."""
     if is_dense(module):
-        return sum(2 * inputs * outputs for inputs, outputs in widths(module))  # type: ignore[arg-type]
+        layers = widths(module)  # type: ignore[arg-type]
+        return sum(2 * inputs * outputs for inputs, outputs in layers)
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
