@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from kd_cli.errors import CheckpointError, ConfigError, KdError
 from kd_cli.learn.dense import is_dense, widths
 from kd_cli.learn.randomness import global_stream
-from kd_cli.learn.step import Autocast, single_precision
+from kd_cli.learn.step import single_precision
 from kd_cli.learn.teachers import batches, freeze
 from kd_cli.runs.bench import Bench, dtype_of
 from kd_cli.runs.config import TrainSpec, build
@@ -177,8 +177,7 @@ def forward_flops(module: nn.Module, image: Tensor) -> int:
 
 
 @torch.no_grad()
-def predict_module(module: nn.Module, images: Tensor, autocast: Autocast) -> Tensor:
-    """Logits at T = 1, on the CPU, in float32 at least."""
-    with autocast():
-        logits = torch.cat([module(batch) for batch in batches(images)])
-    return single_precision(logits).cpu()
+def predict_module(module: nn.Module, images: Tensor) -> Tensor:
+    """Logits at T = 1, on the CPU, in float32 at least; `bfloat16` is for training, and what is reported is what
+    the saved weights say."""
+    return single_precision(torch.cat([module(batch) for batch in batches(images)])).cpu()

@@ -24,7 +24,6 @@ from kd_cli.errors import ConfigError, Diverged, KdError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.methods import Method
-from kd_cli.learn.step import Autocast
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher, combine_logits
 from kd_cli.metrics import agreement, evaluate_logits, gap_closed, matching_shift, oracle_shift
 from kd_cli.runs.bench import Bench, device_name, load_bench
@@ -227,7 +226,6 @@ class Session:
 
     def __init__(self, bench: Bench, store: Store, care: Care) -> None:
         self.bench, self.store = bench, store
-        self.autocast = Autocast(bench.device, bench.precision)
         self.labels = bench.dataset.test.labels
         self.transfers: dict[str, TransferSet] = {}
         self.care = care
@@ -468,9 +466,9 @@ class Session:
         state = one.state if outcome is None else outcome.state
         assert state is not None
         module = load_module(one.spec, state, self.bench, role="teacher" if role == "teacher" else "student")
-        outputs = {"test": predict_module(module, self.bench.test.images, self.autocast)}
+        outputs = {"test": predict_module(module, self.bench.test.images)}
         if role == "teacher":  # on all of the training data, whatever the transfer set
-            outputs["train"] = predict_module(module, self.bench.train.images, self.autocast)
+            outputs["train"] = predict_module(module, self.bench.train.images)
         report = self.report(one.spec, module, outputs["test"], outcome)
         history = outcome.history if outcome else []
         return self.store.put(one.key, weights=state, outputs=outputs, report=report, history=history, facts=one.facts)
@@ -563,7 +561,7 @@ class Session:
             if live:
                 return LiveTeacher(modules, combine=ensemble.combine)
             images = transfer.examples.images
-            logits = torch.stack([predict_module(module, images, self.autocast) for module in modules])
+            logits = torch.stack([predict_module(module, images) for module in modules])
         return CachedTeacher(logits.to(self.bench.device), combine=ensemble.combine)
 
     def finish(self, job: Job, lessons: list[Lesson], outcomes: list[Outcome], title: str) -> None:
@@ -581,7 +579,7 @@ class Session:
             raise self.diverged("student", outcome, [job])
         job.say(said_of(title, spec, outcome))
         module = load_module(spec, outcome.state, self.bench, role="student")
-        logits = predict_module(module, self.bench.test.images, self.autocast)
+        logits = predict_module(module, self.bench.test.images)
         shift = torch.zeros(dataset.classes)
         if self.transfer(job.config).omitted:
             job.summary["omitted"], shift = self.omitted(job, module, logits)
@@ -635,7 +633,7 @@ class Session:
             }
 
         frequency = float(inside[self.bench.dataset.train.labels].mean())
-        on_training = predict_module(module, self.bench.train.images, self.autocast)
+        on_training = predict_module(module, self.bench.train.images)
         shift = matching_shift(on_training, classes, frequency=frequency)
         told: dict[str, Any] = {
             "classes": [self.bench.dataset.class_names[c] for c in classes],
