@@ -1,8 +1,10 @@
 """Measure what the project promises about speed. Everything that is compared runs side by side, in one process.
 
-    python scripts/bench.py                       # about two minutes on two cores
+    python scripts/bench.py                       # about three minutes on two cores
     python scripts/bench.py --no-startup --rounds 11
     python scripts/bench.py --sweep               # students of a sweep, one by one against stacked
+    python scripts/bench.py --growth              # how the cost grows with examples, epochs, classes, students
+    python scripts/bench.py --device cuda         # any of them on a GPU
 
 Compared are epochs of one distillation: a 2x1200 teacher, a 2x800 student, soft and hard targets, the same optimiser.
 
@@ -10,7 +12,10 @@ Compared are epochs of one distillation: a 2x1200 teacher, a 2x800 student, soft
     bare loop      plain PyTorch: torchvision's MNIST, ToTensor, Normalize, DataLoader, the teacher live
     torchdistill   its DistillationBox and KDLoss on the same DataLoader, where it is installed
     products       the matrix products of the student's step and nothing else, their outputs allocated as in training
-    in place       the same into outputs that are there already: what no loop can be faster than
+    in place       the same into outputs that are there already
+
+The floor of a step is what its products take in place, plus the bytes that it must move besides (the optimiser reads
+and writes weights and two means, and reads gradients; the batch is gathered) over the bandwidth measured here.
 
 The contenders take turns within each round, so that whatever else the machine does meets them all; a ratio is taken
 within its round, and its median and range over the rounds are printed. MNIST is used where it is (--data-dir, KD_DATA),
@@ -44,11 +49,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from kd_cli.help import conf_dir
-from kd_cli.learn.engine import Examples, Plan, fit
+from kd_cli.learn.dense import each
+from kd_cli.learn.engine import Examples, Plan, Teaching, ask, fit, gather
 from kd_cli.learn.methods import SoftTargets, Weights
 from kd_cli.learn.optim import Constant
 from kd_cli.learn.stack import StackedLearner
-from kd_cli.learn.step import Learner
+from kd_cli.learn.step import Autocast, Learner
 from kd_cli.learn.teachers import CachedTeacher, batches, freeze
 from kd_cli.runs.config import build, folder
 from kd_cli.zoo.data import normalise, prepare, torchvision_dataset
@@ -67,6 +73,7 @@ class Setting:
     """What is the same for all contenders."""
 
     batch: int
+    device: torch.device
     teacher: dict[str, Any]
     student: dict[str, Any]
     optimizer: dict[str, Any]
@@ -80,7 +87,8 @@ class Setting:
     def model(self, node: Mapping[str, Any], seed: int) -> nn.Module:
         torch.manual_seed(seed)
         shape = tuple(self.train.images.shape[1:])
-        return build(dict(node), input_shape=shape, num_classes=CLASSES)  # type: ignore[no-any-return]
+        built: nn.Module = build(dict(node), input_shape=shape, num_classes=CLASSES)
+        return built.to(self.device)
 
     def live_teacher(self) -> nn.Module:
         return freeze(self.model(self.teacher, 0))
@@ -92,15 +100,20 @@ class Setting:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device is cuda, and torch sees no GPU here")
     results: dict[str, Any] = {"machine": machine(args)}
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as scratch:
         say_machine(results["machine"])
         if args.sweep:
             results["sweep"] = compare_sweeps(args, Path(scratch))
+        elif args.growth:
+            results["growth"] = measure_growth(args)
         else:
             results["epoch"] = compare_epochs(args, Path(scratch))
-        if args.startup and not args.sweep:
-            results["startup"] = measure_startup(args, Path(scratch))
+            results["floor"] = [compare_floor(args, *case) for case in floor_cases(args)]
+            if args.startup:
+                results["startup"] = measure_startup(args, Path(scratch))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
@@ -116,6 +129,8 @@ def arguments() -> argparse.Namespace:
     add("--student", default="smallmlp", help="a model of conf/model, fully connected (%(default)s)")
     add("--data-dir", help="folder that has MNIST; default KD_DATA, else ~/.cache/kd-cli/data")
     add("--json", type=Path, metavar="FILE", help="write the numbers, every round's too")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (%(default)s)")
+    add("--growth", action="store_true", help="measure how the cost grows instead")
     add("--sweep", action="store_true", help="measure stacks of students instead: 16 and 64 tinymlp, 16 smallmlp")
     add("--no-startup", dest="startup", action="store_false", help="leave out start-up and the default run")
     args = parser.parse_args()
@@ -128,8 +143,11 @@ def arguments() -> argparse.Namespace:
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     packages = ("torch", "torchvision", "torchdistill", "hydra-core", "kd-cli")
     found = {name: version for name in packages if (version := installed(name))}
+    where = f"cpu ({processor()}, {os.cpu_count()} cores)"
+    if args.device == "cuda":
+        where = f"cuda ({torch.cuda.get_device_name()}), {where}"
     return {
-        "device": f"cpu ({processor()}, {os.cpu_count()} cores)",
+        "device": where,
         "threads": args.threads,
         "versions": {"python": platform.python_version(), **found},
     }
@@ -218,13 +236,16 @@ def compare_sweeps(args: argparse.Namespace, scratch: Path) -> list[dict[str, An
             "one by one": students(part, teacher, size, stacked=False),
             "stacked": students(part, teacher, size, stacked=True),
             "one": students(part, teacher, 1, stacked=False),
+            "products": products_alone(part, size=size, reuse=True),
         }
         seconds = take_turns(contenders, args.rounds)
         gain = ratios(seconds["one by one"], seconds["stacked"])
         times = ratios(seconds["stacked"], seconds["one"])
+        share = ratios(seconds["products"], seconds["stacked"])
         print(
             f"{size:3} {name:9} stacked is faster by {spread(gain, '.2f')}, "
-            f"takes {spread(times, '.1f')} times one student",
+            f"takes {spread(times, '.1f')} times one student, "
+            f"{spread(share, '.0%')} of the products' rate",
             flush=True,
         )
         found.append({"student": name, "students": size, "examples": n, "seconds": seconds})
@@ -240,7 +261,7 @@ def students(setting: Setting, teacher: CachedTeacher, size: int, *, stacked: bo
     nothing = Examples(setting.train.images[:0], setting.train.labels[:0])
 
     def epoch(learner: Learner, of: Sequence[int]) -> None:
-        rows = torch.tensor([(temperatures[s], ALPHA, BETA) for s in of]).T.contiguous()
+        rows = torch.tensor([(temperatures[s], ALPHA, BETA) for s in of], device=setting.device).T.contiguous()
         fit(
             learner,
             setting.train,
@@ -286,13 +307,15 @@ def prepare_setting(args: argparse.Namespace, scratch: Path) -> tuple[Setting, s
 
     steps = [vision.transforms.ToTensor(), vision.transforms.Normalize(data.mean, data.std)]
     pictures = vision.datasets.MNIST(root, train=True, transform=vision.transforms.Compose(steps))
+    device = torch.device(args.device)
     setting = Setting(
         batch=args.batch,
+        device=device,
         teacher=read_node("model", args.teacher),
         student=read_node("model", args.student),
         optimizer=read_node("optimizer", "adamw"),
         images=Subset(pictures, range(len(images))),
-        train=Examples(images, data.train.labels[: args.examples]),
+        train=Examples(images.to(device), data.train.labels[: args.examples].to(device)),
     )
     return setting, origin, reading
 
@@ -325,7 +348,7 @@ def our_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
     student = setting.model(setting.student, 1)
     learner = learn([student], setting, [0])
     plan = Plan(epochs=1, batch_size=setting.batch, schedule=Constant())
-    weights = Weights(*(torch.tensor([value]) for value in (T, ALPHA, BETA)))
+    weights = Weights(*(torch.tensor([value], device=setting.device) for value in (T, ALPHA, BETA)))
     nothing = Examples(setting.train.images[:0], setting.train.labels[:0])
 
     def epoch() -> None:
@@ -352,6 +375,7 @@ def bare_epoch(setting: Setting, workers: int) -> Contender:
 
     def epoch() -> None:
         for images, labels in loader:
+            images, labels = images.to(setting.device), labels.to(setting.device)
             with torch.no_grad():
                 soft_targets = F.softmax(teacher(images) / T, dim=1)
             logits = student(images)
@@ -365,9 +389,9 @@ def bare_epoch(setting: Setting, workers: int) -> Contender:
 
 
 def quickest_workers(setting: Setting) -> int:
-    """The number of DataLoader processes with which the bare loop is faster here: none, or two."""
+    """The number of DataLoader processes with which the bare loop is fastest here."""
     seconds = {}
-    for workers in (0, 2):
+    for workers in (0, 2, 4, 8, 16) if setting.device.type == "cuda" else (0, 2):
         seconds[workers] = min(take_turns({"": bare_epoch(setting, workers)}, 1)[""])
     return min(seconds, key=seconds.__getitem__)
 
@@ -392,50 +416,230 @@ def torchdistill_epoch(setting: Setting, workers: int) -> Contender:
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}},
         "optimizer": {"key": name.rpartition(".")[2], "kwargs": kwargs},
     }
-    cpu = torch.device("cpu")
+    where = setting.device
     student = setting.model(setting.student, 1)
     box = get_distillation_box(
-        setting.live_teacher(), student, {"mnist": setting.images}, config, cpu, None, False, lr_factor=1
+        setting.live_teacher(), student, {"mnist": setting.images}, config, where, None, False, lr_factor=1
     )
 
     def epoch() -> None:
         box.pre_epoch_process(epoch=0)
         for images, labels, extra in box.train_data_loader:
-            loss = box.forward_process(images.to(cpu), labels.to(cpu), extra)
+            loss = box.forward_process(images.to(where), labels.to(where), extra)
             box.post_forward_process(loss=loss)
         box.post_epoch_process()
 
     return epoch
 
 
-def products_alone(setting: Setting, *, reuse: bool = False) -> Contender:
+def products_alone(setting: Setting, *, size: int = 1, reuse: bool = False) -> Contender:
     """The matrix products of the student's steps: forward, for each weight, and for the input of all layers but one.
 
     Their outputs are new tensors, as they must be in training, or with `reuse` always the same ones, which spares the
     allocation too.
     """
-    widths = [setting.train.images[0].numel(), *setting.student["hidden"], CLASSES]
-    layers = [
-        (torch.randn(setting.batch, fan_in), torch.randn(width, fan_in), torch.randn(setting.batch, width))
-        for fan_in, width in itertools.pairwise(widths)
-    ]
-    outputs = [tuple(torch.empty_like(t) if reuse else None for t in layer) for layer in layers]
-
-    def step() -> None:
-        kept = []  # all results of a step are alive together, as in training
-        for (x, weight, _), (_, _, y) in zip(layers, outputs, strict=True):
-            kept.append(torch.mm(x, weight.t(), out=y))
-        for i in reversed(range(len(layers))):
-            (x, weight, grad), (grad_x, grad_weight, _) = layers[i], outputs[i]
-            kept.append(torch.mm(grad.t(), x, out=grad_weight))
-            if i:
-                kept.append(torch.mm(grad, weight, out=grad_x))
+    step = products(widths_of(setting), setting.batch, size, torch.float32, setting.device, reuse=reuse)
 
     def epoch() -> None:
         for _ in range(setting.steps):
             step()
 
     return epoch
+
+
+def widths_of(setting: Setting) -> list[int]:
+    return [setting.train.images[0].numel(), *setting.student["hidden"], CLASSES]
+
+
+def products(
+    widths: Sequence[int], batch: int, size: int, dtype: torch.dtype, device: torch.device, *, reuse: bool
+) -> Contender:
+    """The products of one step of `size` models, in one call for all of them as a stack makes it."""
+
+    def made(*shape: int) -> torch.Tensor:
+        shape = (size, *shape) if size > 1 else shape
+        return torch.randn(shape, device=device).to(dtype)
+
+    product = torch.mm if size == 1 else torch.bmm
+    layers = [
+        (made(batch, fan_in), made(width, fan_in), made(batch, width)) for fan_in, width in itertools.pairwise(widths)
+    ]
+    outputs = [tuple(torch.empty_like(t) if reuse else None for t in layer) for layer in layers]
+
+    def step() -> None:
+        kept = []  # all results of a step are alive together, as in training
+        for (x, weight, _), (_, _, y) in zip(layers, outputs, strict=True):
+            kept.append(product(x, weight.mT, out=y))
+        for i in reversed(range(len(layers))):
+            (x, weight, grad), (grad_x, grad_weight, _) = layers[i], outputs[i]
+            kept.append(product(grad.mT, x, out=grad_weight))
+            if i:
+                kept.append(product(grad, weight, out=grad_x))
+
+    return step
+
+
+# ---------------------------------------------------------------- the floor
+
+
+def floor_cases(args: argparse.Namespace) -> list[tuple[int, str]]:
+    """Batch sizes and precisions; bfloat16 only where the processor or the GPU computes in it."""
+    has_bfloat16 = args.device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return [(batch, precision) for batch in (128, 512) for precision in ("float32", *["bfloat16"] * has_bfloat16)]
+
+
+def compare_floor(args: argparse.Namespace, batch: int, precision: str) -> dict[str, Any]:
+    """A step of the student against its floor, and where the rest of it goes: all in milliseconds of a step."""
+    device, dtype = torch.device(args.device), getattr(torch, precision)
+    student = read_node("model", args.student)
+    widths = [784, *student["hidden"], CLASSES]
+    learner = made_learner(student, [0], device, precision)
+    step = Stepping(learner, made_examples(8192, CLASSES, device), batch)
+    alone = products(widths, batch, 1, dtype, device, reuse=True)
+    numbers = sum((a + 1) * b for a, b in itertools.pairwise(widths))
+    copied = torch.randn(5 * numbers, device=device)  # as much as an optimiser's tensors and the gradients
+    target = torch.empty_like(copied)
+    contenders: dict[str, Contender] = {
+        "step": lambda: repeat(step, 20, device),
+        "products": lambda: repeat(alone, 20, device),
+        "copy": lambda: repeat(lambda: target.copy_(copied), 20, device),
+    }
+    seconds = take_turns(contenders, 3 * args.rounds)
+    moved = 4 * (7 * numbers + 2 * batch * widths[0])
+    floors = [
+        one + copy * moved / (8 * len(copied)) for one, copy in zip(seconds["products"], seconds["copy"], strict=True)
+    ]
+    share, of_products = ratios(floors, seconds["step"]), ratios(seconds["products"], seconds["step"])
+    parts = {name: 1e3 * value for name, value in step.parts(device).items()}
+    milliseconds = {name: 1e3 * statistics.median(values) / 20 for name, values in seconds.items()}
+    print(
+        f"\nstep of {args.student}, batch {batch}, {precision}: {milliseconds['step']:.2f} ms; "
+        f"{spread(share, '.0%')} of the floor's rate, {spread(of_products, '.0%')} of the products' in place\n"
+        f"  floor {50 * statistics.median(floors):.2f} ms: products {milliseconds['products']:.2f} and "
+        f"{moved / 1e6:.0f} MB at {8e-9 * len(copied) / (statistics.median(seconds['copy']) / 20):.0f} GB/s\n"
+        f"  parts  {', '.join(f'{name} {value:.2f}' for name, value in parts.items())}",
+        flush=True,
+    )
+    return {"batch": batch, "precision": precision, "seconds": seconds, "floor": floors, "parts": parts}
+
+
+def repeat(step: Callable[[], Any], times: int, device: torch.device) -> None:
+    for _ in range(times):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class Stepping:
+    """Steps of a training, one at a call: what the epoch loop does for a batch."""
+
+    def __init__(self, learner: StackedLearner, train: Examples, batch: int) -> None:
+        self.learner, self.train, size, device = learner, train, learner.size, train.labels.device
+        classes = int(train.labels.max()) + 1
+        self.weights = Weights(*(torch.full((size,), value, device=device) for value in (T, ALPHA, BETA)))
+        self.teacher = CachedTeacher(torch.randn(len(train), classes, device=device))
+        self.teaching = Teaching(SoftTargets(), self.weights, size)
+        draws = [torch.randint(len(train), (len(set(learner.seeds)), batch), device=device) for _ in range(64)]
+        self.draws = itertools.cycle(draws)
+
+    def __call__(self) -> None:
+        for part in self.stages():
+            part()
+
+    def stages(self) -> Iterator[Callable[[], None]]:
+        index, kept = next(self.draws), {}
+
+        def gather_batch() -> None:
+            kept["images"] = gather(self.train.images, index)
+            kept["labels"] = each(self.train.labels[index], self.learner.size)
+
+        def forward() -> None:
+            kept["logits"] = self.learner.logits(kept["images"])
+
+        def loss() -> None:
+            soft = ask(self.teacher, index, kept["images"], self.weights.T, self.learner.size)
+            kept["slope"] = self.teaching.gradient(kept["logits"], soft, kept["labels"])
+
+        yield gather_batch
+        yield forward
+        yield loss
+        yield lambda: self.learner.network.backward(kept["slope"])
+        yield self.learner.step
+
+    def parts(self, device: torch.device, times: int = 100) -> dict[str, float]:
+        """Median seconds of each stage."""
+        names = ("gather", "forward", "loss", "backward", "optimiser")
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(times):
+            for name, stage in zip(names, self.stages(), strict=True):
+                start = time.perf_counter()
+                repeat(stage, 1, device)
+                found[name].append(time.perf_counter() - start)
+        return {name: statistics.median(values) for name, values in found.items()}
+
+
+def made_learner(
+    node: Mapping[str, Any], seeds: Sequence[int], device: torch.device, precision: str, classes: int = CLASSES
+) -> StackedLearner:
+    torch.manual_seed(0)
+    modules = [build(dict(node), input_shape=(1, 28, 28), num_classes=classes).to(device) for _ in seeds]
+    optimizer, hyper = read_node("optimizer", "adamw"), [{}] * len(seeds)
+    autocast = Autocast(device, precision)
+    return StackedLearner(modules, lambda groups: build(optimizer, groups), hyper=hyper, seeds=seeds, autocast=autocast)
+
+
+def made_examples(n: int, classes: int, device: torch.device) -> Examples:
+    labels = torch.arange(n, device=device) % classes
+    return Examples(torch.randn(n, 1, 28, 28, device=device), labels)
+
+
+# ---------------------------------------------------------------- growth
+
+
+def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
+    """The cost of training against its size: each line should be straight, and where it bends it is said why."""
+    device = torch.device(args.device)
+    tiny, small = read_node("model", "tinymlp"), read_node("model", "smallmlp")
+
+    def epochs(node: Mapping[str, Any], n: int, times: int, classes: int, size: int) -> Contender:
+        learner, examples = (
+            made_learner(node, range(size), device, "float32", classes),
+            made_examples(n, classes, device),
+        )
+        teacher = CachedTeacher(torch.randn(n, classes, device=device))
+        weights = Weights(*(torch.full((size,), value, device=device) for value in (T, ALPHA, BETA)))
+        nothing = Examples(examples.images[:0], examples.labels[:0])
+
+        def run() -> None:
+            fit(
+                learner,
+                examples,
+                nothing,
+                role="student",
+                seeds=list(range(size)),
+                plan=Plan(epochs=times, batch_size=args.batch, schedule=Constant()),
+                method=SoftTargets(),
+                weights=weights,
+                teacher=teacher,
+            )
+
+        return run
+
+    lines: dict[str, dict[int, Contender]] = {
+        "examples (smallmlp, 1 epoch)": {n: epochs(small, n, 1, 10, 1) for n in (1280, 2560, 5120, 10240)},
+        "epochs (smallmlp, 1,280 examples)": {n: epochs(small, 1280, n, 10, 1) for n in (1, 2, 4, 8)},
+        "classes (tinymlp, 1,280 examples)": {n: epochs(tiny, 1280, 1, n, 1) for n in (10, 100, 1000, 10000)},
+        "students in a stack (tinymlp, 1,280 examples)": {n: epochs(tiny, 1280, 1, 10, n) for n in (1, 4, 16, 64, 256)},
+    }
+    found: dict[str, Any] = {}
+    for name, contenders in lines.items():
+        seconds = take_turns({str(n): run for n, run in contenders.items()}, args.rounds)
+        medians = {int(n): statistics.median(values) for n, values in seconds.items()}
+        print(f"\n{name}")
+        for n, value in medians.items():
+            print(f"  {n:7,}   {value:8.3f} s   {1e6 * value / n:10.1f} µs each")
+        found[name] = seconds
+    return found
 
 
 def take_turns(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
@@ -448,6 +652,8 @@ def take_turns(contenders: Mapping[str, Contender], rounds: int) -> dict[str, li
         for name in names[i % len(names) :] + names[: i % len(names)]:
             start = time.perf_counter()
             contenders[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
@@ -641,7 +847,7 @@ def traced_run() -> None:
     run_job = hydra.run_job
 
     def job(*args, **kwargs):
-        for module in ("torch", "sklearn.datasets", "kd_cli.runs.runner"):
+        for module in ("torch", "kd_cli.runs.runner"):
             stage(f"import {module.partition('.')[0]}", importlib.import_module)(module)
         watch()
         return stage("the rest", run_job)(*args, **kwargs)
