@@ -92,15 +92,18 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
 
 def load_module(spec: TrainSpec, state: dict[str, Tensor], bench: Bench, *, role: str) -> nn.Module:
     """The model with trained weights, frozen, on the bench's device."""
-    module = build_module(spec, bench.dataset, role=role, device=bench.device)
+    module = blank_module(spec, bench.dataset, role=role)
+    plain = is_dense(module)  # all that it holds is in its state: no initial weights need be drawn
+    if not plain:
+        module = build_module(spec, bench.dataset, role=role)
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):
         raise CheckpointError(
             f"the weights of {where} {spec.name} do not fit it: {'; '.join(problems[:3])}",
             hint="they are another version's; remove them from the store to train it again",
         )
-    module.load_state_dict(state)
-    return freeze(module)
+    module.load_state_dict(state, assign=plain)
+    return freeze(module.to(bench.device, dtype_of(spec.precision)))
 
 
 def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset) -> dict[str, Tensor]:
