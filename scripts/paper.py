@@ -302,7 +302,7 @@ PARTS = (
     Part(
         "hinton_mnist_best",
         "Beyond it, with the same student",
-        "What is added stands in the preset; it was chosen on validation data.",
+        "What is added stands in the preset.",
         tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
     ),
