@@ -298,13 +298,16 @@ def test_a_model_that_diverges_leaves_its_neighbours_bit_identical(
         assert len(harmful[s].history) == 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("build", [made.small, made.big, WIDE, made.conv, made.Own])
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW, FUSED], ids=["sgd", "adamw", "fused"])
 @pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (5, 5, 5, 5), (1, 1, 2, 2)], ids=str)
 def test_a_stack_without_the_one_that_diverges_gives_its_neighbours_bit_identical(
-    build: made.Build, optimizer: Optimizer, dtype: torch.dtype, seeds: Sequence[int]
+    build: made.Build, optimizer: Optimizer, precision: str, seeds: Sequence[int]
 ) -> None:
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    autocast = Autocast(torch.device("cpu"), precision)
+
     def train(which: Sequence[int]) -> list[Outcome]:
         betas = [math.nan if s == 1 else 0.5 for s in which]
         return made.train(
@@ -313,6 +316,7 @@ def test_a_stack_without_the_one_that_diverges_gives_its_neighbours_bit_identica
                 optimizer,
                 hyper=[{"lr": 0.02}] * len(which),
                 seeds=[seeds[s] for s in which],
+                autocast=autocast,
             ),
             seeds=[seeds[s] for s in which],
             method=Hard(),

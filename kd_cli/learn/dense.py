@@ -135,19 +135,17 @@ class _Linear:
                 torch.mm(x[0], weight[0].t(), out=y[0])
             else:
                 torch.addmm(bias[0], x[0], weight[0].t(), out=y[0])
-        elif len(x) < self.size and self.tall:
-            lead = (len(x), self.size // len(x))
-            tall = weight.view(lead[0], -1, self.inputs).mT
-            flat = torch.bmm(x, tall) if len(x) > 1 else torch.mm(x[0], tall[0])[None]
-            y.view(*lead, batch, -1).copy_(flat.view(lead[0], batch, lead[1], -1).transpose(1, 2))
-            if bias is not None:
-                y += bias[:, None]
         else:
-            x = each(x, self.size)
-            if bias is None:
-                torch.bmm(x, weight.mT, out=y)
+            if len(x) < self.size and self.tall:
+                lead = (len(x), self.size // len(x))
+                tall = weight.view(lead[0], -1, self.inputs).mT
+                flat = torch.bmm(x, tall) if len(x) > 1 else torch.mm(x[0], tall[0])[None]
+                y.view(*lead, batch, -1).copy_(flat.view(lead[0], batch, lead[1], -1).transpose(1, 2))
             else:
-                torch.baddbmm(bias[:, None], x, weight.mT, out=y)
+                x = each(x, self.size)
+                torch.bmm(x, weight.mT, out=y)
+            if bias is not None:
+                y += bias[:, None]  # afterwards on both ways, which so round alike
         if keep:
             self.x, self.w = x, weight
         return y
