@@ -96,8 +96,9 @@ def uniform_cross_entropy(student: Tensor) -> Tensor:
 
 def soft_cross_entropy_gradient(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
     """The gradient of `soft_cross_entropy` on the student's logits, `(p - q) / (T B)`."""
-    scale = T.to(student.dtype)[..., None, None] if isinstance(T, Tensor) else T
-    return soften(student, T=T).sub_(soften(teacher, T=T)).div_(scale * student.shape[-2])
+    p = soften(student, T=T)
+    scale = T.to(p.dtype)[..., None, None] if isinstance(T, Tensor) else T
+    return (p - soften(teacher, T=T)).div_(scale * p.shape[-2])
 
 
 def hard_cross_entropy_gradient(student: Tensor, labels: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def logit_matching_gradient(student: Tensor, teacher: Tensor, *, center: bool = 
     """The gradient of `logit_matching` on the student's logits, `(z - v) / B`, centred or not."""
     difference = _at(student, 1.0) - _at(teacher, 1.0)
     if center:
-        difference -= difference.mean(-1, keepdim=True)
+        difference = difference - difference.mean(-1, keepdim=True)
     return difference.div_(difference.shape[-2])
 
 

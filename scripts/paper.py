@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_cli.launcher.task import sweep_command
 from kd_cli.runs import plots
 from kd_cli.runs.plots import Point, Series
 from kd_cli.runs.report import Run, Setting, Stat, collect, compare, plus_minus, show, stat
@@ -270,7 +271,10 @@ def tell_gradients(runs: list[Run]) -> Told:
 
 
 def tell_limit(runs: list[Run]) -> Told:
-    told = json.loads((runs[0].path.parent / "limit.json").read_text(encoding="utf-8"))
+    file = runs[0].path.parent / "limit.json"
+    if not file.is_file():  # the sweep has not ended
+        return Told([])
+    told = json.loads(file.read_text(encoding="utf-8"))
     table = [["T", "cosine of the two gradients", "distance of the two students", "n"]]
     cosines, distances = [], []
     for row in told:
@@ -369,10 +373,11 @@ PARTS = (
 def main() -> None:
     args = arguments()
     parts = [part for part in PARTS if not args.only or part.name in args.only]
-    if not args.report:
-        for part in parts:
-            run(part, args.out / part.name, args.set)
+    todo = [] if args.report else parts
+    failed = [part.name for part in todo if not run(part, args.out / part.name, args.set)]
     write_results(args.out, args.results)
+    if failed:
+        sys.exit(f"{', '.join(failed)}: not all runs completed; the same command goes on where it stopped")
 
 
 def arguments() -> argparse.Namespace:
@@ -383,20 +388,17 @@ def arguments() -> argparse.Namespace:
     add("--results", type=Path, default=ROOT / "docs" / "RESULTS.md", help="the page to write (%(default)s)")
     add("--only", nargs="+", choices=names, metavar="NAME", help="some of the experiments")
     add("--report", action="store_true", help="run nothing, write the page")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every run, such as precision=bfloat16")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every sweep that is begun")
     return parser.parse_args()
 
 
-def run(part: Part, folder: Path, more: Sequence[str]) -> None:
-    """Run the experiment's sweep, or what is missing of it."""
-    if folder.is_dir():
-        words = [f"resume={folder}"]
-    else:
-        words = ["-m", f"experiment={part.name}", *part.more, *more, f"hydra.sweep.dir={folder}"]
+def run(part: Part, folder: Path, more: Sequence[str]) -> bool:
+    """Run the experiment's sweep, or what is missing of it; whether all of it completed."""
+    words = ["-m", f"experiment={part.name}", *part.more, *more, f"hydra.sweep.dir={folder}"]
+    if folder.is_dir() and sweep_command(folder) is not None:
+        words = [f"resume={folder}"]  # with the words it was begun with
     print(f"\n== {part.title}: kd-run {' '.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "kd_cli", *words]).returncode
-    if code:
-        sys.exit(f"kd-run ended with status {code}; make paper goes on where it stopped")
+    return subprocess.run([sys.executable, "-m", "kd_cli", *words]).returncode == 0
 
 
 # ---------------------------------------------------------------- the page
@@ -414,8 +416,8 @@ def write_results(out: Path, page: Path) -> None:
             else []
         )
         lines = [f"## {part.title}", "", part.about, "", f"    {part.command}", ""]
-        if found:
-            told = part.tell(found)
+        told = part.tell(found) if found else Told([])
+        if told.table:
             lines += [markdown(told.table), ""]
             if told.finding:
                 lines += [told.finding, ""]
@@ -433,8 +435,8 @@ def write_results(out: Path, page: Path) -> None:
         "",
         "Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network* (2015): its experiments on MNIST.",
         "Errors are of the 10,000 test images, mean ± standard deviation over n seeds; the student alone has the same",
-        "architecture, data and length. Nothing was chosen by a test result; results are of the last epoch. Made by",
-        "`make paper`, which runs the commands below.",
+        "architecture, data and length. Nothing was chosen by a test result; results are of the last epoch where it is",
+        "not said otherwise. Made by `make paper`, which runs the commands below.",
         "",
         *[f"- {line}" for line in machine(runs)],
         "",
@@ -450,7 +452,7 @@ def machine(runs: Sequence[Run]) -> list[str]:
     return [
         f"device: {distinct(lambda s: s['device'])}; precision: {distinct(lambda s: s['precision'])}",
         f"versions: {distinct(lambda s: ', '.join(f'{name} {version}' for name, version in s['versions'].items()))}",
-        f"{len(runs)} runs; seconds are of training one model, with others beside it on the machine",
+        f"{len(runs)} runs; seconds are of the training that a model was part of, often a stack of three, on a busy machine",
     ]
 
 

@@ -411,3 +411,16 @@ def test_gradients_leave_the_logits_they_are_given_alone() -> None:
     uniform_cross_entropy_gradient(student)
     assert torch.equal(student, before[0])
     assert torch.equal(teacher, before[1])
+
+
+def test_gradients_broadcast_as_the_losses_do() -> None:
+    student, teacher = logits(B, C), logits(S, B, C, seed=1)
+    expected = torch.stack([gradient(soft_cross_entropy, student, one, T=2.0) for one in teacher])
+    torch.testing.assert_close(soft_cross_entropy_gradient(student, teacher, T=2.0), expected)
+
+
+def test_a_temperature_is_not_rounded_to_the_logits_precision() -> None:
+    student, teacher, T = logits(S, B, C), logits(B, C, seed=1), torch.full((S,), 20.3)
+    half = soft_cross_entropy_gradient(student.bfloat16(), teacher.bfloat16(), T=T)
+    single = soft_cross_entropy_gradient(student.bfloat16().float(), teacher.bfloat16().float(), T=T)
+    assert torch.equal(half, single)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import gc
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -134,6 +137,50 @@ def test_models_of_one_seed_share_their_batches(
             assert {**mine, "role": ""} == pytest.approx({**its, "role": ""}, abs=1e-9)
 
 
+def named() -> nn.Module:
+    layers = [nn.Flatten(), nn.Linear(36, 16, bias=False), nn.ReLU(), nn.Linear(16, made.CLASSES)]
+    return nn.Sequential(collections.OrderedDict(zip(("flat", "one", "bend", "two"), layers, strict=True)))
+
+
+@pytest.mark.parametrize("seeds", [(4,), (0, 1, 1), (3, 3, 3)], ids=str)
+def test_layers_may_have_names_and_no_bias(seeds: Sequence[int]) -> None:
+    weights = made.some_weights(T=[1, 2, 8][: len(seeds)], alpha=[1] * len(seeds), beta=[0.5] * len(seeds))
+    together, alone = both_ways(named, FUSED, seeds=seeds, hyper=[{}] * len(seeds), weights=weights)
+    for one, other in zip(together, alone, strict=True):
+        assert made.apart(one.state, other.state) < 1e-9
+
+
+def test_what_was_dropped_is_given_back_at_once() -> None:
+    learner = StackedLearner([made.made(made.big)], SGD, hyper=[{}], seeds=[0])
+    made.train(learner, method=Hard())
+    there = weakref.ref(learner), weakref.ref(learner.network)
+    gc.disable()
+    try:
+        del learner
+        assert [ref() for ref in there] == [None, None]
+    finally:
+        gc.enable()
+
+
+class Keeping(Hard):
+    """A user's method that remembers the logits of the batch before."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        self.kept += [student_SBC.detach(), student_SBC.detach().clone()]
+        return super().__call__(student_SBC, teacher, labels_SB, weights)
+
+
+def test_a_method_may_keep_the_logits() -> None:
+    method = Keeping()
+    made.train(StackedLearner([made.made(made.small)], SGD, hyper=[{}], seeds=[0]), method=method)
+    assert len(method.kept) == 20
+    for kept, copied in zip(method.kept[::2], method.kept[1::2], strict=True):
+        assert torch.equal(kept, copied)
+
+
 def test_in_bfloat16_the_closed_form_does_what_autocast_does() -> None:
     autocast, plan = Autocast(torch.device("cpu"), "bfloat16"), made.a_plan(epochs=2)
     data = made.examples(75, dtype=torch.float32)
@@ -170,9 +217,38 @@ def test_a_loss_of_ones_own_is_what_is_minimised() -> None:
     assert made.apart(outcomes[1].state, alone.state) < 1e-9
 
 
+def frozen() -> nn.Module:
+    module = made.small()
+    next(module.parameters()).requires_grad_(False)
+    return module
+
+
+def hooked() -> nn.Module:
+    module = made.small()
+    module[1].register_forward_hook(lambda layer, inputs, output: 2 * output)  # type: ignore[index]
+    return module
+
+
+def buffered() -> nn.Module:
+    module = made.small()
+    module.register_buffer("mean", torch.zeros(1))
+    return module
+
+
+def tied() -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.ReLU(), nn.Linear(36, 36))
+    module[3].weight = module[1].weight
+    return module
+
+
 @pytest.mark.parametrize(
     "module",
     [
+        frozen(),
+        hooked(),
+        buffered(),
+        tied(),
+        nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(36, 4))),
         nn.Sequential(nn.Linear(36, 4)),
         nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(36, 4)),
         nn.Sequential(nn.Flatten(2), nn.Linear(36, 4)),
@@ -182,7 +258,7 @@ def test_a_loss_of_ones_own_is_what_is_minimised() -> None:
         made.conv(),
         made.Own(),
     ],
-    ids=str,
+    ids=lambda module: "",
 )
 def test_only_plain_sequences_of_known_layers_have_a_closed_form(module: nn.Module) -> None:
     assert not is_dense(module)
@@ -301,7 +377,7 @@ def test_a_model_that_diverges_leaves_its_neighbours_bit_identical(
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("build", [made.small, made.big, WIDE, made.conv, made.Own])
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW, FUSED], ids=["sgd", "adamw", "fused"])
-@pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (5, 5, 5, 5), (1, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (5, 5, 5, 5), (1, 1, 2, 2), (5, 6, 5, 5)], ids=str)
 def test_a_stack_without_the_one_that_diverges_gives_its_neighbours_bit_identical(
     build: made.Build, optimizer: Optimizer, precision: str, seeds: Sequence[int]
 ) -> None:
@@ -383,6 +459,23 @@ def test_dropout_in_a_forward_of_ones_own_does_not_stack(dropout: Callable[[floa
     assert found is not None
     assert "Net" in found
     assert "dropout" in found
+
+
+def test_weights_that_the_forward_does_not_use_do_not_stack() -> None:
+    class Net(made.Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Linear(2, 2)
+
+    found = reason(Net())
+    assert found is not None
+    assert "does not use" in found
+
+
+def test_weights_that_are_not_trained_do_not_stack() -> None:
+    found = reason(frozen())
+    assert found is not None
+    assert "not trained" in found
 
 
 def test_a_forward_that_torch_cannot_map_does_not_stack() -> None:

@@ -10,7 +10,8 @@ each of the U for the S/U models that lie together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,18 +19,32 @@ from torch import Tensor, nn
 
 from kd_cli.zoo.models import Dropout, draw_dropout
 
-Generators = Callable[[], "list[torch.Generator] | None"]
+
+@dataclass
+class Generators:
+    """Each model's random numbers for dropout; None in eval mode."""
+
+    now: list[torch.Generator] | None = None
 
 
 def is_dense(module: nn.Module) -> bool:
     """Whether the network is a plain sequence, from flattened images on, of what has a closed form here."""
     if type(module) is not nn.Sequential or not len(module) or not all(type(layer) in KINDS for layer in module):
         return False
-    if sum(len(list(layer.parameters())) for layer in module) != len(list(module.parameters())):
-        return False  # two layers share a weight
     flat = [(layer.start_dim, layer.end_dim) for layer in module if isinstance(layer, nn.Flatten)]
     kinds = [type(layer) for layer in module if type(layer) not in (nn.Flatten, nn.Identity, Dropout)]
-    return type(module[0]) is nn.Flatten and set(flat) == {(1, -1)} and kinds[:1] == [nn.Linear]
+    if type(module[0]) is not nn.Flatten or set(flat) != {(1, -1)} or kinds[:1] != [nn.Linear]:
+        return False
+    own = [name for layer in module for name, _ in layer.named_parameters()]
+    parameters = list(module.parameters())  # fewer where two layers share one
+    return (
+        set(own) <= {"weight", "bias"}
+        and len(own) == len(parameters)
+        and all(p.requires_grad for p in parameters)
+        and len({p.dtype for p in parameters}) == 1
+        and not any(True for _ in module.buffers())
+        and not any(hooks for part in module.modules() for name, hooks in vars(part).items() if name in HOOKS)
+    )
 
 
 def widths(module: nn.Sequential) -> list[tuple[int, int]]:
@@ -40,7 +55,7 @@ def widths(module: nn.Sequential) -> list[tuple[int, int]]:
 class Dense:
     """S networks of one architecture: `module`'s, with parameters and gradients `[S, ...]` by name.
 
-    Gradients are written, not added. `generators` gives each model's random numbers for dropout, or None in eval mode;
+    Gradients are written, not added. `generators` are filled by who trains them;
     `dtype` is what matrix products are computed in.
     """
 
@@ -55,7 +70,7 @@ class Dense:
     ) -> None:
         self.dtype = dtype
         self.layers: list[_Layer] = []
-        for i, layer in enumerate(module):
+        for i, layer in module.named_children():
             if type(layer) is nn.Linear:
                 own = [
                     {name: of[f"{i}.{name}"] for name, _ in layer.named_parameters()} for of in (parameters, gradients)
@@ -188,8 +203,10 @@ class _Linear:
 
 class _ReLU:
     def forward(self, x: Tensor, keep: bool) -> Tensor:
-        self.y = x.relu_()
-        return self.y
+        y = x.relu_()
+        if keep:
+            self.y = y
+        return y
 
     def backward(self, slope: Tensor) -> Tensor:
         return torch.ops.aten.threshold_backward.grad_input(slope, self.y, 0, grad_input=slope)
@@ -200,7 +217,7 @@ class _Dropout:
         self.p, self.generators = p, generators
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:
-        generators = self.generators()
+        generators = self.generators.now
         if generators is None:
             self.mask = None
             return x
@@ -213,4 +230,5 @@ class _Dropout:
         return slope if self.mask is None else slope.mul_(self.mask)
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 KINDS = (nn.Linear, nn.ReLU, nn.Flatten, nn.Identity, Dropout)

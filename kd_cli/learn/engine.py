@@ -324,7 +324,7 @@ class Teaching:
                 self._settle()
             with torch.no_grad():
                 return self.method.gradient(logits, teacher, labels, self.weights)  # type: ignore[attr-defined]
-        leaf = logits.detach().requires_grad_()
+        leaf = logits.clone().requires_grad_()  # a method may keep them; the learner writes over its own
         terms = self.method(leaf, teacher, labels, self.weights)
         self._add(terms, logits, labels)
         return torch.autograd.grad(terms.loss.sum(), leaf)[0]

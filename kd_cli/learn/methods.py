@@ -58,8 +58,8 @@ class Method(Protocol):
 @functools.cache
 def has_closed_form(kind: type) -> bool:
     """Whether `gradient` speaks for `__call__`: not where a subclass has changed the one without the other."""
-    owner = next(base for base in kind.__mro__ if "__call__" in vars(base))
-    return "gradient" in vars(owner)
+    owner = next(base for base in kind.__mro__ if {"__call__", "gradient"} & vars(base).keys())
+    return {"__call__", "gradient"} <= vars(owner).keys()
 
 
 class SoftTargets:

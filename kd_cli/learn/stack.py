@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from kd_cli.learn.dense import Dense, each, is_dense, makes_one_product
+from kd_cli.learn.dense import Dense, Generators, each, is_dense, makes_one_product
 from kd_cli.learn.flat import Flat
 from kd_cli.learn.optim import bare_step, without_compiler
 from kd_cli.learn.randomness import generator
@@ -55,9 +55,14 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
         return f"{type(module).__name__} has dropout inside a forward of its own"
     try:
         parameters = {name: torch.stack([p.detach()] * 2) for name, p in module.named_parameters()}
-        _vmapped(module)(parameters, torch.stack([image[None]] * 2))
+        with torch.enable_grad():
+            parameters = {name: p.requires_grad_() for name, p in parameters.items()}
+            logits = _vmapped(module)(parameters, torch.stack([image[None]] * 2))
+            slopes = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     except Exception as error:  # whatever torch finds in a user's forward
         return f"torch.vmap cannot run {type(module).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+    if any(slope is None for slope in slopes):
+        return f"{type(module).__name__} has weights that its forward pass does not use"
     return None
 
 
@@ -84,17 +89,17 @@ class StackedLearner:
         self.parameters = self.flat.parameters
         self.device = self.flat.values.device
         self.bounds: dict[str, float] = getattr(self.module, "max_norm", None) or {}
-        self.generators: list[torch.Generator] | None = None
+        self.generators = Generators()
         if is_dense(self.module):
             self.network: Dense | Traced = Dense(
                 self.module,  # type: ignore[arg-type]
                 self.flat.parameters,
                 self.flat.gradients,
-                generators=lambda: self.generators,
+                generators=self.generators,
                 dtype=torch.bfloat16 if autocast is not None and autocast.enabled else self.flat.values.dtype,
             )
         else:
-            self.network = Traced(self.module, self.flat, lambda: self.generators, autocast)
+            self.network = Traced(self.module, self.flat, self.generators, autocast)
 
         groups = list(self.flat.groups(hyper))
         self.runs = [run for run, _ in groups]
@@ -106,9 +111,9 @@ class StackedLearner:
 
     @contextlib.contextmanager
     def train(self, role: str, epoch: int) -> Iterator[None]:
-        self.generators = [generator(seed, role, "dropout", epoch, device=self.device) for seed in self.seeds]
+        self.generators.now = [generator(seed, role, "dropout", epoch, device=self.device) for seed in self.seeds]
         yield
-        self.generators = None
+        self.generators.now = None
 
     def logits(self, images: Tensor) -> Tensor:
         return single_precision(self.network.logits(images))
@@ -154,7 +159,7 @@ class Traced:
         self,
         module: nn.Module,
         flat: Flat,
-        generators: Callable[[], list[torch.Generator] | None],
+        generators: Generators,
         autocast: Autocast | None,
     ) -> None:
         self.module, self.generators, self.size = module, generators, flat.size
@@ -175,10 +180,9 @@ class Traced:
         return logits.detach()
 
     def _layers(self, x: Tensor) -> Tensor:
-        generators = self.generators()
-        for i, layer in enumerate(self.module.children()):
+        for i, layer in self.module.named_children():
             own = {name: self.parameters[f"{i}.{name}"] for name, _ in layer.named_parameters()}
-            x = LAYERS[type(layer)](layer, own, x, generators)
+            x = LAYERS[type(layer)](layer, own, x, self.generators.now)
         return x
 
     def backward(self, slope: Tensor) -> None:
@@ -208,26 +212,24 @@ def _linear(layer: nn.Linear, own: dict[str, Tensor], x: Tensor, generators: Any
     weight, bias = own["weight"], own.get("bias")
     # All models see the same: one tall product instead of S small ones, and the input is read once.
     if len(x) == 1 and makes_one_product(weight):
-        y = F.linear(x[0], weight.flatten(0, 1), bias.flatten() if bias is not None else None)
-        return y.unflatten(-1, weight.shape[:2]).transpose(0, 1)
-    x = x.expand(len(weight), *x.shape[1:])
-    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+        y = F.linear(x[0], weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
+    else:
+        y = torch.bmm(x.expand(len(weight), *x.shape[1:]), weight.mT)
+    return y if bias is None else y + bias[:, None]
 
 
 def _conv(layer: nn.Conv2d, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
     weight, bias = own["weight"], own.get("bias")
     size, out = weight.shape[:2]
-    flat = None if bias is None else bias.flatten()
-    shared = len(x) == 1 and weight.dtype != torch.float64  # there too the rounding would depend on the company
-    x = x if shared else each(x, size)
+    # A model's own group of channels also where all see the same images: shared, the rounding depends on the company.
     y = F.conv2d(
-        x[0] if shared else x.transpose(0, 1).flatten(1, 2),
+        each(x, size).transpose(0, 1).flatten(1, 2),
         weight.flatten(0, 1),
-        flat,
+        None if bias is None else bias.flatten(),
         layer.stride,
         layer.padding,
         layer.dilation,
-        groups=1 if shared else size,
+        groups=size,
     )
     return y.unflatten(1, (size, out)).transpose(0, 1)
 

@@ -92,10 +92,8 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
 
 def load_module(spec: TrainSpec, state: dict[str, Tensor], bench: Bench, *, role: str) -> nn.Module:
     """The model with trained weights, frozen, on the bench's device."""
-    module = blank_module(spec, bench.dataset, role=role)
-    plain = is_dense(module)  # all that it holds is in its state: no initial weights need be drawn
-    if not plain:
-        module = build_module(spec, bench.dataset, role=role)
+    plain = spec.model["_target_"] == "kd_cli.zoo.models.mlp"  # all that it holds is in its state: no need to draw any
+    module = (blank_module if plain else build_module)(spec, bench.dataset, role=role)
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):
         raise CheckpointError(

@@ -48,6 +48,8 @@ def draw_dropout(mask: Tensor, p: float, *, generator: torch.Generator | None) -
     A number takes 16 of the 64 bits that a generator gives at once, five times as fast on a CPU as `bernoulli_`, and p
     is rounded to a 65,536th, in the factor too.
     """
+    if mask.device.type == "mps":  # which has no 64 random bits
+        return mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
     bits = torch.empty(-(-mask.numel() // 4), dtype=torch.int64, device=mask.device)
     bits.random_(-(2**63), None, generator=generator)
     dropped = min(round(p * 2**16), 2**16 - 1)
