@@ -378,19 +378,20 @@ def test_a_model_that_diverges_leaves_its_neighbours_bit_identical(
 @pytest.mark.parametrize("build", [made.small, made.big, WIDE, made.conv, made.Own])
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW, FUSED], ids=["sgd", "adamw", "fused"])
 @pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (5, 5, 5, 5), (1, 1, 2, 2), (5, 6, 5, 5)], ids=str)
+@pytest.mark.parametrize("cause", ["beta", "lr"])
 def test_a_stack_without_the_one_that_diverges_gives_its_neighbours_bit_identical(
-    build: made.Build, optimizer: Optimizer, precision: str, seeds: Sequence[int]
+    build: made.Build, optimizer: Optimizer, precision: str, seeds: Sequence[int], cause: str
 ) -> None:
     dtype = torch.float64 if precision == "float64" else torch.float32
     autocast = Autocast(torch.device("cpu"), precision)
 
     def train(which: Sequence[int]) -> list[Outcome]:
-        betas = [math.nan if s == 1 else 0.5 for s in which]
+        betas = [math.nan if s == 1 and cause == "beta" else 0.5 for s in which]
         return made.train(
             StackedLearner(
                 [made.made(build, seeds[s], dtype) for s in which],
                 optimizer,
-                hyper=[{"lr": 0.02}] * len(which),
+                hyper=[{"lr": math.inf if s == 1 and cause == "lr" else 0.02} for s in which],
                 seeds=[seeds[s] for s in which],
                 autocast=autocast,
             ),
