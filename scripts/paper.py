@@ -137,30 +137,32 @@ def tell_losses(runs: list[Run]) -> Told:
 
 
 def tell_temperature(runs: list[Run]) -> Told:
+    groups: dict[tuple[int, float], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.config["student.hidden"][0], float(run.config["T"])), []).append(run)
     widths: dict[int, dict[float, Stat]] = {}
-    for setting in settings_of(runs):
-        width, T = setting.values["student.hidden"][0], float(setting.values["T"])
-        widths.setdefault(width, {})[T] = setting.student["errors"]
+    for (width, T), some in groups.items():
+        if (found := errors(some)) is not None:
+            widths.setdefault(width, {})[T] = found
     temperatures = sorted({T for found in widths.values() for T in found})
     table = [["units a layer", *(f"T = {T:g}" for T in temperatures), "alone"]]
     series, findings = [], []
-    for k, (width, found) in enumerate(sorted(widths.items())):
+    for k, (width, at) in enumerate(sorted(widths.items())):
         alone = errors([run for run in runs if run.config["student.hidden"][0] == width], "student_alone")
-        table.append([str(width), *(said(found.get(T), ",.0f") for T in temperatures), said(alone, ",.0f")])
-        points = [Point(T, s.mean, s.std) for T, s in sorted(found.items())]
+        table.append([str(width), *(said(at.get(T), ",.0f") for T in temperatures), said(alone, ",.0f")])
+        points = [Point(T, s.mean, s.std) for T, s in sorted(at.items())]
         series.append(Series(f"{width} units", points, f"c{k}"))
-        best = min(found, key=lambda T: found[T].mean)
-        noise = found[best].std or 0.0
-        alike = [f"{T:g}" for T in temperatures if T in found and found[T].mean <= found[best].mean + noise]
+        best = min(at, key=lambda T: at[T].mean)
+        noise = at[best].std or 0.0
+        alike = [f"{T:g}" for T in temperatures if T in at and at[T].mean <= at[best].mean + noise]
         findings.append(
             f"{width} units: best at T = {best:g}; within one standard deviation of it T = {', '.join(alike)}"
         )
-    chart = plots.line_chart(
+    chart = figure(
         series,
         title="test errors against T, by width",
         x_label="temperature T (logarithmic)",
         y_label="errors of 10,000 (logarithmic)",
-        log_x=True,
         log_y=True,
         x_ticks=temperatures,
     )
@@ -258,12 +260,11 @@ def tell_gradients(runs: list[Run]) -> Told:
             if value is not None:
                 points[name].append(Point(T, value.mean, value.std))
     series = [Series(name, found, f"c{k}") for k, (name, found) in enumerate(points.items())]
-    chart = plots.line_chart(
+    chart = figure(
         series,
         title="sizes of the gradients on the logits against T",
         x_label="temperature T (logarithmic)",
         y_label="mean norm (logarithmic)",
-        log_x=True,
         log_y=True,
         x_ticks=[p.x for p in points["hard"]],
     )
@@ -284,12 +285,11 @@ def tell_limit(runs: list[Run]) -> Told:
         table.append([f"{row['T']:g}", said(cosine, ".4f"), said(distance, ".3f"), count(cosine)])
         cosines.append(Point(row["T"], cosine.mean, cosine.std))
         distances.append(Point(row["T"], distance.mean, distance.std))
-    chart = plots.line_chart(
+    chart = figure(
         [Series("cosine of the gradients", cosines, "c0"), Series("distance of the students", distances, "c1")],
         title="soft targets against logit matching",
         x_label="temperature T (logarithmic)",
         y_label="cosine; relative distance",
-        log_x=True,
         x_ticks=[p.x for p in cosines],
     )
     return Told(table, "On the handwritten digits of scikit-learn.", (("high_temperature_limit", chart),))
@@ -422,7 +422,7 @@ def write_results(out: Path, page: Path) -> None:
             if told.finding:
                 lines += [told.finding, ""]
             for name, chart in told.figures:
-                (figures / f"{name}.svg").write_text(alone(chart), encoding="utf-8")
+                (figures / f"{name}.svg").write_text(chart, encoding="utf-8")
                 lines += [f"![{name.replace('_', ' ')}](figures/{name}.svg)", ""]
             runs += found
         else:
@@ -452,7 +452,7 @@ def machine(runs: Sequence[Run]) -> list[str]:
     return [
         f"device: {distinct(lambda s: s['device'])}; precision: {distinct(lambda s: s['precision'])}",
         f"versions: {distinct(lambda s: ', '.join(f'{name} {version}' for name, version in s['versions'].items()))}",
-        f"{len(runs)} runs; seconds are of the training that a model was part of, often a stack of three, on a busy machine",
+        f"{len(runs)} runs; seconds: of the training that a model was part of, often a stack of three, on a busy machine",
     ]
 
 
@@ -461,11 +461,16 @@ def markdown(table: Rows) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
-def alone(chart: str) -> str:
-    """A chart of a page as a file of its own: with the page's colours, and a background."""
+def figure(series: Sequence[Series], **words: Any) -> str:
+    """A line chart as a file of its own: with its colours, a background, and the lines' names below."""
+    chart = plots.line_chart(series, log_x=True, **words)
     style = f"<style>{plots.CSS} svg {{ background:var(--page); }}</style>"
-    head, _, rest = chart.partition(">")
-    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
+    names = "".join(
+        f'<text x="{60 + 220 * k}" y="380" style="fill:var(--{one.colour})">&#9679; {one.name}</text>'
+        for k, one in enumerate(series)
+    )
+    head, _, rest = chart.replace('viewBox="0 0 1000 360"', 'viewBox="0 0 1000 392"').partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest.removesuffix("</svg>")}{names}</svg>\n'
 
 
 if __name__ == "__main__":
