@@ -452,7 +452,7 @@ def machine(runs: Sequence[Run]) -> list[str]:
     return [
         f"device: {distinct(lambda s: s['device'])}; precision: {distinct(lambda s: s['precision'])}",
         f"versions: {distinct(lambda s: ', '.join(f'{name} {version}' for name, version in s['versions'].items()))}",
-        f"{len(runs)} runs; seconds: of the training that a model was part of, often a stack of three, on a busy machine",
+        f"{len(runs)} runs; seconds: of the training that a model was part of, often a stack of three; a busy machine",
     ]
 
 
