@@ -166,7 +166,8 @@ def tell_temperature(runs: list[Run]) -> Told:
         log_y=True,
         x_ticks=temperatures,
     )
-    return Told(table, "; ".join(findings) + ".", (("temperature_by_width", chart),))
+    length = f"After {show(runs[0].summary['student']['epochs'])} epochs, fewer than the main result's. "
+    return Told(table, length + "; ".join(findings) + ".", (("temperature_by_width", chart),))
 
 
 def tell_omitted(paper: dict[str, tuple[str, str]]) -> Callable[[list[Run]], Told]:

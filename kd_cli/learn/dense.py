@@ -28,7 +28,12 @@ class Generators:
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Whether the network is a plain sequence, from flattened images on, of what has a closed form here."""
+    """Whether the network is plain, and all of it is trained."""
+    return is_plain(module) and all(p.requires_grad for p in module.parameters())
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the network is a sequence, from flattened images on, of what has a closed form here, and nothing else."""
     if type(module) is not nn.Sequential or not len(module) or not all(type(layer) in KINDS for layer in module):
         return False
     flat = [(layer.start_dim, layer.end_dim) for layer in module if isinstance(layer, nn.Flatten)]
@@ -40,7 +45,6 @@ def is_dense(module: nn.Module) -> bool:
     return (
         set(own) <= {"weight", "bias"}
         and len(own) == len(parameters)
-        and all(p.requires_grad for p in parameters)
         and len({p.dtype for p in parameters}) == 1
         and not any(True for _ in module.buffers())
         and not any(hooks for part in module.modules() for name, hooks in vars(part).items() if name in HOOKS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from kd_cli.errors import CheckpointError, ConfigError, KdError
-from kd_cli.learn.dense import is_dense, widths
+from kd_cli.learn.dense import is_plain, widths
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.step import single_precision
 from kd_cli.learn.teachers import batches, freeze
@@ -67,7 +67,7 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
     wanted = f"images {tuple(dataset.shape)} and {dataset.classes} classes"
     try:
         module = blank_module(spec, dataset, role=role)
-        if is_dense(module):  # plain to see, and without torch's compiler, whose import for meta tensors takes a second
+        if is_plain(module):  # plain to see, and without torch's compiler, whose import for meta tensors takes a second
             sizes = widths(module)  # type: ignore[arg-type]
             joints = [math.prod(dataset.shape), *(n for pair in sizes for n in pair), dataset.classes]
             if joints[::2] == joints[1::2]:
@@ -167,7 +167,7 @@ def first_line(error: BaseException) -> str:
 
 def forward_flops(module: nn.Module, image: Tensor) -> int:
     """Floating-point operations of one image's forward pass (a multiply-add is two)."""
-    if is_dense(module):
+    if is_plain(module):
         layers = widths(module)  # type: ignore[arg-type]
         return sum(2 * inputs * outputs for inputs, outputs in layers)
     from torch.utils.flop_counter import FlopCounterMode
