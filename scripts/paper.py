@@ -315,7 +315,8 @@ PARTS = (
     Part(
         "hinton_mnist_unlabelled",
         "Without labels",
-        "The transfer set has no labels: beta has no effect, and the student is that of the soft targets alone.",
+        "The transfer set has no labels: beta has no effect, and the student is that of the soft targets alone, up to "
+        "rounding, which a training amplifies.",
         tell_roles({}),
         (SEEDS,),
     ),
