@@ -15,7 +15,7 @@ from hydra.test_utils.launcher_common_tests import (
     LauncherTestSuite,
 )
 from hydra.test_utils.test_utils import SweepTaskFunction
-from hydra.version import VersionBase
+from hydra.version import _UNSPECIFIED_, VersionBase
 
 from kd_cli.launcher.fused import FusedLauncher, SweepJob, register
 
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Future Hydra versions:UserWarn
 def _registered(request: pytest.FixtureRequest) -> None:
     if "hydra_restore_singletons" in request.fixturenames:
         request.getfixturevalue("hydra_restore_singletons")
-    VersionBase.set_instance(VersionBase())  # another test of this process may have run the command, which sets it
+    # Another test of this process may have run the command, which says what it was written for; this suite says nothing.
+    VersionBase.instance().version_base = _UNSPECIFIED_
     register()
 
 
