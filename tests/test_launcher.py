@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Future Hydra versions:UserWarn
 def _registered(request: pytest.FixtureRequest) -> None:
     if "hydra_restore_singletons" in request.fixturenames:
         request.getfixturevalue("hydra_restore_singletons")
-    # Another test of this process may have run the command, which says what it was written for; this suite says nothing.
+    # Another test of this process may have run the command, which sets its version base; this suite has none.
     VersionBase.instance().version_base = _UNSPECIFIED_
     register()
 
