@@ -24,7 +24,7 @@ from typing import Any
 from kd_cli.launcher.task import sweep_command
 from kd_cli.runs import plots
 from kd_cli.runs.plots import Point, Series
-from kd_cli.runs.report import Run, Setting, Stat, collect, compare, plus_minus, show, stat
+from kd_cli.runs.report import Run, Setting, Stat, collect, compare, models_of, plus_minus, show, stat
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = "seed=range(3)"
@@ -61,8 +61,7 @@ class Told:
 
 def errors(runs: Iterable[Run], role: str = "student") -> Stat | None:
     """Test errors of a role, each model counted once."""
-    models = {run.summary[role]["fingerprint"]: run for run in runs if run.summary.get(role)}
-    return stat(run.test(role, "errors") for run in models.values())
+    return stat(run.test(role, "errors") for run in models_of(runs, role).values())
 
 
 def said(value: Stat | None, form: str = ",.1f") -> str:

@@ -10,7 +10,7 @@ each of the U for the S/U models that lie together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -122,6 +122,14 @@ def each(x: Tensor, size: int) -> Tensor:
     return x if len(x) == size else x.repeat_interleave(size // len(x), 0)
 
 
+def dropout_masks(x: Tensor, p: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """What each of S models multiplies its input with, [S,...], for x [U,...]."""
+    masks = torch.empty((len(generators), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    for mask, generator in zip(masks, generators, strict=True):
+        draw_dropout(mask, p, generator=generator)
+    return masks
+
+
 class _Layer(Protocol):
     def forward(self, x: Tensor, keep: bool) -> Tensor: ...
 
@@ -225,9 +233,7 @@ class _Dropout:
         if generators is None:
             self.mask = None
             return x
-        self.mask = torch.empty((len(generators), *x.shape[1:]), dtype=x.dtype, device=x.device)
-        for mask, generator in zip(self.mask, generators, strict=True):
-            draw_dropout(mask, self.p, generator=generator)
+        self.mask = dropout_masks(x, self.p, generators)
         return each(x, len(generators)) * self.mask
 
     def backward(self, slope: Tensor) -> Tensor:

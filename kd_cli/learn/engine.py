@@ -226,7 +226,8 @@ def gradient_sizes(
     index = torch.arange(min(examples, len(train)), device=train.labels.device)[None]
     images = train.images[index]
     logits = learner.logits(images).clone().requires_grad_()
-    terms = method(logits, teacher(index, images, weights.T) if teacher else None, train.labels[index], weights)
+    soft_targets = ask(teacher, index, images, weights.T, learner.size) if teacher else None
+    terms = method(logits, soft_targets, train.labels[index], weights)
     found: dict[str, list[float] | None] = {}
     for name, term in (("soft", terms.soft), ("hard", terms.hard)):
         keys = [f"{name}_gradient_{where}" for where in ("logits", "parameters")]

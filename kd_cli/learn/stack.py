@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from kd_cli.learn.dense import Dense, Generators, each, is_dense, makes_one_product
+from kd_cli.learn.dense import Dense, Generators, dropout_masks, each, is_dense, makes_one_product
 from kd_cli.learn.flat import Flat
-from kd_cli.learn.optim import bare_step, without_compiler
+from kd_cli.learn.optim import bare_step
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Autocast, single_precision
-from kd_cli.zoo.models import Dropout, constrain_max_norm, draw_dropout
+from kd_cli.zoo.models import Dropout, constrain_max_norm
 
 # Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they do
 # to each model what they do to it alone.
@@ -103,8 +103,7 @@ class StackedLearner:
 
         groups = list(self.flat.groups(hyper))
         self.runs = [run for run, _ in groups]
-        with without_compiler():
-            self.optimizer = optimizer([group for _, group in groups])
+        self.optimizer = optimizer([group for _, group in groups])
         self.step = bare_step(self.optimizer)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.factor: float | None = 1.0
@@ -249,10 +248,7 @@ def _flatten(layer: nn.Flatten, own: dict[str, Tensor], x: Tensor, generators: A
 def _dropout(layer: Dropout, own: dict[str, Tensor], x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
     if generators is None or layer.p == 0:  # evaluation
         return x
-    mask = torch.empty((len(generators), *x.shape[1:]), dtype=x.dtype, device=x.device)
-    for own_mask, own_generator in zip(mask, generators, strict=True):
-        draw_dropout(own_mask, layer.p, generator=own_generator)
-    return x * mask
+    return x * dropout_masks(x, layer.p, generators)
 
 
 def _identity(layer: nn.Module, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
