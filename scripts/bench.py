@@ -50,7 +50,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from kd_cli.help import conf_dir
 from kd_cli.learn.dense import each
-from kd_cli.learn.engine import Examples, Plan, Teaching, ask, fit, gather
+from kd_cli.learn.engine import WAITING, Examples, Plan, Teaching, ask, fit, gather
 from kd_cli.learn.methods import SoftTargets, Weights
 from kd_cli.learn.optim import Constant
 from kd_cli.learn.stack import StackedLearner
@@ -541,10 +541,15 @@ class Stepping:
         self.teaching = Teaching(SoftTargets(), self.weights, size)
         draws = [torch.randint(len(train), (len(set(learner.seeds)), batch), device=device) for _ in range(64)]
         self.draws = itertools.cycle(draws)
+        self.unsettled, self.together = 0, WAITING // (batch * classes) + 1
 
     def __call__(self) -> None:
         for part in self.stages():
             part()
+        self.unsettled += 1
+        if self.unsettled == self.together:
+            self.teaching.settle()
+            self.unsettled = 0
 
     def stages(self) -> Iterator[Callable[[], None]]:
         index, kept = next(self.draws), {}

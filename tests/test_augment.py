@@ -19,11 +19,16 @@ def pictures(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.arange(1, math.prod(shape) + 1).view(shape).to(dtype)
 
 
+def moves(*numbers: int) -> Tensor:
+    """Draws for one image that is moved and not bent: down, right, mirrored."""
+    return torch.tensor([[*numbers, 0, 0, 1]], dtype=torch.float32)
+
+
 def slowly(images: Tensor, draws: Tensor, fill: Tensor) -> Tensor:
     """Pixel by pixel, as the docstring says it."""
     H, W = images.shape[-2:]
     out = torch.empty_like(images)
-    for b, (down, right, mirrored) in enumerate(draws.tolist()):
+    for b, (down, right, mirrored) in enumerate(draws[:, :3].long().tolist()):
         for y in range(H):
             for x in range(W):
                 from_y, from_x = y - down, (W - 1 - x if mirrored else x) - right
@@ -58,19 +63,19 @@ def test_each_example_moves_by_its_own_draw_exactly_as_a_slow_loop_moves_it(
 
 def test_a_shift_goes_down_and_right_and_fills_what_comes_in() -> None:
     image = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]]])
-    moved = Augment(jitter=1).apply(image, torch.tensor([[1, -1, 0]]), fill=-0.5)
+    moved = Augment(jitter=1).apply(image, moves(1, -1, 0), fill=-0.5)
     assert moved.tolist() == [[[[-0.5, -0.5, -0.5], [2.0, 3.0, -0.5], [5.0, 6.0, -0.5]]]]
 
 
 def test_a_flip_mirrors_left_and_right_and_nothing_else() -> None:
     image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     augment = Augment(flip=True)
-    assert augment.apply(image, torch.tensor([[0, 0, 1]])).tolist() == [[[[2.0, 1.0], [4.0, 3.0]]]]
-    assert torch.equal(augment.apply(image, torch.tensor([[0, 0, 0]])), image)
+    assert augment.apply(image, moves(0, 0, 1)).tolist() == [[[[2.0, 1.0], [4.0, 3.0]]]]
+    assert torch.equal(augment.apply(image, moves(0, 0, 0)), image)
 
 
 def test_black_is_zero_unless_said_otherwise_and_may_differ_by_channel() -> None:
-    image, gone = torch.ones(1, 3, 2, 2), torch.tensor([[2, 0, 0]])
+    image, gone = torch.ones(1, 3, 2, 2), moves(2, 0, 0)
     augment = Augment(jitter=2)
     assert augment.apply(image, gone).unique().tolist() == [0.0]
     filled = augment.apply(image, gone, fill=torch.tensor([-1.0, -2.0, -3.0]))
@@ -134,8 +139,8 @@ def test_switching_the_flip_on_leaves_the_shifts_as_they_were() -> None:
 def test_all_offsets_are_equally_likely_and_the_two_directions_independent(augment: Augment) -> None:
     n = 50_000
     draws = augment.draw(n, generator())
-    assert draws.shape == (n, 3)
-    assert draws.dtype == torch.int64
+    assert draws.shape == (n, 6)
+    draws = draws.long()
     assert int(draws[:, :2].min()) == -2
     assert int(draws[:, :2].max()) == 2
     counts = torch.bincount((draws[:, 0] + 2) * 5 + draws[:, 1] + 2, minlength=25).double()
@@ -182,6 +187,65 @@ def test_draws_for_other_examples_are_refused_and_not_broadcast() -> None:
 def test_only_a_number_of_pixels_is_accepted(name: str, pixels: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name} is "):
         Augment(**{name: pixels})
+
+
+BENT = Augment(rotate=20, shear=10, scale=0.2)
+
+
+def test_a_right_angle_turns_the_picture_clockwise() -> None:
+    image = pictures(1, 2, 5, 5, dtype=torch.float64)
+    quarter = torch.tensor([[0, 0, 0, math.pi / 2, 0, 1]], dtype=torch.float64)
+    turned = Augment(rotate=90).apply(image, quarter)
+    assert torch.allclose(turned, image.rot90(-1, (2, 3)), atol=1e-9)
+
+
+def test_twice_the_size_shows_the_middle_half() -> None:
+    row = torch.arange(8.0).repeat(8, 1)[None, None]
+    enlarged = Augment(scale=0.5).apply(row, torch.tensor([[0, 0, 0, 0, 0, 2.0]]))
+    assert enlarged[0, 0, 4].tolist() == pytest.approx([1.75 + i / 2 for i in range(8)])
+
+
+def test_a_shear_moves_each_row_by_its_height() -> None:
+    image = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
+    image[..., 2] = 1  # an upright bar
+    slanted = Augment(shear=45).apply(image, torch.tensor([[0, 0, 0, 0, math.pi / 4, 1]], dtype=torch.float64))
+    assert torch.allclose(slanted[0, 0], torch.eye(5, dtype=torch.float64).flip(1), atol=1e-9)
+
+
+def test_a_bent_picture_is_filled_with_black_as_the_images_have_it() -> None:
+    images = torch.full((50, 2, 9, 9), -1.0)
+    images[:, 1] = -2.0
+    bent = BENT.apply(images, BENT.draw(50, generator()), fill=torch.tensor([-1.0, -2.0]))
+    assert torch.allclose(bent, images)
+
+
+def test_numbers_that_bend_lie_evenly_within_their_bounds_and_leave_the_moves_as_they_were() -> None:
+    augment = Augment(jitter=2, flip=True, rotate=20, shear=10, scale=0.2)
+    draws = augment.draw(20_000, generator())
+    assert torch.equal(draws[:, :3], Augment(jitter=2, flip=True).draw(20_000, generator())[:, :3])
+    for column, middle, reach in ((3, 0, math.radians(20)), (4, 0, math.radians(10)), (5, 1, 0.2)):
+        even = (draws[:, column].double() - middle) / reach
+        assert -1 <= float(even.min()) < -0.99
+        assert 0.99 < float(even.max()) <= 1
+        assert float(even.mean()) == pytest.approx(0, abs=0.02)
+        assert float(even.square().mean()) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_bent_example_looks_the_same_in_any_batch_and_layout() -> None:
+    images, draws = pictures(20, 3, 6, 6), BENT.draw(20, generator())
+    together = BENT.apply(images, draws)
+    order = torch.randperm(20, generator=generator(1))
+    assert torch.equal(BENT.apply(images[order], draws[order]), together[order])
+    assert torch.equal(BENT.apply(images[7:8], draws[7:8]), together[7:8])
+    assert torch.equal(BENT.apply(images.to(memory_format=torch.channels_last), draws), together)
+    assert not torch.equal(together, images)
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, 400, True, "2"])
+@pytest.mark.parametrize("name", ["rotate", "shear", "scale"])
+def test_only_angles_and_shares_bend(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is "):
+        Augment(**{name: value})
 
 
 @pytest.mark.gpu

@@ -11,20 +11,13 @@ each of the U for the S/U models that lie together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from kd_cli.learn.randomness import Generators
 from kd_cli.zoo.models import Dropout, draw_dropout
-
-
-@dataclass
-class Generators:
-    """Each model's random numbers for dropout; None in eval mode."""
-
-    now: list[torch.Generator] | None = None
 
 
 def is_dense(module: nn.Module) -> bool:

@@ -7,9 +7,10 @@ batch, C classes.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,12 +18,15 @@ import torch
 from torch import Tensor
 
 from kd_cli.learn.augment import Augment
+from kd_cli.learn.capture import Block, Graph, Recorded, why_not_recorded
 from kd_cli.learn.dense import each
 from kd_cli.learn.methods import Method, Terms, Weights, has_closed_form
-from kd_cli.learn.optim import Schedule
+from kd_cli.learn.optim import Schedule, make_recordable
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Learner
 from kd_cli.learn.teachers import EVAL_BATCH, Teacher, batches
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Examples:
 
 
 NO_AUGMENTATION = Augment()
-WAITING = 1 << 15  # logits of a model that are kept before their losses are summed
+WAITING = 1 << 15  # logits of a model, about, that are kept before their losses are summed
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,15 @@ def fit(
     observer: Observer | None = None,
     checkpoint: Checkpoint | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    graph: Callable[[], Graph] | None = None,
 ) -> list[Outcome]:
     """Train S models side by side and return what became of each.
 
     `role` names the random streams: two roles share none, two runs with the same role and seed share all, so that the
     student alone and the distilled student start from the same weights and see the same batches. With a `checkpoint`,
     training goes on from the epoch that it holds, to the very result of a training that was never interrupted. When
-    `stopping` says so, the state is saved at the end of the epoch and Interrupted is raised.
+    `stopping` says so, the state is saved at the end of the epoch and Interrupted is raised. Where `graph` makes empty
+    ones, steps are recorded and replayed, if all that they are made of can be.
     """
     observer = observer or Observer()
     parts = batch_slices(len(train), plan.batch_size)
@@ -124,6 +130,27 @@ def fit(
         done, outcomes = resume(state, learner)
         for rows in zip(*(outcome.history for outcome in outcomes), strict=True):
             observer.epoch(list(rows))
+    teaching = Teaching(method, weights, learner.size)
+
+    def block(index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Iterable[float | Tensor]) -> None:
+        labels = each(train.labels[index], learner.size)
+        end = 0
+        for size, factor in zip(sizes, factors, strict=True):
+            part = slice(end, end := end + size)
+            images = gather(train.images, index[:, part])
+            if draws is not None:
+                images = augment(plan, images, draws[:, part])
+            logits = learner.logits(images)
+            soft_targets = ask(teacher, index[:, part], images, weights.T, learner.size) if teacher else None
+            learner.update(teaching.gradient(logits, soft_targets, labels[:, part]), factor)
+            if isinstance(factor, float):
+                observer.step()
+        teaching.settle()
+
+    recorded = recording(block, learner, method, teacher, observer, graph) if graph is not None else None
+    # So many steps' losses are summed at once: it is the number of calls, not their size, that costs beside a small
+    # network. Whatever the number of models: a model's sums do not depend on its company.
+    together = WAITING // (plan.batch_size * (int(train.labels.max()) + 1)) + 1
     step = done * steps_per_epoch
     for epoch in range(done + 1, plan.epochs + 1):
         if all(outcome.diverged for outcome in outcomes):
@@ -131,27 +158,25 @@ def fit(
         started = time.perf_counter()
         order = draw_order(len(train), seeds, role, epoch).to(train.labels.device)
         draws = draw_augmentation(plan.augment, len(train), seeds, role, epoch, train.images.device)
-        labels = each(train.labels[order], learner.size)
-        teaching = Teaching(method, weights, learner.size)
-        factor = 1.0
+        factors = [float(plan.schedule((step + k) / total_steps)) for k in range(steps_per_epoch)]
+        rates = torch.tensor(factors, device=train.labels.device)
+        step += steps_per_epoch
         with learner.train(role, epoch):
-            for part in parts:
-                index = order[:, part]
-                images = gather(train.images, index)
-                if draws is not None:
-                    images = augment(plan, images, draws[:, part])
-                factor = plan.schedule(step / total_steps)
-                logits = learner.logits(images)
-                soft_targets = ask(teacher, index, images, weights.T, learner.size) if teacher else None
-                learner.update(teaching.gradient(logits, soft_targets, labels[:, part]), factor)
-                step += 1
-                observer.step()
+            for first in range(0, steps_per_epoch, together):
+                some = slice(first, first + together)
+                batch_sizes = tuple(part.stop - part.start for part in parts[some])
+                part = slice(parts[some][0].start, parts[some][-1].stop)
+                now = order[:, part], None if draws is None else draws[:, part], batch_sizes, factors[some]
+                if recorded is None:
+                    block(*now)
+                else:
+                    recorded(*now, rates[some])
         means = teaching.means(len(train))  # the epoch's one wait for the device
         seconds = time.perf_counter() - started
         accuracy, nll = validate(learner, val)
         sizes = gradient_sizes(learner, train, method, weights, teacher) if plan.diagnostics else None
         rows = []
-        for s, rate in enumerate(learner.rates(factor)):
+        for s, rate in enumerate(learner.rates(factors[-1])):
             row: dict[str, Any] = {
                 "role": role,
                 "epoch": epoch,
@@ -300,11 +325,28 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
 
 
+def recording(
+    block: Block,
+    learner: Learner,
+    method: Method,
+    teacher: Teacher | None,
+    observer: Observer,
+    graph: Callable[[], Graph],
+) -> Recorded | None:
+    """The block as one that is recorded and replayed; None, and a word on the reason, where that cannot be."""
+    code = [learner.module, method, *getattr(teacher, "modules", ())]
+    if (reason := why_not_recorded(learner.optimizer, code)) is not None:
+        log.info("steps are not recorded as CUDA graphs, and run one by one: %s", reason)
+        return None
+    make_recordable(learner.optimizer)
+    return Recorded(block, graph, generators=learner.generators.own, replayed=observer.step)
+
+
 class Teaching:
-    """One epoch of a method: the gradients it gives, and its losses summed over the examples.
+    """A method at work: the gradients it gives, and its losses summed over the examples of an epoch.
 
     The sums stay on the device, so that no step waits for it. Where the method knows its gradient, its losses are
-    computed for many batches at once: it is the number of calls, not their size, that costs beside a small network.
+    computed when the steps have settled, for many batches at once.
     """
 
     def __init__(self, method: Method, weights: Weights, size: int) -> None:
@@ -314,15 +356,11 @@ class Teaching:
         self.correct = torch.zeros(size, dtype=torch.int64, device=weights.T.device)
         self.has_soft = False
         self.waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []
-        self.numbers = 0
 
     def gradient(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """The gradient of the losses of S models on their logits [S,B,C]; labels and the teacher's logits broadcast."""
         if self.closed:
             self.waiting.append((logits.clone(), teacher, labels))
-            self.numbers += logits[0].numel()  # whatever the number of models: a model's sums do not depend on it
-            if self.numbers > WAITING:
-                self._settle()
             with torch.no_grad():
                 return self.method.gradient(logits, teacher, labels, self.weights)  # type: ignore[attr-defined]
         leaf = logits.clone().requires_grad_()  # a method may keep them; the learner writes over its own
@@ -331,10 +369,11 @@ class Teaching:
         return torch.autograd.grad(terms.loss.sum(), leaf)[0]
 
     @torch.no_grad()
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Sum up the losses of the steps since the last time."""
         if self.waiting:
             logits, teacher, labels = zip(*self.waiting, strict=True)
-            self.waiting, self.numbers = [], 0
+            self.waiting = []
             soft_targets = None if teacher[0] is None else torch.cat(teacher, 1)
             together, them = torch.cat(logits, 1), torch.cat(labels, 1)
             self._add(self.method(together, soft_targets, them, self.weights), together, them)
@@ -347,9 +386,10 @@ class Teaching:
         self.correct += (logits_SBC.argmax(-1) == labels).sum(-1)
 
     def means(self, n: int) -> list[dict[str, float | None]]:
-        """One dictionary for each model: loss, soft_loss, hard_loss, train_accuracy."""
-        self._settle()
+        """One dictionary for each model: loss, soft_loss, hard_loss, train_accuracy. The next epoch starts from 0."""
         losses, correct = (self.losses / n).tolist(), (self.correct.double() / n).tolist()
+        self.losses.zero_()
+        self.correct.zero_()
         return [
             {"loss": loss, "soft_loss": soft if self.has_soft else None, "hard_loss": hard, "train_accuracy": accuracy}
             for loss, soft, hard, accuracy in zip(*losses, correct, strict=True)

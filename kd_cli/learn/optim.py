@@ -11,11 +11,12 @@ import contextlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from kd_cli.errors import ConfigError
 
@@ -44,6 +45,29 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         step(optimizer)
 
     return stepped
+
+
+def is_recordable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its steps can be replayed by a GPU: its count of them, if it has one, can lie on the device."""
+    kind = type(optimizer)
+    return kind.__module__.startswith("torch.optim.") and (
+        "capturable" in optimizer.defaults or kind is torch.optim.SGD
+    )
+
+
+def make_recordable(optimizer: torch.optim.Optimizer) -> None:
+    """Keep what changes from step to step on the device, from the first step on; learning rates may be tensors."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+        if group.get("fused", False) is None and not group.get("foreach"):
+            group["fused"] = True  # the others read the learning rate from the device
+
+
+def set_rates(optimizer: torch.optim.Optimizer, base_rates: Sequence[float], factor: float | Tensor) -> None:
+    """Give each parameter group its learning rate times the factor."""
+    for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+        group["lr"] = rate * factor
 
 
 class Schedule(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -21,6 +21,26 @@ def stream(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator for one purpose."""
     return torch.Generator(device=device).manual_seed(stream(seed, *purpose))
+
+
+class Generators:
+    """Each of S models' random numbers for dropout, `now`: started anew in each epoch, None in eval mode.
+
+    The generators are always the same: a recorded step draws from those it was recorded with.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.seeds = list(seeds)
+        self.own = [torch.Generator(device=device) for _ in seeds]
+        self.now: list[torch.Generator] | None = None
+
+    def start(self, role: str, epoch: int) -> None:
+        for seed, own in zip(self.seeds, self.own, strict=True):
+            own.manual_seed(stream(seed, role, "dropout", epoch))
+        self.now = self.own
+
+    def end(self) -> None:
+        self.now = None
 
 
 @contextlib.contextmanager

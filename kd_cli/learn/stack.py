@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from kd_cli.learn.dense import Dense, Generators, dropout_masks, each, is_dense, makes_one_product
+from kd_cli.learn.dense import Dense, dropout_masks, each, is_dense, makes_one_product
 from kd_cli.learn.flat import Flat
-from kd_cli.learn.optim import bare_step
-from kd_cli.learn.randomness import generator
+from kd_cli.learn.optim import bare_step, set_rates
+from kd_cli.learn.randomness import Generators
 from kd_cli.learn.step import Autocast, single_precision
 from kd_cli.zoo.models import Dropout, constrain_max_norm
 
@@ -89,7 +89,7 @@ class StackedLearner:
         self.parameters = self.flat.parameters
         self.device = self.flat.values.device
         self.bounds: dict[str, float] = getattr(self.module, "max_norm", None) or {}
-        self.generators = Generators()
+        self.generators = Generators(self.seeds, self.device)
         if is_dense(self.module):
             self.network: Dense | Traced = Dense(
                 self.module,  # type: ignore[arg-type]
@@ -106,13 +106,12 @@ class StackedLearner:
         self.optimizer = optimizer([group for _, group in groups])
         self.step = bare_step(self.optimizer)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.factor: float | None = 1.0
 
     @contextlib.contextmanager
     def train(self, role: str, epoch: int) -> Iterator[None]:
-        self.generators.now = [generator(seed, role, "dropout", epoch, device=self.device) for seed in self.seeds]
+        self.generators.start(role, epoch)
         yield
-        self.generators.now = None
+        self.generators.end()
 
     def logits(self, images: Tensor) -> Tensor:
         return single_precision(self.network.logits(images))
@@ -121,11 +120,8 @@ class StackedLearner:
         self.network.backward(slope)
         return list(self.flat.gradients.values())
 
-    def update(self, slope: Tensor, factor: float) -> None:
-        if factor != self.factor:
-            for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-                group["lr"] = rate * factor
-            self.factor = factor
+    def update(self, slope: Tensor, factor: float | Tensor) -> None:
+        set_rates(self.optimizer, self.base_rates, factor)
         self.network.backward(slope)
         self.step()
         if self.bounds:
@@ -142,13 +138,13 @@ class StackedLearner:
         return {name: p[s].to("cpu", copy=True) for name, p in self.parameters.items()}
 
     def state(self) -> dict[str, Any]:
+        set_rates(self.optimizer, self.base_rates, 1.0)
         return {"parameters": self.flat.values, "optimizer": self.optimizer.state_dict()}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
         self.flat.values.copy_(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.factor = None  # the groups hold the rates of the last step made
 
 
 class Traced:

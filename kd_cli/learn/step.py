@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kd_cli.learn.randomness import generator, global_stream
+from kd_cli.learn.optim import set_rates
+from kd_cli.learn.randomness import Generators, global_stream
 from kd_cli.zoo.models import Dropout, constrain_max_norm
 
 
@@ -17,6 +18,9 @@ class Learner(Protocol):
     """S models that are trained together."""
 
     size: int
+    optimizer: torch.optim.Optimizer
+    module: nn.Module  # what each of them is
+    generators: Generators
 
     def train(self, role: str, epoch: int) -> contextlib.AbstractContextManager[None]:
         """The block in which the models train for one epoch: train mode, their own random numbers."""
@@ -27,9 +31,9 @@ class Learner(Protocol):
         call. They carry no graph: the loss is a function of them, and `update` goes on from its gradient."""
         ...
 
-    def update(self, slope: Tensor, factor: float) -> None:
+    def update(self, slope: Tensor, factor: float | Tensor) -> None:
         """One optimiser step, at `factor` times each model's learning rate, from the gradient [S,B,C] of the S losses
-        on the last logits; it may be overwritten."""
+        on the last logits; it may be overwritten. The factor is a tensor while steps are recorded."""
         ...
 
     def gradients(self, slope: Tensor) -> list[Tensor]:
@@ -80,21 +84,22 @@ class SoloLearner:
         self.autocast = autocast or contextlib.nullcontext
         self.trainable = [p for group in optimizer.param_groups for p in group["params"]]
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.factor: float | None = 1.0
         self.device = next(module.parameters()).device
+        self.generators = Generators([seed], self.device)
         self.dropouts = [m for m in module.modules() if isinstance(m, Dropout)]
         self.bounds: dict[str, float] = getattr(module, "max_norm", None) or {}
         self.bounded = {name: p for name, p in module.named_parameters() if name in self.bounds}
 
     @contextlib.contextmanager
     def train(self, role: str, epoch: int) -> Iterator[None]:
-        own = generator(self.seed, role, "dropout", epoch, device=self.device)
         for dropout in self.dropouts:
-            dropout.generator = own
+            dropout.generator = self.generators.own[0]
+        self.generators.start(role, epoch)
         self.module.train()
         # A user's nn.Dropout knows only the global generator, so that one is seeded too.
         with global_stream(self.seed, role, "global", epoch, device=self.device):
             yield
+        self.generators.end()
         self.module.eval()
 
     def logits(self, images: Tensor) -> Tensor:
@@ -107,11 +112,8 @@ class SoloLearner:
         found = torch.autograd.grad(self.last, trained, slope[0].to(self.last.dtype), materialize_grads=True)
         return list(found)
 
-    def update(self, slope: Tensor, factor: float) -> None:
-        if factor != self.factor:
-            for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-                group["lr"] = rate * factor
-            self.factor = factor
+    def update(self, slope: Tensor, factor: float | Tensor) -> None:
+        set_rates(self.optimizer, self.base_rates, factor)
         for p in self.trainable:  # optimizer.zero_grad does the same at ten times the cost
             p.grad = None
         self.last.backward(slope[0].to(self.last.dtype))
@@ -126,9 +128,9 @@ class SoloLearner:
         return {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
+        set_rates(self.optimizer, self.base_rates, 1.0)
         return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.factor = None  # the groups hold the rates of the last step made

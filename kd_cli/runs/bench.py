@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.errors import ConfigError
+from kd_cli.learn.capture import CudaGraph, Graph
 from kd_cli.learn.engine import Examples
 from kd_cli.runs.config import RunConfig, build
 from kd_cli.zoo.data import Dataset, normalise, prepare
@@ -25,6 +27,12 @@ class Bench:
     val: Examples
     test: Examples
     fill: Tensor  # a black pixel, normalised: [C]
+    cuda_graphs: bool = True  # steps are recorded and replayed where the device can
+
+    @property
+    def graph(self) -> Callable[[], Graph] | None:
+        """What makes an empty recording of steps; None where they are not recorded."""
+        return CudaGraph if self.cuda_graphs and self.device.type == "cuda" else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,7 +90,7 @@ def load_bench(config: RunConfig) -> Bench:
     black = torch.zeros(1, *dataset.shape, dtype=dataset.train.images.dtype)
     fill = normalise(black, dataset.mean, dataset.std, dtype).flatten(2)[0, :, 0] if black.ndim == 4 else torch.zeros(1)
     train, val, test = map(examples, (dataset.train, dataset.val, dataset.test))
-    return Bench(dataset, device, config.precision, train, val, test, fill.to(device))
+    return Bench(dataset, device, config.precision, train, val, test, fill.to(device), config.cuda_graphs)
 
 
 def device_name(device: torch.device) -> str:

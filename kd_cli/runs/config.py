@@ -44,6 +44,9 @@ class Training:
     jitter: int = 0
     crop: int = 0
     flip: bool = False
+    rotate: float = 0.0
+    shear: float = 0.0
+    scale: float = 0.0
     keep: str = "last"
 
 
@@ -86,6 +89,7 @@ class Schema:
     resume: str | None = None
     dry_run: bool = False
     fail_fast: bool = False
+    cuda_graphs: bool = True
     diagnostics: bool = False
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     transfer: Transfer = field(default_factory=Transfer)
@@ -159,6 +163,7 @@ class RunConfig:
     student: TrainSpec
     transfer: TransferSpec
     diagnostics: bool
+    cuda_graphs: bool
     dataset: Node
     val_fraction: float
     method_name: str
@@ -176,7 +181,10 @@ class RunConfig:
     def bench_key(self) -> str:
         """Runs with equal keys have the same data on the same device, and one store."""
         return fingerprint(
-            [self.dataset, self.val_fraction, self.device, self.precision, str(self.data_dir), str(self.store_dir)]
+            [
+                *(self.dataset, self.val_fraction, self.device, self.precision, self.cuda_graphs),
+                *(str(self.data_dir), str(self.store_dir)),
+            ]
         )
 
     def settings(self) -> list[tuple[float, float]]:
@@ -263,7 +271,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
             model=model,
             epochs=training["epochs"],
             batch_size=training["batch_size"],
-            augment={key: training[key] for key in ("jitter", "crop", "flip")},
+            augment=augmentation(training),
             optimizer=v[f"{prefix}optimizer"],
             schedule=v[f"{prefix}schedule"],
             seed=training.get("seed", v["seed"]),
@@ -279,6 +287,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
         student=spec("student", dict(v["student"]), ""),
         transfer=transfer_spec(v["transfer"], alpha),
         diagnostics=v["diagnostics"],
+        cuda_graphs=v["cuda_graphs"],
         dataset=dataset,
         val_fraction=val_fraction,
         method_name=option_name("method", v["method"], choices),
@@ -379,6 +388,12 @@ def not_negative(key: str, value: Any) -> float:
 def at_least(key: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{key} is {value}; it must be at least {least}")
+
+
+def augmentation(training: Node) -> Node:
+    """The augmentation among a training's keys; what came later is said only where it is used, as in fingerprints."""
+    later = ("rotate", "shear", "scale")
+    return {key: training[key] for key in ("jitter", "crop", "flip", *later) if key not in later or training[key]}
 
 
 # ---------------------------------------------------------------- objects from nodes

@@ -25,7 +25,10 @@ from kd_cli.runs.rundir import METRICS, SUMMARY, intact, verified_summary
 
 AVERAGED = ("seed", "teacher_training.seed")
 # Where, under what name and with what company a run ran; not what it was.
-NO_SETTING = ("device", "data_dir", "store_dir", "experiment", "diagnostics", "resume", "dry_run", "fail_fast")
+NO_SETTING = (
+    *("device", "cuda_graphs", "data_dir", "store_dir", "experiment", "diagnostics"),
+    *("resume", "dry_run", "fail_fast"),
+)
 FIRST = ("T", "alpha", "beta", "method", "student", "teacher")  # the order in which keys are shown; the rest follow
 LOG = "run.log"
 ROLES = ("teacher", "student_alone", "student")

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -235,6 +234,7 @@ class Stack:
                 observer=Progress(many + self.title, spec.epochs, role=self.role, told=told),
                 checkpoint=state,
                 stopping=self.care.stopping,
+                graph=self.bench.graph,
             )
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -309,7 +309,12 @@ def make_optimizer(lesson: Lesson, role: str, parameters: Any) -> torch.optim.Op
 
 def check_recipe(spec: TrainSpec, role: str) -> None:
     """Build what a training needs beside the model, so that a mistake is found before anything is trained."""
-    build(spec.schedule, where="teacher_schedule" if role == "teacher" else "schedule")
+    prefix = "teacher_" if role == "teacher" else ""
+    build(spec.schedule, where=f"{prefix}schedule")
+    try:
+        Augment(**spec.augment)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}training.{error.message}", hint=error.hint) from error
     make_optimizer(Lesson(spec, HARD), role, [nn.Parameter(torch.zeros(1))])
 
 
@@ -424,30 +429,20 @@ def free_memory(device: torch.device) -> float:
 
 
 def _time_step(bench: Bench, lessons: Sequence[Lesson], role: str, teacher: Teacher | None) -> float:
-    """Seconds of one training step of these models, on copies that are thrown away; the best of several."""
+    """Seconds of one training step of these models, on copies that are thrown away; the best of several epochs."""
     spec = lessons[0].spec
     batch = min(spec.batch_size, len(bench.train))
     plan = make_plan(bench, spec, role)
-    some = Examples(bench.train.images, bench.train.labels)
-    learner, method, weights = make_learner(bench, lessons, role), make_method(lessons), make_weights(bench, lessons)
-    times: list[float] = []
-
-    def steps(n: int) -> None:
-        fit(
-            learner,
-            Examples(some.images[: batch * n], some.labels[: batch * n]),
-            Examples(some.images[:0], some.labels[:0]),
-            role="timing",
-            seeds=[lesson.spec.seed for lesson in lessons],
-            plan=Plan(1, batch, plan.schedule, plan.augment, fill=plan.fill),
-            method=method,
-            weights=weights,
-            teacher=teacher,
-        )
-
-    steps(2)
-    for _ in range(3):
-        started = time.perf_counter()
-        steps(3)
-        times.append((time.perf_counter() - started) / min(3, -(-len(some) // batch)))
-    return min(times)
+    outcome, *_ = fit(
+        make_learner(bench, lessons, role),
+        Examples(bench.train.images[: 3 * batch], bench.train.labels[: 3 * batch]),
+        Examples(bench.train.images[:0], bench.train.labels[:0]),
+        role="timing",
+        seeds=[lesson.spec.seed for lesson in lessons],
+        plan=Plan(5, batch, plan.schedule, plan.augment, fill=plan.fill),
+        method=make_method(lessons),
+        weights=make_weights(bench, lessons),
+        teacher=teacher,
+        graph=bench.graph,
+    )
+    return batch / max(row["examples_per_second"] for row in outcome.history)
