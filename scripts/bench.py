@@ -49,8 +49,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from kd_cli.help import conf_dir
-from kd_cli.learn.dense import each
-from kd_cli.learn.engine import WAITING, Examples, Plan, Teaching, ask, fit, gather
+from kd_cli.learn.capture import CudaGraph
+from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording
 from kd_cli.learn.methods import SoftTargets, Weights
 from kd_cli.learn.optim import Constant
 from kd_cli.learn.stack import StackedLearner
@@ -272,6 +272,7 @@ def students(setting: Setting, teacher: CachedTeacher, size: int, *, stacked: bo
             method=SoftTargets(),
             weights=Weights(*rows),
             teacher=teacher,
+            graph=graph_of(setting.device),
         )
 
     if stacked:
@@ -284,6 +285,10 @@ def students(setting: Setting, teacher: CachedTeacher, size: int, *, stacked: bo
             epoch(learner, [s])
 
     return one_by_one
+
+
+def graph_of(device: torch.device | str) -> Callable[[], CudaGraph] | None:
+    return CudaGraph if torch.device(device).type == "cuda" else None
 
 
 def learn(modules: Sequence[nn.Module], setting: Setting, seeds: Sequence[int]) -> Learner:
@@ -362,6 +367,7 @@ def our_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
             method=SoftTargets(),
             weights=weights,
             teacher=teacher,
+            graph=graph_of(setting.device),
         )
 
     return epoch
@@ -494,15 +500,16 @@ def compare_floor(args: argparse.Namespace, batch: int, precision: str) -> dict[
     student = read_node("model", args.student)
     widths = [784, *student["hidden"], CLASSES]
     learner = made_learner(student, [0], device, precision)
-    step = Stepping(learner, made_examples(8192, CLASSES, device), batch)
-    alone = products(widths, batch, 1, dtype, device, reuse=True)
+    step = Stepping(learner, made_examples(60_000, CLASSES, device), batch)
+    product = products(widths, batch, 1, dtype, device, reuse=True)
+    alone = replayed(lambda: repeat(product, step.count), device)
     numbers = sum((a + 1) * b for a, b in itertools.pairwise(widths))
     copied = torch.randn(5 * numbers, device=device)  # as much as an optimiser's tensors and the gradients
     target = torch.empty_like(copied)
     contenders: dict[str, Contender] = {
-        "step": lambda: repeat(step, 20, device),
-        "products": lambda: repeat(alone, 20, device),
-        "copy": lambda: repeat(lambda: target.copy_(copied), 20, device),
+        "step": lambda: waited(step, device),
+        "products": lambda: waited(alone, device),
+        "copy": lambda: waited(lambda: repeat(lambda: target.copy_(copied), step.count), device),
     }
     seconds = take_turns(contenders, 3 * args.rounds)
     moved = 4 * (7 * numbers + 2 * batch * widths[0])
@@ -510,77 +517,100 @@ def compare_floor(args: argparse.Namespace, batch: int, precision: str) -> dict[
         one + copy * moved / (8 * len(copied)) for one, copy in zip(seconds["products"], seconds["copy"], strict=True)
     ]
     share, of_products = ratios(floors, seconds["step"]), ratios(seconds["products"], seconds["step"])
-    parts = {name: 1e3 * value for name, value in step.parts(device).items()}
-    milliseconds = {name: 1e3 * statistics.median(values) / 20 for name, values in seconds.items()}
+    parts = step.parts() if device.type == "cpu" else {"gaps": 1e3 * gaps(step) / step.count}
+    milliseconds = {name: 1e3 * statistics.median(values) / step.count for name, values in seconds.items()}
     print(
         f"\nstep of {args.student}, batch {batch}, {precision}: {milliseconds['step']:.2f} ms; "
         f"{spread(share, '.0%')} of the floor's rate, {spread(of_products, '.0%')} of the products' in place\n"
-        f"  floor {50 * statistics.median(floors):.2f} ms: products {milliseconds['products']:.2f} and "
-        f"{moved / 1e6:.0f} MB at {8e-9 * len(copied) / (statistics.median(seconds['copy']) / 20):.0f} GB/s\n"
+        f"  floor {1e3 * statistics.median(floors) / step.count:.2f} ms: products {milliseconds['products']:.2f} and "
+        f"{moved / 1e6:.0f} MB at {8e-9 * len(copied) / (statistics.median(seconds['copy']) / step.count):.0f} GB/s\n"
         f"  parts  {', '.join(f'{name} {value:.2f}' for name, value in parts.items())}",
         flush=True,
     )
     return {"batch": batch, "precision": precision, "seconds": seconds, "floor": floors, "parts": parts}
 
 
-def repeat(step: Callable[[], Any], times: int, device: torch.device) -> None:
+def repeat(step: Callable[[], Any], times: int) -> None:
     for _ in range(times):
         step()
+
+
+def waited(work: Callable[[], Any], device: torch.device) -> None:
+    work()
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
+def replayed(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """The same work without its launches, on a GPU: what the floor is made of must not wait for Python either."""
+    if device.type != "cuda":
+        return work
+    repeat(work, 2)
+    graph = CudaGraph()
+    graph.record(work, [])
+    return graph.replay
+
+
+def gaps(step: Stepping, blocks: int = 20) -> float:
+    """Seconds of a block in which the GPU computes nothing: its time, less that of its kernels."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        repeat(step, blocks)
+        torch.cuda.synchronize()
+    busy = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
+    start = time.perf_counter()
+    repeat(step, blocks)
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start - busy) / blocks
+
+
 class Stepping:
-    """Steps of a training, one at a call: what the epoch loop does for a batch."""
+    """Steps of a training, a block of them at a call, and where their time goes."""
 
     def __init__(self, learner: StackedLearner, train: Examples, batch: int) -> None:
-        self.learner, self.train, size, device = learner, train, learner.size, train.labels.device
-        classes = int(train.labels.max()) + 1
-        self.weights = Weights(*(torch.full((size,), value, device=device) for value in (T, ALPHA, BETA)))
-        self.teacher = CachedTeacher(torch.randn(len(train), classes, device=device))
-        self.teaching = Teaching(SoftTargets(), self.weights, size)
-        draws = [torch.randint(len(train), (len(set(learner.seeds)), batch), device=device) for _ in range(64)]
-        self.draws = itertools.cycle(draws)
-        self.unsettled, self.together = 0, WAITING // (batch * classes) + 1
+        classes, device = int(train.labels.max()) + 1, train.labels.device
+        weights = Weights(*(torch.full((learner.size,), value, device=device) for value in (T, ALPHA, BETA)))
+        teacher = CachedTeacher(torch.randn(len(train), classes, device=device))
+        plan = Plan(epochs=1, batch_size=batch, schedule=Constant())
+        self.steps = Steps(learner, train, SoftTargets(), weights, teacher, plan=plan)
+        self.recorded = recording(self.steps, CudaGraph) if device.type == "cuda" else None
+        self.count, shape = self.steps.together, (len(set(learner.seeds)), self.steps.together * batch)
+        self.draws = itertools.cycle([torch.randint(len(train), shape, device=device) for _ in range(16)])
+        self.sizes, self.factors = (batch,) * self.count, [1.0] * self.count
+        self.rates = torch.ones(self.count, device=device)
 
     def __call__(self) -> None:
-        for part in self.stages():
-            part()
-        self.unsettled += 1
-        if self.unsettled == self.together:
-            self.teaching.settle()
-            self.unsettled = 0
+        if self.recorded is None:
+            self.steps(next(self.draws), None, self.sizes, self.factors)
+        else:
+            self.recorded(next(self.draws), None, self.sizes, self.factors, self.rates)
 
-    def stages(self) -> Iterator[Callable[[], None]]:
-        index, kept = next(self.draws), {}
+    def parts(self, blocks: int = 8) -> dict[str, float]:
+        """Median milliseconds of a step's parts on a CPU; `rest` is gathering, sums of losses, Python."""
+        learner, network = self.steps.learner, self.steps.learner.network
+        places = {"forward": (learner, "logits"), "loss": (self.steps.teaching, "gradient")}
+        places |= {"backward": (network, "backward"), "optimiser": (learner, "step")}
+        found: dict[str, list[float]] = {name: [] for name in places}
 
-        def gather_batch() -> None:
-            kept["images"] = gather(self.train.images, index)
-            kept["labels"] = each(self.train.labels[index], self.learner.size)
-
-        def forward() -> None:
-            kept["logits"] = self.learner.logits(kept["images"])
-
-        def loss() -> None:
-            soft = ask(self.teacher, index, kept["images"], self.weights.T, self.learner.size)
-            kept["slope"] = self.teaching.gradient(kept["logits"], soft, kept["labels"])
-
-        yield gather_batch
-        yield forward
-        yield loss
-        yield lambda: self.learner.network.backward(kept["slope"])
-        yield self.learner.step
-
-    def parts(self, device: torch.device, times: int = 100) -> dict[str, float]:
-        """Median seconds of each stage."""
-        names = ("gather", "forward", "loss", "backward", "optimiser")
-        found: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(times):
-            for name, stage in zip(names, self.stages(), strict=True):
+        def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def measured(*args: Any) -> Any:
                 start = time.perf_counter()
-                repeat(stage, 1, device)
+                result = call(*args)
                 found[name].append(time.perf_counter() - start)
-        return {name: statistics.median(values) for name, values in found.items()}
+                return result
+
+            return measured
+
+        for name, (owner, method) in places.items():
+            setattr(owner, method, timed(name, getattr(owner, method)))
+        start = time.perf_counter()
+        for _ in range(blocks):
+            self()
+        mean = (time.perf_counter() - start) / (blocks * self.count)
+        for owner, method in places.values():
+            if method in vars(type(owner)):
+                delattr(owner, method)
+        parts = {name: 1e3 * sum(values) / (blocks * self.count) for name, values in found.items()}
+        return {**parts, "rest": 1e3 * mean - sum(parts.values())}
 
 
 def made_learner(
@@ -626,6 +656,7 @@ def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
                 method=SoftTargets(),
                 weights=weights,
                 teacher=teacher,
+                graph=graph_of(device),
             )
 
         return run

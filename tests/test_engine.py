@@ -38,7 +38,7 @@ class Recording:
     """A teacher that remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.has_T = False
+        self.has_T = self.remembers = False
         self.asked: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:

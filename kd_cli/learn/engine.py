@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.capture import Block, Graph, Recorded, why_not_recorded
+from kd_cli.learn.capture import Graph, Recorded, why_not_recorded
 from kd_cli.learn.dense import each
 from kd_cli.learn.methods import Method, Terms, Weights, has_closed_form
 from kd_cli.learn.optim import Schedule, make_recordable
@@ -130,27 +130,8 @@ def fit(
         done, outcomes = resume(state, learner)
         for rows in zip(*(outcome.history for outcome in outcomes), strict=True):
             observer.epoch(list(rows))
-    teaching = Teaching(method, weights, learner.size)
-
-    def block(index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Iterable[float | Tensor]) -> None:
-        labels = each(train.labels[index], learner.size)
-        end = 0
-        for size, factor in zip(sizes, factors, strict=True):
-            part = slice(end, end := end + size)
-            images = gather(train.images, index[:, part])
-            if draws is not None:
-                images = augment(plan, images, draws[:, part])
-            logits = learner.logits(images)
-            soft_targets = ask(teacher, index[:, part], images, weights.T, learner.size) if teacher else None
-            learner.update(teaching.gradient(logits, soft_targets, labels[:, part]), factor)
-            if isinstance(factor, float):
-                observer.step()
-        teaching.settle()
-
-    recorded = recording(block, learner, method, teacher, observer, graph) if graph is not None else None
-    # So many steps' losses are summed at once: it is the number of calls, not their size, that costs beside a small
-    # network. Whatever the number of models: a model's sums do not depend on its company.
-    together = WAITING // (plan.batch_size * (int(train.labels.max()) + 1)) + 1
+    steps = Steps(learner, train, method, weights, teacher, plan=plan, done=observer.step)
+    recorded = recording(steps, graph) if graph is not None else None
     step = done * steps_per_epoch
     for epoch in range(done + 1, plan.epochs + 1):
         if all(outcome.diverged for outcome in outcomes):
@@ -162,16 +143,16 @@ def fit(
         rates = torch.tensor(factors, device=train.labels.device)
         step += steps_per_epoch
         with learner.train(role, epoch):
-            for first in range(0, steps_per_epoch, together):
-                some = slice(first, first + together)
+            for first in range(0, steps_per_epoch, steps.together):
+                some = slice(first, first + steps.together)
                 batch_sizes = tuple(part.stop - part.start for part in parts[some])
                 part = slice(parts[some][0].start, parts[some][-1].stop)
                 now = order[:, part], None if draws is None else draws[:, part], batch_sizes, factors[some]
                 if recorded is None:
-                    block(*now)
+                    steps(*now)
                 else:
                     recorded(*now, rates[some])
-        means = teaching.means(len(train))  # the epoch's one wait for the device
+        means = steps.teaching.means(len(train))  # the epoch's one wait for the device
         seconds = time.perf_counter() - started
         accuracy, nll = validate(learner, val)
         sizes = gradient_sizes(learner, train, method, weights, teacher) if plan.diagnostics else None
@@ -272,10 +253,10 @@ def gather(examples: Tensor, index: Tensor) -> Tensor:
     return examples.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
-def ask(teacher: Teacher, index: Tensor, images: Tensor, T: Tensor, size: int) -> Tensor:
+def ask(teacher: Teacher, index: Tensor, images: Tensor | None, T: Tensor, size: int) -> Tensor:
     """The teacher's logits for the batches [U,B] of S models: [1,B,C] or [S,B,C]."""
     if teacher.has_T and 1 < len(index) < size:
-        index, images = each(index, size), each(images, size)
+        index, images = each(index, size), None if images is None else each(images, size)
     logits = teacher(index, images, T)
     return logits if len(logits) == 1 else each(logits, size)
 
@@ -325,21 +306,59 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
 
 
-def recording(
-    block: Block,
-    learner: Learner,
-    method: Method,
-    teacher: Teacher | None,
-    observer: Observer,
-    graph: Callable[[], Graph],
-) -> Recorded | None:
-    """The block as one that is recorded and replayed; None, and a word on the reason, where that cannot be."""
-    code = [learner.module, method, *getattr(teacher, "modules", ())]
+class Steps:
+    """Consecutive steps of S models; losses are summed when a block of them is done."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        train: Examples,
+        method: Method,
+        weights: Weights,
+        teacher: Teacher | None,
+        *,
+        plan: Plan,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`done` is told of each step."""
+        self.learner, self.train, self.teacher, self.plan, self.done = learner, train, teacher, plan, done
+        self.teaching = Teaching(method, weights, learner.size)
+        # The steps in a block: it is the number of calls, not their size, that costs beside a small network. Whatever
+        # the number of models: a model's sums do not depend on its company.
+        self.together = WAITING // (plan.batch_size * (int(train.labels.max()) + 1)) + 1
+
+    def __call__(
+        self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Iterable[float | Tensor]
+    ) -> None:
+        """See `kd_cli.learn.capture.Block`."""
+        size, teacher, T = self.learner.size, self.teacher, self.teaching.weights.T
+        labels = each(self.train.labels[index], size)
+        known = ask(teacher, index, None, T, size) if teacher and teacher.remembers else None
+        end = 0
+        for n, factor in zip(sizes, factors, strict=True):
+            part = slice(end, end := end + n)
+            images = gather(self.train.images, index[:, part])
+            if draws is not None:
+                images = augment(self.plan, images, draws[:, part])
+            logits = self.learner.logits(images)
+            soft_targets = known[:, part] if known is not None else None
+            if teacher and known is None:
+                soft_targets = ask(teacher, index[:, part], images, T, size)
+            self.learner.update(self.teaching.gradient(logits, soft_targets, labels[:, part]), factor)
+            if isinstance(factor, float):  # and not while they are recorded
+                self.done()
+        self.teaching.settle()
+
+
+def recording(steps: Steps, graph: Callable[[], Graph]) -> Recorded | None:
+    """Steps that are recorded and replayed; None, and a word on the reason, where that cannot be."""
+    learner = steps.learner
+    code = [learner.module, steps.teaching.method, *getattr(steps.teacher, "modules", ())]
     if (reason := why_not_recorded(learner.optimizer, code)) is not None:
         log.info("steps are not recorded as CUDA graphs, and run one by one: %s", reason)
         return None
     make_recordable(learner.optimizer)
-    return Recorded(block, graph, generators=learner.generators.own, replayed=observer.step)
+    return Recorded(steps, graph, generators=learner.generators.own, replayed=steps.done)
 
 
 class Teaching:

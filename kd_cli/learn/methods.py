@@ -13,9 +13,9 @@ Shapes: S models, B examples, C classes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,17 @@ class Weights:
     T: Tensor
     alpha: Tensor
     beta: Tensor
+    _factors: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def factor(self, of: Callable[[Weights], Tensor], batch: int) -> Tensor:
+        """What a residual is multiplied with to be a gradient: a weight [S] over the examples of the batch, [S,1,1].
+
+        A step of a small network feels every call, so each factor is computed once.
+        """
+        found = self._factors.get((of, batch))
+        if found is None:
+            found = self._factors[of, batch] = (of(self) / batch)[:, None, None]
+        return found
 
 
 @dataclass(frozen=True)
@@ -81,9 +92,9 @@ class SoftTargets:
 
     def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
         assert teacher is not None
-        soft = losses.soft_cross_entropy_gradient(student_SBC, teacher, T=weights.T)
-        hard = losses.hard_cross_entropy_gradient(student_SBC, labels_SB)
-        return weigh(soft, self._alpha(weights), hard, weights.beta)
+        soft, hard = losses.soft_and_hard_residuals(student_SBC, teacher, labels_SB, T=weights.T)
+        over = _alpha_T if self.square_T else _alpha_over_T
+        return weigh(weights, (soft, over), (hard, _beta))
 
     def _alpha(self, weights: Weights) -> Tensor:
         return weights.alpha * weights.T**2 if self.square_T else weights.alpha
@@ -110,9 +121,9 @@ class Logits:
 
     def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
         assert teacher is not None
-        soft = losses.logit_matching_gradient(student_SBC, teacher, center=self.center)
-        hard = losses.hard_cross_entropy_gradient(student_SBC, labels_SB)
-        return weigh(soft, weights.alpha, hard, weights.beta)
+        matched = losses.logit_residual(student_SBC, teacher, center=self.center)
+        hard = losses.hard_residual(student_SBC, labels_SB)
+        return weigh(weights, (matched, _alpha), (hard, _beta))
 
 
 class Hard:
@@ -125,8 +136,7 @@ class Hard:
         return Terms(weights.beta * hard, None, hard)
 
     def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
-        hard = losses.hard_cross_entropy_gradient(student_SBC, labels_SB)
-        return hard.mul_(weights.beta[:, None, None])
+        return weigh(weights, (losses.hard_residual(student_SBC, labels_SB), _beta))
 
 
 class LabelSmoothing:
@@ -157,10 +167,11 @@ class LabelSmoothing:
         return Terms(weights.beta * ((1 - share) * hard + share * uniform), uniform, hard)
 
     def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
-        hard = losses.hard_cross_entropy_gradient(student_SBC, labels_SB)
-        uniform = losses.uniform_cross_entropy_gradient(student_SBC)
+        hard = losses.hard_residual(student_SBC, labels_SB)
         share = self._share(hard)
-        return weigh(hard, weights.beta * (1 - share), uniform, weights.beta * share)
+        if isinstance(share, Tensor):
+            share = share[:, None, None]
+        return weigh(weights, (hard.lerp_(losses.uniform_residual(student_SBC), share), _beta))
 
     def _share(self, like: Tensor) -> float | Tensor:
         if isinstance(self.smoothing, Tensor):
@@ -168,9 +179,30 @@ class LabelSmoothing:
         return self.smoothing
 
 
-def weigh(one_SBC: Tensor, weight_S: Tensor, other_SBC: Tensor, its_weight_S: Tensor) -> Tensor:
-    """The weighted sum of two gradients, each model's with its own weights; it takes the first one's place."""
-    return one_SBC.mul_(weight_S[:, None, None]).addcmul_(other_SBC, its_weight_S[:, None, None])
+def weigh(weights: Weights, *terms: tuple[Tensor, Callable[[Weights], Tensor]]) -> Tensor:
+    """The sum of residuals [S,B,C], each times its weight, over the B examples; it takes the first one's place."""
+    (total, of), *others = terms
+    batch = total.shape[1]
+    total.mul_(weights.factor(of, batch))
+    for residual, its in others:
+        total.addcmul_(residual, weights.factor(its, batch))
+    return total
+
+
+def _alpha(weights: Weights) -> Tensor:
+    return weights.alpha
+
+
+def _beta(weights: Weights) -> Tensor:
+    return weights.beta
+
+
+def _alpha_T(weights: Weights) -> Tensor:  # alpha T^2, over the T of the gradient
+    return weights.alpha * weights.T
+
+
+def _alpha_over_T(weights: Weights) -> Tensor:
+    return weights.alpha / weights.T
 
 
 def stack_methods(methods: Sequence[Method]) -> Method:

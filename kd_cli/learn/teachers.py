@@ -19,18 +19,21 @@ EVAL_BATCH = 1000  # examples in one forward pass without gradients
 class Teacher(Protocol):
     """Logits of the teacher for a batch."""
 
+    remembers: bool  # whether it answers without looking at the images
     has_T: bool  # whether they depend on the temperature, as the arithmetic mean of an ensemble does
 
-    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
+    def __call__(self, index: Tensor, images: Tensor | None, T: Tensor) -> Tensor:
         """`index` [U,B] into the transfer set, `images` [U,B,...], `T` [S] -> logits [U,B,C].
 
-        With `has_T`, U is 1 or S, and the logits are [S,B,C].
+        With `has_T`, U is 1 or S, and the logits are [S,B,C]. Who `remembers` may be given no images.
         """
         ...
 
 
 class CachedTeacher:
     """The logits of one or more members on the transfer set, `[M, N, C]` or `[N, C]`, looked up by index."""
+
+    remembers = True
 
     def __init__(self, logits_MNC: Tensor, *, combine: str = "geometric") -> None:
         if logits_MNC.ndim == 2:
@@ -40,7 +43,7 @@ class CachedTeacher:
         self.logits_MNC, self.combine = logits_MNC, combine
         self.has_T = len(logits_MNC) > 1
 
-    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
+    def __call__(self, index: Tensor, images: Tensor | None, T: Tensor) -> Tensor:
         if len(self.logits_MNC) == 1:
             return self.logits_MNC[0].index_select(0, index.flatten()).unflatten(0, index.shape)
         return combine_logits(self.logits_MNC[:, index], combine=self.combine, T=T[:, None, None])
@@ -49,12 +52,15 @@ class CachedTeacher:
 class LiveTeacher:
     """The networks of one or more members on the student's own batch."""
 
+    remembers = False
+
     def __init__(self, modules: Sequence[nn.Module], *, combine: str = "geometric") -> None:
         self.modules, self.combine = [freeze(module) for module in modules], combine
         self.has_T = len(modules) > 1 and combine != "geometric"
 
     @torch.no_grad()
-    def __call__(self, index: Tensor, images: Tensor, T: Tensor) -> Tensor:
+    def __call__(self, index: Tensor, images: Tensor | None, T: Tensor) -> Tensor:
+        assert images is not None
         flat = images.flatten(0, 1)
         members = torch.stack([module(flat).unflatten(0, images.shape[:2]) for module in self.modules])
         return combine_logits(members, combine=self.combine, T=T[:, None, None])
