@@ -56,6 +56,7 @@ class SweepJob:
     packed: bytes  # the configuration with its node `hydra`; unpacked it takes forty times the memory
     ended: Callable[[SweepJob], None] = lambda job: None
     path: Path | None = None
+    read: Any = None  # what the task made of the configuration
     result: Any = None
     error: Exception | None = None
     records: list[logging.LogRecord] = field(default_factory=list)  # for the job's own log
@@ -65,11 +66,6 @@ class SweepJob:
     def config(self) -> DictConfig:
         """The composed configuration, a new copy at each call."""
         return unpack(self.packed)
-
-    @property
-    def task_config(self) -> DictConfig:
-        """The configuration as the task sees it."""
-        return without_hydra(self.config)
 
     def end(self) -> None:
         """Tell the launcher that `result` or `error` is there: the job's log is written and its callbacks called."""
@@ -115,7 +111,7 @@ class FusedLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
     def _compose(self, overrides: list[str], number: int) -> DictConfig:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        config = composed(self.hydra_context.config_loader, self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = number
             config.hydra.job.num = number
@@ -145,7 +141,10 @@ class FusedLauncher(Launcher):
             path.mkdir(parents=True, exist_ok=True)
             if config.hydra.output_subdir is not None:
                 save_configuration(config, path / config.hydra.output_subdir)
-        return SweepJob(overrides, number, pack(config), self._end, path.absolute())
+            job = SweepJob(overrides, number, pack(config), self._end, path.absolute())
+            if hasattr(self.task_function, "read"):
+                self.task_function.read(job, config)
+        return job
 
     def _end(self, job: SweepJob) -> None:
         """The job's log and callbacks, and what Hydra wants to know of it."""
@@ -267,21 +266,29 @@ def _write_records(records: Sequence[logging.LogRecord]) -> None:
             handler.handle(record)
 
 
+def composed(loader: Any, master_config: DictConfig, overrides: list[str]) -> DictConfig:
+    """A job's configuration, one's own."""
+    compose: Callable[..., DictConfig] = getattr(loader, "_kd_composed", loader.load_sweep_config)
+    return compose(master_config, overrides)
+
+
 def remember_compositions(loader: Any) -> None:
     """Compose what a sweep's jobs have in common once, and each job only as far as it differs.
 
     Hydra composes every job from its files, twice: its sweeper to check it, its launcher to run it. Jobs that differ in
     values alone, and not in options of groups, share one composition here, which is copied and given their values, by
-    Hydra's own function. The configurations are equal to Hydra's; a test compares them.
+    Hydra's own function. The configurations are equal to Hydra's; a test compares them. What a sweeper gets, to check
+    it, is good until it asks for the next: copying is most of what a composition costs.
     """
     if hasattr(loader, "_kd_compose"):
         return
     compose = loader._kd_compose = loader.load_sweep_config
     skeletons: dict[tuple[str, ...], bytes] = {}
+    scratch: dict[tuple[Any, ...], DictConfig] = {}
     parse = functools.lru_cache(10_000)(OverridesParser.create().parse_override)
     is_group = functools.cache(loader.repository.group_exists)
 
-    def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+    def composed(master_config: DictConfig, sweep_overrides: list[str], *, shared: bool = False) -> DictConfig:
         parsed = [parse(str(override)) for override in sweep_overrides]
         common, values = split(parsed, is_group)
         if not values:
@@ -291,7 +298,16 @@ def remember_compositions(loader: Any) -> None:
             if len(skeletons) >= SKELETONS:
                 skeletons.clear()
             skeletons[key] = pickle.dumps(compose(master_config, list(key)))
-        config: DictConfig = pickle.loads(skeletons[key])
+        config: DictConfig | None = None
+        if shared:
+            keys = (key, *(o.key_or_group for o in values))
+            config = scratch.get(keys)
+        if config is None:
+            config = pickle.loads(skeletons[key])
+            assert config is not None
+        if shared:
+            scratch.clear()
+            scratch[keys] = config
         OmegaConf.copy_cache(from_config=master_config, to_config=config)
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         told = [o for o in parsed if not o.is_hydra_override()]
@@ -305,7 +321,8 @@ def remember_compositions(loader: Any) -> None:
         )
         return config
 
-    loader.load_sweep_config = load_sweep_config
+    loader._kd_composed = composed
+    loader.load_sweep_config = functools.partial(composed, shared=True)
 
 
 def split(overrides: Sequence[Override], is_group: Callable[[str], bool]) -> tuple[list[Override], list[Override]]:

@@ -129,8 +129,17 @@ class Task:
             raise job.error
         return job.summary
 
+    def read(self, job: SweepJob, config: DictConfig) -> None:
+        """A sweep's job as plain values, and whether its failure stops the others; `config` is used up."""
+        hydra, stops = config.hydra, bool(config.fail_fast)
+        job.read = None, stops
+        try:
+            job.read = checked(without_hydra(config), hydra), stops
+        except KdError as error:
+            job.error = error
+
     def together(self, jobs: list[SweepJob]) -> None:
-        """All jobs of a sweep: each gets its result or its error."""
+        """All jobs of a sweep, which have been read: each gets its result or its error."""
         from kd_cli.runs.runner import Job, run_many
 
         gc.freeze()  # what is imported stays; the collector need not look through torch again and again
@@ -140,17 +149,14 @@ class Task:
         fail_fast = False
         for job in jobs:
             assert job.path is not None
-            config = job.config
-            fail_fast = bool(config.fail_fast)
-            try:
-                with known_to_hydra(config):
-                    hydra = config.hydra
-                    todo.append(Job(checked(without_hydra(config), hydra), job.path, command(), say=saying(job)))
-            except KdError as error:
-                job.error = error
-                note(job, logging.ERROR, failure(job.path, error), error)
+            config, stops = job.read
+            fail_fast = fail_fast or stops
+            if config is None:
+                assert job.error is not None
+                note(job, logging.ERROR, failure(job.path, job.error), job.error)
                 job.end()
             else:
+                todo.append(Job(config, job.path, command(), say=saying(job)))
                 running[id(todo[-1])] = job
 
         def finished(job: Job) -> None:

@@ -53,5 +53,8 @@ def global_stream(seed: int, *purpose: str | int, device: torch.device | str = "
     kind = device.type if device.type != "cpu" else "cuda"
     devices = [device.index or 0] if device.type != "cpu" else []
     with torch.random.fork_rng(devices=devices, device_type=kind):
-        torch.manual_seed(stream(seed, *purpose))
+        # Not torch.manual_seed: that takes a trace of the stack at every call where CUDA has not been used.
+        torch.default_generator.manual_seed(stream(seed, *purpose))
+        if device.type != "cpu":
+            getattr(torch, device.type).manual_seed(stream(seed, *purpose))
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -325,13 +326,26 @@ def distributions(rows: Sequence[tuple[str, float | None, float | None, bool]], 
     out = [f'<path class="axis" d="M{left:.1f} 0V{tall * len(rows)}"/>']
     for i, (name, teacher, student, true) in enumerate(rows):
         y = i * tall
-        out.append(_text(left - 5, y + 12.5, name, "end", kind="strong" if true else "name", most=9))
+        out.append(_class_name(left - 5, y + 12.5, name, true))
         there = [(role, p) for role, p in (("teacher", teacher), ("student", student)) if p is not None]
         each = 12 / max(len(there), 1)
         for k, (role, p) in enumerate(there):
-            tip = _tip(f"{name}: {role} {p:.2%}")
+            tip = f"{_tip_of(name)}{role} {p:.2%}</title>"
             out.append(_box(f"bar {role}", left, y + 2.5 + k * each, max(place(p), 0.5), each, tip))
     return _svg(out, width, tall * len(rows) + 2, title)
+
+
+# A page has some fifty such charts of the same classes, and a sweep a thousand such pages.
+
+
+@functools.lru_cache(4096)
+def _class_name(x: float, y: float, name: str, true: bool) -> str:
+    return _text(x, y, name, "end", kind="strong" if true else "name", most=9)
+
+
+@functools.lru_cache(4096)
+def _tip_of(name: str) -> str:
+    return f"<title>{escape(name)}: "
 
 
 def parts(shares: Sequence[tuple[str, int, str]], *, title: str, width: int = WIDE) -> str:
