@@ -44,6 +44,15 @@ def pictures(
     alone = None if alone_logits is None else alone_logits.detach().cpu().double()
     warmth = sorted({float(t) for t in temperatures} | {float(T)})
     chosen = choose(labels, teacher, student, count)
+    index, at_T = [i for i, _ in chosen], torch.tensor(warmth, dtype=torch.float64)[:, None]
+
+    def softened(logits: Tensor | None) -> list[Tensor | None]:
+        """Probabilities of each chosen example, [temperatures, C]; in one pass, as a sweep makes a thousand pages."""
+        if logits is None:
+            return [None] * len(chosen)
+        return list(torch.softmax(logits[index][:, None] / at_T, -1))
+
+    taught, learnt = softened(teacher), softened(student)
     roles = (("teacher", teacher), ("student_alone", alone), ("student", student))
     return {
         "T": float(T),
@@ -55,9 +64,9 @@ def pictures(
                 "why": why,
                 "label": str(class_names[int(labels[i])]),
                 "image": picture(images[i]),
-                **_softened(i, int(labels[i]), teacher, student, class_names, warmth),
+                **_likeliest(i, int(labels[i]), teacher, student, class_names, taught[k], learnt[k]),
             }
-            for i, why in chosen
+            for k, (i, why) in enumerate(chosen)
         ],
         "disagreement": None if teacher is None else disagreement(labels, teacher, student, class_names),
         "mistakes": mistakes(labels, student, class_names),
@@ -160,26 +169,34 @@ def _png(pixels: Tensor) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
-def _softened(
-    i: int, label: int, teacher: Tensor | None, student: Tensor, class_names: Sequence[str], warmth: Sequence[float]
+def _likeliest(
+    i: int,
+    label: int,
+    teacher: Tensor | None,
+    student: Tensor,
+    class_names: Sequence[str],
+    taught: Tensor | None,
+    learnt: Tensor | None,
 ) -> dict[str, Any]:
-    """The likeliest classes of one example, the true one among them, and their probabilities at each temperature."""
+    """The likeliest classes of one example, the true one among them, and their probabilities at each temperature.
+
+    Logits [N, C] of the two models; their probabilities `taught` and `learnt` of this example [temperatures, C].
+    """
     guide = student if teacher is None else teacher
     wanted = [label, int(student[i].argmax()), *(-guide[i]).argsort(stable=True).tolist()]
     kept = list(dict.fromkeys(wanted))[:CLASSES]
     kept = sorted(kept) if len(class_names) <= CLASSES else sorted(kept, key=lambda k: -float(guide[i, k]))
 
-    def rows(logits: Tensor) -> list[list[float]]:
-        softened = torch.softmax(logits[i] / torch.tensor(warmth, dtype=logits.dtype)[:, None], -1)
-        return [[round(p, 4) for p in row] for row in softened[:, kept].tolist()]
+    def rows(softened: Tensor | None) -> list[list[float]] | None:
+        return None if softened is None else [[round(p, 4) for p in row] for row in softened[:, kept].tolist()]
 
     return {
         "classes": [str(class_names[k]) for k in kept],
         "true": kept.index(label),
         "teacher_says": None if teacher is None else str(class_names[int(teacher[i].argmax())]),
         "student_says": str(class_names[int(student[i].argmax())]),
-        "teacher": None if teacher is None else rows(teacher),
-        "student": rows(student),
+        "teacher": rows(taught),
+        "student": rows(learnt),
     }
 
 
