@@ -102,11 +102,16 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device is cuda, and torch sees no GPU here")
+    if args.epochs_alone:
+        print(seconds_alone(args))
+        return
     results: dict[str, Any] = {"machine": machine(args)}
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as scratch:
         say_machine(results["machine"])
         if args.sweep:
             results["sweep"] = compare_sweeps(args, Path(scratch))
+        elif args.parallel:
+            results["parallel"] = compare_parallel(args)
         elif args.growth:
             results["growth"] = measure_growth(args)
         else:
@@ -132,6 +137,8 @@ def arguments() -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (%(default)s)")
     add("--growth", action="store_true", help="measure how the cost grows instead")
     add("--sweep", action="store_true", help="measure stacks of students instead: 16 and 64 tinymlp, 16 smallmlp")
+    add("--parallel", action="store_true", help="measure two trainings at once against one after the other instead")
+    add("--epochs-alone", type=int, help=argparse.SUPPRESS)  # what --parallel runs: the seconds of so many epochs
     add("--no-startup", dest="startup", action="store_false", help="leave out start-up and the default run")
     args = parser.parse_args()
     for name in ("examples", "rounds", "threads", "batch"):
@@ -626,6 +633,44 @@ def made_learner(
 def made_examples(n: int, classes: int, device: torch.device) -> Examples:
     labels = torch.arange(n, device=device) % classes
     return Examples(torch.randn(n, 1, 28, 28, device=device), labels)
+
+
+# ---------------------------------------------------------------- two trainings on one machine
+
+
+def seconds_alone(args: argparse.Namespace) -> float:
+    """Seconds of epochs of the student in this process, with as many threads as it takes by itself."""
+    device = torch.device(args.device)
+    learner = made_learner(read_node("model", args.student), [0], device, "float32")
+    step = Stepping(learner, made_examples(60_000, CLASSES, device), args.batch)
+    blocks = -(-args.epochs_alone * args.examples // (args.batch * step.count))
+    repeat(step, 2)
+    start = time.perf_counter()
+    waited(lambda: repeat(step, blocks), device)
+    return time.perf_counter() - start
+
+
+def compare_parallel(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Two trainings in two processes, at once and one after the other: do they take each other's cores away?"""
+    words = ["--epochs-alone", "4", "--examples", str(args.examples), "--student", args.student]
+    words += ["--batch", str(args.batch), "--device", args.device, "--threads", str(args.threads)]
+    command = [sys.executable, str(Path(__file__).resolve()), *words]
+
+    environment = {"GOMP_SPINCOUNT": "3000", **os.environ}  # as the command sets it
+
+    def together(n: int) -> float:
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(n)]
+        return max(float(one.communicate()[0]) for one in running)
+
+    found: dict[str, list[float]] = {"one after the other": [], "at once": []}
+    for _ in range(args.rounds):
+        found["one after the other"].append(together(1) + together(1))
+        found["at once"].append(together(2))
+    longer = ratios(found["at once"], found["one after the other"])
+    print(
+        f"\ntwo trainings of {args.student} at once take {spread(longer, '.2f')} times as long as one after the other"
+    )
+    return found
 
 
 # ---------------------------------------------------------------- growth

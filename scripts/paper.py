@@ -299,14 +299,23 @@ PARTS = (
     Part(
         "hinton_mnist",
         "The main result",
-        "A student of 2x800 ReLU units without regularisation, distilled at T = 20 on images without jitter.",
+        "A student of 2x800 ReLU units without regularisation, distilled at T = 20 on images without jitter. The "
+        "teacher's images are jittered as in the paper, and turned, slanted and scaled.",
+        tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
+        (SEEDS,),
+    ),
+    Part(
+        "hinton_mnist_jitter",
+        "The same with the paper's own augmentation",
+        "The teacher's images are jittered by up to 2 pixels and nothing else. It is the teacher of all experiments "
+        "but the one above and the next.",
         tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
     ),
     Part(
         "hinton_mnist_best",
-        "Beyond it, with the same student",
-        "What is added stands in the preset.",
+        "Beyond the paper, with the same student",
+        "The teacher of the main result, live on a transfer set whose images are distorted as its own were, at T = 4.",
         tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
     ),

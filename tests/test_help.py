@@ -240,3 +240,10 @@ def test_a_word_like_none_gets_no_suggestion() -> None:
 
 def test_nearest_returns_the_most_alike_first_and_at_most_n() -> None:
     assert nearest("bigmpl", ["smallmlp", "bigmlp", "bigmlp2", "resnet18"], n=2) == ["bigmlp", "bigmlp2"]
+
+
+def test_a_reader_of_the_page_may_leave_early() -> None:
+    command = f"{sys.executable} -m kd_cli --help | head -1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("kd-run trains a teacher")
+    assert done.stderr == ""

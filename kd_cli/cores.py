@@ -1,0 +1,35 @@
+"""How many cores this process may use, where a container gives it fewer than the machine has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["allowance", "threads"]
+
+
+def allowance(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Cores' worth of processor time that a control group grants, by its version 2 or 1; None without a limit."""
+    try:
+        if (root / "cpu.max").is_file():
+            quota, period = (root / "cpu.max").read_text().split()[:2]
+        else:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        granted = float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no groups here, or "max"
+        return None
+    return granted if granted > 0 else None
+
+
+def threads(environment: Mapping[str, str] = os.environ, root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The number of threads to ask for where the libraries' own choice, one for each core they see, is too large.
+
+    A group that has used up its time stands still until its next period, and a step with more threads than cores waits
+    for the one that stands. None where the choice is right, or the person's own.
+    """
+    granted = allowance(root)
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if granted is None or granted >= seen or "OMP_NUM_THREADS" in environment:
+        return None
+    return max(1, int(granted))
