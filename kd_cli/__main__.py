@@ -1,3 +1,3 @@
-from kd_cli.cli import main
+from kd_cli.cli import entry
 
-main()
+entry()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import os
 import re
@@ -23,6 +24,14 @@ TAKES_A_WORD = {
     *("--cfg", "-c", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"),
     "--experimental-rerun",
 }
+
+
+def entry() -> None:
+    """`main` as a process of its own."""
+    try:
+        main()
+    finally:
+        gc.freeze()  # else Python looks through all that torch has made before it ends, for half a second
 
 
 def main() -> None:
