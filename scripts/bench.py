@@ -49,7 +49,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from kd_cli.help import conf_dir
-from kd_cli.learn.capture import CudaGraph
+from kd_cli.learn.capture import CudaGraphs
 from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording
 from kd_cli.learn.methods import SoftTargets, Weights
 from kd_cli.learn.optim import Constant
@@ -279,7 +279,7 @@ def students(setting: Setting, teacher: CachedTeacher, size: int, *, stacked: bo
             method=SoftTargets(),
             weights=Weights(*rows),
             teacher=teacher,
-            graph=graph_of(setting.device),
+            recorder=recorder_on(setting.device),
         )
 
     if stacked:
@@ -294,8 +294,8 @@ def students(setting: Setting, teacher: CachedTeacher, size: int, *, stacked: bo
     return one_by_one
 
 
-def graph_of(device: torch.device | str) -> Callable[[], CudaGraph] | None:
-    return CudaGraph if torch.device(device).type == "cuda" else None
+def recorder_on(device: torch.device) -> CudaGraphs | None:
+    return CudaGraphs(device) if device.type == "cuda" else None
 
 
 def learn(modules: Sequence[nn.Module], setting: Setting, seeds: Sequence[int]) -> Learner:
@@ -374,7 +374,7 @@ def our_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
             method=SoftTargets(),
             weights=weights,
             teacher=teacher,
-            graph=graph_of(setting.device),
+            recorder=recorder_on(setting.device),
         )
 
     return epoch
@@ -510,6 +510,7 @@ def compare_floor(args: argparse.Namespace, batch: int, precision: str) -> dict[
     step = Stepping(learner, made_examples(60_000, CLASSES, device), batch)
     product = products(widths, batch, 1, dtype, device, reuse=True)
     alone = replayed(lambda: repeat(product, step.count), device)
+    repeat(step, 3)  # on a GPU the third is recorded
     numbers = sum((a + 1) * b for a, b in itertools.pairwise(widths))
     copied = torch.randn(5 * numbers, device=device)  # as much as an optimiser's tensors and the gradients
     target = torch.empty_like(copied)
@@ -552,10 +553,9 @@ def replayed(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]
     """The same work without its launches, on a GPU: what the floor is made of must not wait for Python either."""
     if device.type != "cuda":
         return work
-    repeat(work, 2)
-    graph = CudaGraph()
-    graph.record(work, [])
-    return graph.replay
+    recorder = CudaGraphs(device)
+    recorder.run(lambda: repeat(work, 2))
+    return recorder.record(work, [])
 
 
 def gaps(step: Stepping, blocks: int = 20) -> float:
@@ -579,7 +579,7 @@ class Stepping:
         teacher = CachedTeacher(torch.randn(len(train), classes, device=device))
         plan = Plan(epochs=1, batch_size=batch, schedule=Constant())
         self.steps = Steps(learner, train, SoftTargets(), weights, teacher, plan=plan)
-        self.recorded = recording(self.steps, CudaGraph) if device.type == "cuda" else None
+        self.recorded = recording(self.steps, CudaGraphs(device)) if device.type == "cuda" else None
         self.count, shape = self.steps.together, (len(set(learner.seeds)), self.steps.together * batch)
         self.draws = itertools.cycle([torch.randint(len(train), shape, device=device) for _ in range(16)])
         self.sizes, self.factors = (batch,) * self.count, [1.0] * self.count
@@ -592,7 +592,7 @@ class Stepping:
             self.recorded(next(self.draws), None, self.sizes, self.factors, self.rates)
 
     def parts(self, blocks: int = 8) -> dict[str, float]:
-        """Median milliseconds of a step's parts on a CPU; `rest` is gathering, sums of losses, Python."""
+        """Mean milliseconds of a step's parts on a CPU; `rest` is gathering, sums of losses, Python."""
         learner, network = self.steps.learner, self.steps.learner.network
         places = {"forward": (learner, "logits"), "loss": (self.steps.teaching, "gradient")}
         places |= {"backward": (network, "backward"), "optimiser": (learner, "step")}
@@ -607,15 +607,15 @@ class Stepping:
 
             return measured
 
+        were = {name: getattr(owner, method) for name, (owner, method) in places.items()}
         for name, (owner, method) in places.items():
-            setattr(owner, method, timed(name, getattr(owner, method)))
+            setattr(owner, method, timed(name, were[name]))
         start = time.perf_counter()
         for _ in range(blocks):
             self()
         mean = (time.perf_counter() - start) / (blocks * self.count)
-        for owner, method in places.values():
-            if method in vars(type(owner)):
-                delattr(owner, method)
+        for name, (owner, method) in places.items():
+            setattr(owner, method, were[name])
         parts = {name: 1e3 * sum(values) / (blocks * self.count) for name, values in found.items()}
         return {**parts, "rest": 1e3 * mean - sum(parts.values())}
 
@@ -701,7 +701,7 @@ def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
                 method=SoftTargets(),
                 weights=weights,
                 teacher=teacher,
-                graph=graph_of(device),
+                recorder=recorder_on(device),
             )
 
         return run

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.capture import Graph
+from kd_cli.learn.capture import Recorder
 from kd_cli.learn.engine import Examples, Observer, Outcome, Plan, fit
 from kd_cli.learn.methods import Method, SoftTargets, Weights
 from kd_cli.learn.optim import Constant, Schedule
@@ -109,7 +109,7 @@ def train(
     plan: Plan | None = None,
     data: Examples | None = None,
     observer: Observer | None = None,
-    graph: Callable[[], Graph] | None = None,
+    recorder: Recorder | None = None,
 ) -> list[Outcome]:
     """Train on 75 examples: four batches of 16 and one of 11."""
     return fit(
@@ -123,7 +123,7 @@ def train(
         weights=weights or some_weights(),
         teacher=teacher,
         observer=observer,
-        graph=graph,
+        recorder=recorder,
     )
 
 

@@ -12,20 +12,28 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 
 class Tape:
-    """A graph as `kd_cli.learn.capture` wants them, of what PyTorch was asked for while it recorded.
+    """A recorder as `kd_cli.learn.capture` wants them, and a recording of what PyTorch was asked for.
 
     As under CUDA: all results of the recording lie where they lay, Python is not asked again, the recording has no
     effect (what it wrote is put back, generators too), and a step that waits for a number cannot be recorded.
     """
 
-    made: ClassVar[list[Tape]] = []  # by whoever records
+    made: ClassVar[list[Tape]] = []  # of recordings
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
         self.replays = 0
-        Tape.made.append(self)
 
-    def record(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> None:
+    def run(self, work: Callable[[], None]) -> None:
+        work()
+
+    def record(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+        tape = Tape()
+        tape.take(work, generators)
+        Tape.made.append(tape)
+        return tape.replay
+
+    def take(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> None:
         states = [generator.get_state() for generator in generators]
         before, device = Before(), torch.get_rng_state()
         try:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from kd_cli.learn import engine
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.capture import CudaGraph
+from kd_cli.learn.capture import CudaGraphs
 from kd_cli.learn.engine import Observer, Outcome
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets
 from kd_cli.learn.optim import Cosine
@@ -77,7 +78,7 @@ def trained(
     method: str = "soft",
     augment: str = "plain",
     *,
-    graph: Callable[[], Tape] | None,
+    recorder: Tape | None,
     observer: Observer | None = None,
 ) -> list[Outcome]:
     own = LEARNERS[learner](OPTIMIZERS[optimizer])
@@ -91,7 +92,7 @@ def trained(
         weights=some_weights([3.0] * own.size, [1.0] * own.size, [0.5] * own.size),
         plan=a_plan(epochs=6, schedule=Cosine(), augment=AUGMENTS[augment]),
         observer=observer,
-        graph=graph,
+        recorder=recorder,
     )
 
 
@@ -113,15 +114,15 @@ def assert_alike(one: list[Outcome], other: list[Outcome]) -> None:
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_recorded_or_not_the_training_is_the_same(learner: str, optimizer: str, method: str, augment: str) -> None:
     """The tape keeps every rule of a CUDA graph, but runs here."""
-    plain = trained(learner, optimizer, method, augment, graph=None)
-    assert_alike(plain, trained(learner, optimizer, method, augment, graph=Tape))
+    plain = trained(learner, optimizer, method, augment, recorder=None)
+    assert_alike(plain, trained(learner, optimizer, method, augment, recorder=Tape()))
     assert [tape.replays for tape in Tape.made] == [4]  # the first two of six epochs are done as they are
 
 
 def test_blocks_of_other_sizes_have_recordings_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "WAITING", 2 * 16 * CLASSES - 1)  # five batches: two, two and the short one
-    plain = trained("stack of 3", graph=None)
-    assert_alike(plain, trained("stack of 3", graph=Tape))
+    plain = trained("stack of 3", recorder=None)
+    assert_alike(plain, trained("stack of 3", recorder=Tape()))
     assert [tape.replays for tape in Tape.made] == [10, 4]  # of 12 blocks of two and 6 of one
 
 
@@ -133,7 +134,7 @@ def test_progress_is_told_of_each_step_recorded_or_not() -> None:
             self.steps += 1
 
     counting = Counting()
-    trained("stack of 1", graph=Tape, observer=counting)
+    trained("stack of 1", recorder=Tape(), observer=counting)
     assert counting.steps == 6 * 5
 
 
@@ -161,13 +162,13 @@ def with_layer(kind: type[nn.Linear]) -> Callable[[], nn.Module]:
 def test_what_may_change_in_python_is_not_recorded_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     outcomes = [
-        train(one_by_one(with_layer(Counts), OPTIMIZERS["adamw"]), method=Hard(), graph=g) for g in (None, Tape)
+        train(one_by_one(with_layer(Counts), OPTIMIZERS["adamw"]), method=Hard(), recorder=g) for g in (None, Tape())
     ]
     assert apart(outcomes[0][0].state, outcomes[1][0].state) == 0
     assert not Tape.made
     assert "run one by one: Counts does not say recordable = True" in caplog.text
 
-    train(one_by_one(small, torch.optim.Adagrad), method=Hard(), graph=Tape)
+    train(one_by_one(small, torch.optim.Adagrad), method=Hard(), recorder=Tape())
     assert not Tape.made
     assert "run one by one: the optimiser Adagrad counts its steps outside the device" in caplog.text
 
@@ -175,11 +176,52 @@ def test_what_may_change_in_python_is_not_recorded_and_it_is_said(caplog: pytest
 def test_a_step_that_cannot_be_recorded_runs_as_it_is_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     plan = a_plan(epochs=6)
     outcomes = [
-        train(one_by_one(with_layer(Waits), OPTIMIZERS["adamw"]), method=Hard(), plan=plan, graph=g)
-        for g in (None, Tape)
+        train(one_by_one(with_layer(Waits), OPTIMIZERS["adamw"]), method=Hard(), plan=plan, recorder=g)
+        for g in (None, Tape())
     ]
     assert apart(outcomes[0][0].state, outcomes[1][0].state) == 0
+    assert told(outcomes[0][0]) == told(outcomes[1][0])
     assert caplog.text.count("steps cannot be recorded as CUDA graphs, and run one by one: a recorded step waits") == 1
+
+
+def test_a_recording_that_fails_late_leaves_no_trace_in_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = StackedLearner.update
+
+    def waits(self: StackedLearner, slope: Tensor, factor: float | Tensor) -> None:
+        update(self, slope, float(factor))  # a number that is waited for, after the losses were noted
+
+    monkeypatch.setattr(StackedLearner, "update", waits)
+    plain, recorded = (trained("stack of 1", recorder=recorder) for recorder in (None, Tape()))
+    assert not Tape.made
+    assert told(plain[0]) == told(recorded[0])
+
+
+@pytest.mark.parametrize("keys", [{"foreach": True}, {"fused": False}])
+def test_sgd_that_reads_its_rate_from_python_is_not_recorded(
+    keys: dict[str, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    learner = one_by_one(small, lambda parameters: torch.optim.SGD(parameters, lr=0.01, **keys))
+    train(learner, method=Hard(), plan=a_plan(epochs=4), recorder=Tape())
+    assert not Tape.made
+    assert "run one by one: the optimiser SGD" in caplog.text
+
+
+def test_a_hook_is_somebodys_own_code(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    learner = one_by_one(small, OPTIMIZERS["adamw"])
+    next(iter(learner.module.children())).register_forward_hook(lambda *_: None)
+    train(learner, method=Hard(), plan=a_plan(epochs=4), recorder=Tape())
+    assert not Tape.made
+    assert "forward_hooks of its own" in caplog.text
+
+
+def test_diagnostics_and_recordings_go_together() -> None:
+    plan = replace(a_plan(epochs=5), diagnostics=True)
+    own = [LEARNERS["stack of 3"](OPTIMIZERS["adamw"]) for _ in range(2)]
+    keys: dict[str, Any] = {"seeds": range(3), "method": Hard(), "weights": some_weights(*[[1.0] * 3] * 3)}
+    assert_alike(*(train(one, plan=plan, recorder=r, **keys) for one, r in zip(own, (None, Tape()), strict=True)))
+    assert [tape.replays for tape in Tape.made] == [3]
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
@@ -191,7 +233,7 @@ def test_a_recorded_training_goes_on_from_its_state(learner: str) -> None:
         "method": Hard(),
         "weights": some_weights(*[[1.0] * own.size] * 3),
     }
-    train(own, plan=a_plan(epochs=4), graph=Tape, **keys)
+    train(own, plan=a_plan(epochs=4), recorder=Tape(), **keys)
     assert Tape.made[0].replays
     state = copy.deepcopy(own.state())
     assert all(type(group["lr"]) is float for group in state["optimizer"]["param_groups"])
@@ -209,6 +251,7 @@ def test_a_gpu_reports_the_same_recorded_or_not(student: str, tmp_path: Path) ->
     def rows(recorded: bool) -> list[dict[str, Any]]:
         folder = tmp_path / str(recorded)
         keys = f"{student} device=cuda cuda_graphs={str(recorded).lower()} training.epochs=4 training.jitter=1".split()
+        keys += ["training.batch_size=8", "diagnostics=true"]  # several equal blocks in an epoch
         command = [sys.executable, "-m", "kd_cli", *keys, "teacher_training.epochs=4", f"hydra.run.dir={folder}"]
         done = subprocess.run(command, env=os.environ | {"KD_STORE": f"{folder}.store"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -225,15 +268,15 @@ def test_a_gpu_reports_the_same_recorded_or_not(student: str, tmp_path: Path) ->
 def test_a_cuda_graph_is_done_at_each_replay_and_draws_on() -> None:
     own, alike = (torch.Generator("cuda").manual_seed(5) for _ in range(2))
     drawn = torch.zeros(3, device="cuda")
-    drawn.normal_(generator=own)  # what lasts is allocated
-    graph = CudaGraph()
 
     def draw() -> None:
         drawn.normal_(generator=own)
 
-    graph.record(draw, [own])
+    recorder = CudaGraphs(torch.device("cuda"))
+    recorder.run(draw)
+    replay = recorder.record(draw, [own])
     own.manual_seed(7)
     alike.manual_seed(7)
     for _ in range(3):
-        graph.replay()
+        replay()
         assert torch.equal(drawn, torch.zeros_like(drawn).normal_(generator=alike))

@@ -7,13 +7,15 @@ that changes from step to step must be a tensor that stays where it is, and no s
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from kd_cli.errors import KdError
 from kd_cli.learn.optim import is_recordable
 
 log = logging.getLogger(__name__)
@@ -21,30 +23,89 @@ log = logging.getLogger(__name__)
 OWN = ("kd_cli", "torch", "torchvision")  # code that is known to do the same in every step
 
 
-class Graph(Protocol):
-    """Work that was recorded and not done, and is done at every replay."""
+class Recorder(Protocol):
+    """Where steps are done, recorded and replayed."""
 
-    def record(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> None:
-        """`generators` are those that the work draws from, beside the device's own; each replay draws on."""
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work as it is, in the place where it would be recorded."""
         ...
 
-    def replay(self) -> None: ...
+    def record(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+        """Record the work, which is not done; what is returned does it, as often as it is called.
+
+        `generators` are those that the work draws from, beside the device's own; each replay draws on.
+        """
+        ...
 
 
-class CudaGraph:
-    """A graph of the current CUDA device."""
+class CudaGraphs:
+    """Records on one GPU. All its recordings share their memory: they are replayed one after another."""
 
-    def __init__(self) -> None:
-        self.graph = torch.cuda.CUDAGraph()
+    def __init__(self, device: torch.device) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        self.stream = torch.cuda.Stream(self.device)
+        self.pool = torch.cuda.graph_pool_handle()
 
-    def record(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> None:
-        for generator in generators:
-            self.graph.register_generator_state(generator)
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+    def run(self, work: Callable[[], None]) -> None:
+        with self._beside():
             work()
 
-    def replay(self) -> None:
-        self.graph.replay()
+    def record(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        torch.cuda.synchronize(self.device)
+        with self._beside():
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                work()
+            except BaseException:
+                self._abandon(graph, generators)
+                raise
+            try:
+                graph.capture_end()
+            except BaseException:
+                self._abandon(graph, generators)
+                raise
+
+        def replay() -> None:
+            with self._beside():
+                graph.replay()
+
+        return replay
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """A block on the recordings' own stream; what is before and after it waits for it."""
+        with torch.cuda.device(self.device):
+            current = torch.cuda.current_stream()
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                yield
+            current.wait_stream(self.stream)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph, generators: Sequence[torch.Generator]) -> None:
+        """Leave the device as it was before a recording that failed. RuntimeError where that does not succeed."""
+        with contextlib.suppress(Exception):
+            graph.capture_end()
+        with contextlib.suppress(Exception):  # skipped by capture_end when the driver has given the recording up
+            torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+        for generator in (*generators, torch.cuda.default_generators[self.device.index]):
+            with contextlib.suppress(Exception):
+                generator.graphsafe_set_state(generator.clone_state())
+        try:
+            torch.cuda.synchronize(self.device)
+            for generator in (*generators, torch.cuda.default_generators[self.device.index]):
+                torch.empty(1, device=self.device).uniform_(generator=generator.clone_state())
+        except Exception as error:
+            raise NotClean(
+                "a recording of steps as CUDA graphs failed, and the GPU cannot go on from there",
+                hint="cuda_graphs=false runs the steps one by one",
+            ) from error
+
+
+class NotClean(KdError):
+    """A recording failed in a way that nothing can follow."""
 
 
 class Block(Protocol):
@@ -68,15 +129,15 @@ class Recorded:
     def __init__(
         self,
         block: Block,
-        graph: Callable[[], Graph],
+        recorder: Recorder,
         *,
         generators: Sequence[torch.Generator],
         replayed: Callable[[], None],
     ) -> None:
         """`replayed` is told of each step that is done without Python."""
-        self.block, self.graph, self.generators, self.replayed = block, graph, generators, replayed
+        self.block, self.recorder, self.generators, self.replayed = block, recorder, generators, replayed
         self.done: dict[tuple[int, ...], int] = {}
-        self.recorded: dict[tuple[int, ...], tuple[Graph, tuple[Tensor | None, ...]]] = {}
+        self.recorded: dict[tuple[int, ...], tuple[Callable[[], None], tuple[Tensor | None, ...]]] = {}
         self.failed = False
 
     def __call__(
@@ -86,31 +147,33 @@ class Recorded:
         if sizes not in self.recorded and not self.failed and self.done.get(sizes, 0) >= 2:
             self._record(index, draws, sizes, rates)
         if sizes not in self.recorded:
-            self.block(index, draws, sizes, factors)
+            self.recorder.run(lambda: self.block(index, draws, sizes, factors))
             self.done[sizes] = self.done.get(sizes, 0) + 1
             return
-        graph, places = self.recorded[sizes]
+        replay, places = self.recorded[sizes]
         for place, now in zip(places, (index, draws, rates), strict=True):
             if place is not None and now is not None:
                 place.copy_(now)
-        graph.replay()
+        replay()
         for _ in sizes:
             self.replayed()
 
     def _record(self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], rates: Tensor) -> None:
         places = (index.clone(), None if draws is None else draws.clone(), rates.clone())
-        graph = self.graph()
         try:
-            graph.record(
+            replay = self.recorder.record(
                 lambda: self.block(places[0], places[1], sizes, places[2].unbind()),
                 self.generators,
             )
+        except NotClean:
+            raise
         except Exception as error:  # whatever a driver, a kernel or a layer has against it
             self.failed = True
-            first = (str(error).splitlines() or [repr(error)])[0]
+            cause = error.__context__ or error  # an ended recording tells only that something was wrong before
+            first = (str(cause).splitlines() or [repr(cause)])[0]
             log.warning("steps cannot be recorded as CUDA graphs, and run one by one: %s", first)
         else:
-            self.recorded[sizes] = graph, places
+            self.recorded[sizes] = replay, places
 
 
 def why_not_recorded(optimizer: torch.optim.Optimizer, code: Iterable[object]) -> str | None:
@@ -124,6 +187,10 @@ def why_not_recorded(optimizer: torch.optim.Optimizer, code: Iterable[object]) -
     for one in code:
         for part in one.modules() if isinstance(one, nn.Module) else [one]:
             kind = type(part)
+            own = vars(part)
+            changed = [name for name in own if name == "forward" or (name.endswith("_hooks") and own[name])]
+            if changed and not getattr(part, "recordable", False):
+                return f"{kind.__name__} has a {changed[0].strip('_')} of its own and does not say recordable = True"
             if kind.__module__.split(".")[0] not in OWN and not getattr(part, "recordable", False):
                 return f"{kind.__name__} does not say recordable = True"
     return None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.capture import Graph, Recorded, why_not_recorded
+from kd_cli.learn.capture import Recorded, Recorder, why_not_recorded
 from kd_cli.learn.dense import each
 from kd_cli.learn.methods import Method, Terms, Weights, has_closed_form
 from kd_cli.learn.optim import Schedule, make_recordable
@@ -54,6 +54,7 @@ class Plan:
     augment: Augment = NO_AUGMENTATION
     keep_best: bool = False  # the weights of the epoch with the best validation accuracy instead of the last
     diagnostics: bool = False  # log the sizes of the two terms' gradients
+    classes: int | None = None  # of the logits; None is as many as the labels have
     fill: Tensor | float = 0.0  # what moves in at the edge of a shifted image: black, normalised
 
 
@@ -109,15 +110,15 @@ def fit(
     observer: Observer | None = None,
     checkpoint: Checkpoint | None = None,
     stopping: Callable[[], bool] = lambda: False,
-    graph: Callable[[], Graph] | None = None,
+    recorder: Recorder | None = None,
 ) -> list[Outcome]:
     """Train S models side by side and return what became of each.
 
     `role` names the random streams: two roles share none, two runs with the same role and seed share all, so that the
     student alone and the distilled student start from the same weights and see the same batches. With a `checkpoint`,
     training goes on from the epoch that it holds, to the very result of a training that was never interrupted. When
-    `stopping` says so, the state is saved at the end of the epoch and Interrupted is raised. Where `graph` makes empty
-    ones, steps are recorded and replayed, if all that they are made of can be.
+    `stopping` says so, the state is saved at the end of the epoch and Interrupted is raised. With a `recorder`,
+    steps are recorded and replayed, if all that they are made of can be.
     """
     observer = observer or Observer()
     parts = batch_slices(len(train), plan.batch_size)
@@ -131,7 +132,7 @@ def fit(
         for rows in zip(*(outcome.history for outcome in outcomes), strict=True):
             observer.epoch(list(rows))
     steps = Steps(learner, train, method, weights, teacher, plan=plan, done=observer.step)
-    recorded = recording(steps, graph) if graph is not None else None
+    recorded = recording(steps, recorder) if recorder is not None else None
     step = done * steps_per_epoch
     for epoch in range(done + 1, plan.epochs + 1):
         if all(outcome.diverged for outcome in outcomes):
@@ -325,7 +326,8 @@ class Steps:
         self.teaching = Teaching(method, weights, learner.size)
         # The steps in a block: it is the number of calls, not their size, that costs beside a small network. Whatever
         # the number of models: a model's sums do not depend on its company.
-        self.together = WAITING // (plan.batch_size * (int(train.labels.max()) + 1)) + 1
+        classes = plan.classes or int(train.labels.max()) + 1
+        self.together = WAITING // (plan.batch_size * classes) + 1
 
     def __call__(
         self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Iterable[float | Tensor]
@@ -333,7 +335,10 @@ class Steps:
         """See `kd_cli.learn.capture.Block`."""
         size, teacher, T = self.learner.size, self.teacher, self.teaching.weights.T
         labels = each(self.train.labels[index], size)
-        known = ask(teacher, index, None, T, size) if teacher and teacher.remembers else None
+        known = None
+        if teacher and teacher.remembers and not teacher.has_T:
+            known = ask(teacher, index, None, T, size)
+        self.teaching.waiting.clear()  # of a recording that failed
         end = 0
         for n, factor in zip(sizes, factors, strict=True):
             part = slice(end, end := end + n)
@@ -350,7 +355,7 @@ class Steps:
         self.teaching.settle()
 
 
-def recording(steps: Steps, graph: Callable[[], Graph]) -> Recorded | None:
+def recording(steps: Steps, recorder: Recorder) -> Recorded | None:
     """Steps that are recorded and replayed; None, and a word on the reason, where that cannot be."""
     learner = steps.learner
     code = [learner.module, steps.teaching.method, *getattr(steps.teacher, "modules", ())]
@@ -358,7 +363,7 @@ def recording(steps: Steps, graph: Callable[[], Graph]) -> Recorded | None:
         log.info("steps are not recorded as CUDA graphs, and run one by one: %s", reason)
         return None
     make_recordable(learner.optimizer)
-    return Recorded(steps, graph, generators=learner.generators.own, replayed=steps.done)
+    return Recorded(steps, recorder, generators=learner.generators.own, replayed=steps.done)
 
 
 class Teaching:

@@ -50,9 +50,11 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 def is_recordable(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its steps can be replayed by a GPU: its count of them, if it has one, can lie on the device."""
     kind = type(optimizer)
-    return kind.__module__.startswith("torch.optim.") and (
-        "capturable" in optimizer.defaults or kind is torch.optim.SGD
-    )
+    if not kind.__module__.startswith("torch.optim."):
+        return False
+    if kind is torch.optim.SGD:  # its fused form alone reads the learning rate from the device
+        return not any(group["foreach"] or group["fused"] is False for group in optimizer.param_groups)
+    return "capturable" in optimizer.defaults
 
 
 def make_recordable(optimizer: torch.optim.Optimizer) -> None:
@@ -62,6 +64,10 @@ def make_recordable(optimizer: torch.optim.Optimizer) -> None:
             group["capturable"] = True
         if group.get("fused", False) is None and not group.get("foreach"):
             group["fused"] = True  # the others read the learning rate from the device
+    for parameter, state in optimizer.state.items():  # of a training that goes on
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].to(parameter.device, torch.float32)
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are meant so
 
 
 def set_rates(optimizer: torch.optim.Optimizer, base_rates: Sequence[float], factor: float | Tensor) -> None:

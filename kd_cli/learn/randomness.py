@@ -55,6 +55,9 @@ def global_stream(seed: int, *purpose: str | int, device: torch.device | str = "
     with torch.random.fork_rng(devices=devices, device_type=kind):
         # Not torch.manual_seed: that takes a trace of the stack at every call where CUDA has not been used.
         torch.default_generator.manual_seed(stream(seed, *purpose))
-        if device.type != "cpu":
+        if device.type == "cuda":
+            torch.cuda.init()
+            torch.cuda.default_generators[devices[0]].manual_seed(stream(seed, *purpose))
+        elif device.type != "cpu":
             getattr(torch, device.type).manual_seed(stream(seed, *purpose))
         yield

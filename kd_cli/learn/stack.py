@@ -185,6 +185,7 @@ class Traced:
         found = torch.autograd.grad(
             self.last, list(self.parameters.values()), slope.to(self.last.dtype), materialize_grads=True
         )
+        del self.last  # and with it the graph, whose nodes remember the stream they were made on
         torch._foreach_copy_(self.slopes, found)
 
 

@@ -110,6 +110,7 @@ class SoloLearner:
     def gradients(self, slope: Tensor) -> list[Tensor]:
         trained = [p for p in self.module.parameters() if p.requires_grad]
         found = torch.autograd.grad(self.last, trained, slope[0].to(self.last.dtype), materialize_grads=True)
+        del self.last
         return list(found)
 
     def update(self, slope: Tensor, factor: float | Tensor) -> None:
@@ -117,6 +118,7 @@ class SoloLearner:
         for p in self.trainable:  # optimizer.zero_grad does the same at ten times the cost
             p.grad = None
         self.last.backward(slope[0].to(self.last.dtype))
+        del self.last  # and with it the graph, whose nodes remember the stream they were made on
         self.optimizer.step()
         if self.bounded:
             constrain_max_norm(self.bounded, self.bounds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.errors import ConfigError
-from kd_cli.learn.capture import CudaGraph, Graph
+from kd_cli.learn.capture import CudaGraphs, Recorder
 from kd_cli.learn.engine import Examples
 from kd_cli.runs.config import RunConfig, build
 from kd_cli.zoo.data import Dataset, normalise, prepare
@@ -30,9 +29,9 @@ class Bench:
     cuda_graphs: bool = True  # steps are recorded and replayed where the device can
 
     @property
-    def graph(self) -> Callable[[], Graph] | None:
-        """What makes an empty recording of steps; None where they are not recorded."""
-        return CudaGraph if self.cuda_graphs and self.device.type == "cuda" else None
+    def recorder(self) -> Recorder | None:
+        """A new one for the steps of a training; None where they are not recorded."""
+        return CudaGraphs(self.device) if self.cuda_graphs and self.device.type == "cuda" else None
 
     @property
     def dtype(self) -> torch.dtype:

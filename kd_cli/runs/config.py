@@ -290,7 +290,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
         student=spec("student", dict(v["student"]), ""),
         transfer=transfer_spec(v["transfer"], alpha),
         diagnostics=v["diagnostics"],
-        cuda_graphs=v["cuda_graphs"],
+        cuda_graphs=v.get("cuda_graphs", True),  # which an older record lacks
         dataset=dataset,
         val_fraction=val_fraction,
         method_name=option_name("method", v["method"], choices),
@@ -409,7 +409,8 @@ def _missing(node: Any, path: str) -> Iterator[str]:
 def augmentation(training: Node) -> Node:
     """The augmentation among a training's keys; what came later is said only where it is used, as in fingerprints."""
     later = ("rotate", "shear", "scale")
-    return {key: training[key] for key in ("jitter", "crop", "flip", *later) if key not in later or training[key]}
+    now = {key: training[key] for key in ("jitter", "crop", "flip")}
+    return now | {key: training[key] for key in later if training.get(key)}  # which an older record lacks
 
 
 # ---------------------------------------------------------------- objects from nodes

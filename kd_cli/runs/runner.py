@@ -272,7 +272,8 @@ class Session:
         """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
         roles = {"student": job.config.student} | ({"teacher": job.config.teacher} if needs_teacher(job) else {})
         for role, spec in roles.items():
-            model, recipe = (role, fingerprint(spec.model)), (role, fingerprint([spec.optimizer, spec.schedule]))
+            model = (role, fingerprint(spec.model))
+            recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
             if model not in self.fitting:
                 check_shape(spec, self.bench.dataset, role=role)
             if recipe not in self.fitting:

@@ -220,6 +220,7 @@ class Stack:
         lessons, spec = self.lessons, self.lessons[0].spec
         many = f"{len(lessons)} × " if len(lessons) > 1 else ""
         state = self.state()
+        outcomes: list[Outcome] | None = None
         try:
             outcomes = fit(
                 make_learner(self.bench, lessons, self.role),
@@ -234,7 +235,7 @@ class Stack:
                 observer=Progress(many + self.title, spec.epochs, role=self.role, told=told),
                 checkpoint=state,
                 stopping=self.care.stopping,
-                graph=self.bench.graph,
+                recorder=self.bench.recorder,
             )
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -246,6 +247,7 @@ class Stack:
         except torch.OutOfMemoryError:
             if len(lessons) == 1:
                 raise
+        if outcomes is None:  # and the error has let go of the models
             log.info("%d models do not fit in the memory of %s together; halving", len(lessons), self.bench.device)
             torch.cuda.empty_cache()
             half = len(lessons) // 2
@@ -292,6 +294,7 @@ def make_plan(bench: Bench, spec: TrainSpec, role: str, *, diagnostics: bool = F
         batch_size=spec.batch_size,
         schedule=build(spec.schedule, where=where),
         augment=Augment(**spec.augment),
+        classes=bench.dataset.classes,
         fill=bench.fill,
         keep_best=spec.keep == "best",
         diagnostics=diagnostics,
@@ -439,10 +442,10 @@ def _time_step(bench: Bench, lessons: Sequence[Lesson], role: str, teacher: Teac
         Examples(bench.train.images[:0], bench.train.labels[:0]),
         role="timing",
         seeds=[lesson.spec.seed for lesson in lessons],
-        plan=Plan(5, batch, plan.schedule, plan.augment, fill=plan.fill),
+        plan=Plan(5, batch, plan.schedule, plan.augment, classes=plan.classes, fill=plan.fill),
         method=make_method(lessons),
         weights=make_weights(bench, lessons),
         teacher=teacher,
-        graph=bench.graph,
+        recorder=bench.recorder,
     )
     return batch / max(row["examples_per_second"] for row in outcome.history)
