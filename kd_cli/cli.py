@@ -37,11 +37,7 @@ def entry() -> None:
 def main() -> None:
     """Entry point of `kd-run` and `python -m kd_cli`. Exits with 1 after an error, told without a traceback."""
     argv = sys.argv[1:] = flags_first(sys.argv[1:])
-    # A thread that has nothing to do spins for a while before it sleeps. GNU's OpenMP lets it spin so long that two
-    # busy processes on one machine slow each other down many times over; this is enough between two layers.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    if (count := cores.threads()) is not None:
-        os.environ["OMP_NUM_THREADS"] = str(count)
+    cores.share(os.environ)
     # MKL may round a product by where it lies in memory, and a model's place there depends on its company in a stack.
     os.environ.setdefault("MKL_CBWR", "AUTO")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back to us, who know how to tell them

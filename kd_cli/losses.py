@@ -25,7 +25,6 @@ __all__ = [
     "logit_matching",
     "logit_matching_gradient",
     "logit_residual",
-    "soft_and_hard_residuals",
     "soft_cross_entropy",
     "soft_cross_entropy_gradient",
     "soft_residual",
@@ -127,25 +126,9 @@ def soft_residual(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Ten
     return soften(student, T=T) - soften(teacher, T=T)
 
 
-def soft_and_hard_residuals(
-    student: Tensor, teacher: Tensor, labels: Tensor, *, T: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """`soft_residual` and `hard_residual` of logits `[S, B, C]`, in one pass over the classes instead of three.
-
-    A step of a small network feels it: on a CPU each such pass wakes the other threads.
-    """
-    z, v = _at(student, T), _at(teacher, T)
-    p = _over_classes(torch.softmax, torch.cat([z, _at(student, 1.0), v]))
-    p, hard, q = p.split([len(z), len(student), len(v)])
-    return p - q, _less_one_at(hard, labels)
-
-
 def hard_residual(student: Tensor, labels: Tensor) -> Tensor:
     """`p - 1[label]` at T = 1, `[..., B, C]`: B times the gradient of `hard_cross_entropy`."""
-    return _less_one_at(soften(student, T=1.0), labels)
-
-
-def _less_one_at(p: Tensor, labels: Tensor) -> Tensor:
+    p = soften(student, T=1.0)
     if labels.shape != p.shape[:-1]:
         labels, _ = torch.broadcast_tensors(labels, p[..., 0])
         p = p.expand(*labels.shape, -1).contiguous()

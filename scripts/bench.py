@@ -48,6 +48,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
+from kd_cli import cores
 from kd_cli.help import conf_dir
 from kd_cli.learn.capture import CudaGraphs
 from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording
@@ -611,8 +612,7 @@ class Stepping:
         for name, (owner, method) in places.items():
             setattr(owner, method, timed(name, were[name]))
         start = time.perf_counter()
-        for _ in range(blocks):
-            self()
+        repeat(self, blocks)
         mean = (time.perf_counter() - start) / (blocks * self.count)
         for name, (owner, method) in places.items():
             setattr(owner, method, were[name])
@@ -639,12 +639,12 @@ def made_examples(n: int, classes: int, device: torch.device) -> Examples:
 
 
 def seconds_alone(args: argparse.Namespace) -> float:
-    """Seconds of epochs of the student in this process, with as many threads as it takes by itself."""
+    """Seconds of epochs of the student in this process."""
     device = torch.device(args.device)
     learner = made_learner(read_node("model", args.student), [0], device, "float32")
     step = Stepping(learner, made_examples(60_000, CLASSES, device), args.batch)
     blocks = -(-args.epochs_alone * args.examples // (args.batch * step.count))
-    repeat(step, 2)
+    repeat(step, 3)  # on a GPU the third is recorded
     start = time.perf_counter()
     waited(lambda: repeat(step, blocks), device)
     return time.perf_counter() - start
@@ -656,7 +656,8 @@ def compare_parallel(args: argparse.Namespace) -> dict[str, list[float]]:
     words += ["--batch", str(args.batch), "--device", args.device, "--threads", str(args.threads)]
     command = [sys.executable, str(Path(__file__).resolve()), *words]
 
-    environment = {"GOMP_SPINCOUNT": "3000", **os.environ}  # as the command sets it
+    environment = dict(os.environ)
+    cores.share(environment)  # as the command does
 
     def together(n: int) -> float:
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(n)]

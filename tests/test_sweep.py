@@ -181,10 +181,10 @@ COMBINATIONS = [
 def test_a_remembered_composition_is_hydras_own(loader: tuple[Any, DictConfig], overrides: list[str]) -> None:
     found, master = loader
     expected = found.load_sweep_config(master, overrides)
-    remember_compositions(found)
+    own = remember_compositions(found)
     found.load_sweep_config(master, ["T=77", *overrides[:1]])  # something has been remembered
-    for _ in range(2):
-        config = found.load_sweep_config(master, overrides)
+    for compose in (found.load_sweep_config, own, found.load_sweep_config, own):
+        config = compose(master, overrides)
         assert OmegaConf.to_yaml(config) == OmegaConf.to_yaml(expected)
         types = [
             {key: type(node._get_node(key)) for node in tree(some) for key in keys_of(node)}

@@ -78,7 +78,7 @@ class FusedLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-        remember_compositions(hydra_context.config_loader)
+        self.composed = remember_compositions(hydra_context.config_loader)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose all jobs, run them, and return what Hydra wants to know of each."""
@@ -111,7 +111,7 @@ class FusedLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
     def _compose(self, overrides: list[str], number: int) -> DictConfig:
-        config = composed(self.hydra_context.config_loader, self.config, overrides)
+        config = self.composed(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = number
             config.hydra.job.num = number
@@ -266,25 +266,20 @@ def _write_records(records: Sequence[logging.LogRecord]) -> None:
             handler.handle(record)
 
 
-def composed(loader: Any, master_config: DictConfig, overrides: list[str]) -> DictConfig:
-    """A job's configuration, one's own."""
-    compose: Callable[..., DictConfig] = getattr(loader, "_kd_composed", loader.load_sweep_config)
-    return compose(master_config, overrides)
-
-
-def remember_compositions(loader: Any) -> None:
+def remember_compositions(loader: Any) -> Callable[[DictConfig, list[str]], DictConfig]:
     """Compose what a sweep's jobs have in common once, and each job only as far as it differs.
 
     Hydra composes every job from its files, twice: its sweeper to check it, its launcher to run it. Jobs that differ in
     values alone, and not in options of groups, share one composition here, which is copied and given their values, by
     Hydra's own function. The configurations are equal to Hydra's; a test compares them. What a sweeper gets, to check
-    it, is good until it asks for the next: copying is most of what a composition costs.
+    it, is good until it asks for the next: copying is most of what a composition costs. What is returned composes a
+    configuration of one's own.
     """
-    if hasattr(loader, "_kd_compose"):
-        return
-    compose = loader._kd_compose = loader.load_sweep_config
+    if hasattr(loader, "_kd_composed"):
+        return loader._kd_composed
+    compose = loader.load_sweep_config
     skeletons: dict[tuple[str, ...], bytes] = {}
-    scratch: dict[tuple[Any, ...], DictConfig] = {}
+    scratch: dict[tuple[Any, ...], DictConfig] = {}  # the last one given to a sweeper
     parse = functools.lru_cache(10_000)(OverridesParser.create().parse_override)
     is_group = functools.cache(loader.repository.group_exists)
 
@@ -298,13 +293,8 @@ def remember_compositions(loader: Any) -> None:
             if len(skeletons) >= SKELETONS:
                 skeletons.clear()
             skeletons[key] = pickle.dumps(compose(master_config, list(key)))
-        config: DictConfig | None = None
-        if shared:
-            keys = (key, *(o.key_or_group for o in values))
-            config = scratch.get(keys)
-        if config is None:
-            config = pickle.loads(skeletons[key])
-            assert config is not None
+        keys = (key, *(o.key_or_group for o in values))
+        config: DictConfig = (shared and scratch.get(keys)) or pickle.loads(skeletons[key])
         if shared:
             scratch.clear()
             scratch[keys] = config
@@ -323,6 +313,7 @@ def remember_compositions(loader: Any) -> None:
 
     loader._kd_composed = composed
     loader.load_sweep_config = functools.partial(composed, shared=True)
+    return composed
 
 
 def split(overrides: Sequence[Override], is_group: Callable[[str], bool]) -> tuple[list[Override], list[Override]]:

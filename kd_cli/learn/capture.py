@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import KdError
+from kd_cli.learn.dense import put_on
 from kd_cli.learn.optim import is_recordable
+from kd_cli.shipped import is_shipped
 
 log = logging.getLogger(__name__)
-
-OWN = ("kd_cli", "torch", "torchvision")  # code that is known to do the same in every step
 
 
 class Recorder(Protocol):
@@ -59,10 +59,6 @@ class CudaGraphs:
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 work()
-            except BaseException:
-                self._abandon(graph, generators)
-                raise
-            try:
                 graph.capture_end()
             except BaseException:
                 self._abandon(graph, generators)
@@ -85,7 +81,7 @@ class CudaGraphs:
             current.wait_stream(self.stream)
 
     def _abandon(self, graph: torch.cuda.CUDAGraph, generators: Sequence[torch.Generator]) -> None:
-        """Leave the device as it was before a recording that failed. RuntimeError where that does not succeed."""
+        """Leave the device as it was before a recording that failed. NotClean where that does not succeed."""
         with contextlib.suppress(Exception):
             graph.capture_end()
         with contextlib.suppress(Exception):  # skipped by capture_end when the driver has given the recording up
@@ -169,8 +165,7 @@ class Recorded:
             raise
         except Exception as error:  # whatever a driver, a kernel or a layer has against it
             self.failed = True
-            cause = error.__context__ or error  # an ended recording tells only that something was wrong before
-            first = (str(cause).splitlines() or [repr(cause)])[0]
+            first = (str(error).splitlines() or [repr(error)])[0]
             log.warning("steps cannot be recorded as CUDA graphs, and run one by one: %s", first)
         else:
             self.recorded[sizes] = replay, places
@@ -187,10 +182,10 @@ def why_not_recorded(optimizer: torch.optim.Optimizer, code: Iterable[object]) -
     for one in code:
         for part in one.modules() if isinstance(one, nn.Module) else [one]:
             kind = type(part)
-            own = vars(part)
-            changed = [name for name in own if name == "forward" or (name.endswith("_hooks") and own[name])]
-            if changed and not getattr(part, "recordable", False):
-                return f"{kind.__name__} has a {changed[0].strip('_')} of its own and does not say recordable = True"
-            if kind.__module__.split(".")[0] not in OWN and not getattr(part, "recordable", False):
+            if getattr(part, "recordable", False):
+                continue
+            if isinstance(part, nn.Module) and (added := put_on(part)):
+                return f"{kind.__name__} has {added[0].strip('_')} of its own and does not say recordable = True"
+            if not is_shipped(kind.__module__):
                 return f"{kind.__name__} does not say recordable = True"
     return None

@@ -40,8 +40,13 @@ def is_plain(module: nn.Module) -> bool:
         and len(own) == len(parameters)
         and len({p.dtype for p in parameters}) == 1
         and not any(True for _ in module.buffers())
-        and not any(hooks for part in module.modules() for name, hooks in vars(part).items() if name in HOOKS)
+        and not any(put_on(part) for part in module.modules())
     )
+
+
+def put_on(part: nn.Module) -> list[str]:
+    """What somebody put on this very module that changes its forward or backward pass: hooks, a `forward`."""
+    return [name for name, value in vars(part).items() if name == "forward" or (name in HOOKS and value)]
 
 
 def widths(module: nn.Sequential) -> list[tuple[int, int]]:

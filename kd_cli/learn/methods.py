@@ -92,7 +92,8 @@ class SoftTargets:
 
     def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
         assert teacher is not None
-        soft, hard = losses.soft_and_hard_residuals(student_SBC, teacher, labels_SB, T=weights.T)
+        soft = losses.soft_residual(student_SBC, teacher, T=weights.T)
+        hard = losses.hard_residual(student_SBC, labels_SB)
         over = _alpha_T if self.square_T else _alpha_over_T
         return weigh(weights, (soft, over), (hard, _beta))
 

@@ -86,14 +86,14 @@ class SoloLearner:
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.device = next(module.parameters()).device
         self.generators = Generators([seed], self.device)
-        self.dropouts = [m for m in module.modules() if isinstance(m, Dropout)]
+        for part in module.modules():
+            if isinstance(part, Dropout):
+                part.generator = self.generators.own[0]
         self.bounds: dict[str, float] = getattr(module, "max_norm", None) or {}
         self.bounded = {name: p for name, p in module.named_parameters() if name in self.bounds}
 
     @contextlib.contextmanager
     def train(self, role: str, epoch: int) -> Iterator[None]:
-        for dropout in self.dropouts:
-            dropout.generator = self.generators.own[0]
         self.generators.start(role, epoch)
         self.module.train()
         # A user's nn.Dropout knows only the global generator, so that one is seeded too.

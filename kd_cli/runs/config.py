@@ -25,12 +25,12 @@ from omegaconf.errors import InterpolationToMissingValueError
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
 from kd_cli.runs.checkpoint import interval
+from kd_cli.shipped import is_shipped
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 COMBINE = ("geometric", "arithmetic")  # how an ensemble's distributions are averaged
 AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # what T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # what alpha=auto tries
-SHIPPED = ("kd_cli", "torch", "torchvision")  # packages whose code is not the user's own
 LEAST_T, MOST_T = 1e-3, 1e4  # where soft targets are right to 0.1 % of the gradient in float32
 FORMAT = 2  # raised when trained weights of an older version of this code must not be reused
 
@@ -205,8 +205,8 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
     except InterpolationToMissingValueError:
         values = OmegaConf.to_container(cfg)
     assert isinstance(values, dict)
-    if (missing := next(_missing(values, ""), None)) is not None:
-        raise ConfigError(f"{missing} has no value", hint=f"give it: {missing}=...")
+    if missing := sorted(_missing(values, "")):
+        raise ConfigError(f"{missing[0]} has no value", hint=f"give it: {missing[0]}=...")
     v: dict[str, Any] = {str(key): value for key, value in values.items()}
     known = [f.name for f in dataclasses.fields(Schema)]
     for key in v:
@@ -472,7 +472,7 @@ def _call(target: Any, node: Node, where: str, *args: Any, **kwargs: Any) -> Any
         return target(*args, **kwargs)
     except (TypeError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
         unfit = not isinstance(error, RuntimeError) or re.search("memory|overflow|too large", str(error))
-        if not unfit or isinstance(error, NotImplementedError) or node["_target_"].split(".")[0] not in SHIPPED:
+        if not unfit or isinstance(error, NotImplementedError) or not is_shipped(node["_target_"]):
             raise
         told = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{where or node['_target_']}: {node['_target_']}: {told}") from error
@@ -502,7 +502,7 @@ def code_version(target: str) -> str:
     So a teacher is trained again after an edit of the user's network. Code of this package stands under `FORMAT`, code
     of installed libraries under its name.
     """
-    if target.split(".")[0] in SHIPPED:
+    if is_shipped(target):
         return target
     found = locate(target)
     try:

@@ -287,12 +287,16 @@ def stream_of(role: str) -> str:
     return "teacher" if role == "teacher" else "student"
 
 
+def key_of(section: str, role: str) -> str:
+    """The configuration's key for a section of a role's training."""
+    return f"teacher_{section}" if role == "teacher" else section
+
+
 def make_plan(bench: Bench, spec: TrainSpec, role: str, *, diagnostics: bool = False) -> Plan:
-    where = "teacher_schedule" if role == "teacher" else "schedule"
     return Plan(
         epochs=spec.epochs,
         batch_size=spec.batch_size,
-        schedule=build(spec.schedule, where=where),
+        schedule=build(spec.schedule, where=key_of("schedule", role)),
         augment=Augment(**spec.augment),
         classes=bench.dataset.classes,
         fill=bench.fill,
@@ -302,7 +306,7 @@ def make_plan(bench: Bench, spec: TrainSpec, role: str, *, diagnostics: bool = F
 
 
 def make_optimizer(lesson: Lesson, role: str, parameters: Any) -> torch.optim.Optimizer:
-    where = "teacher_optimizer" if role == "teacher" else "optimizer"
+    where = key_of("optimizer", role)
     try:
         with without_compiler():
             return build(lesson.spec.optimizer, parameters, where=where)
@@ -312,12 +316,11 @@ def make_optimizer(lesson: Lesson, role: str, parameters: Any) -> torch.optim.Op
 
 def check_recipe(spec: TrainSpec, role: str) -> None:
     """Build what a training needs beside the model, so that a mistake is found before anything is trained."""
-    prefix = "teacher_" if role == "teacher" else ""
-    build(spec.schedule, where=f"{prefix}schedule")
+    build(spec.schedule, where=key_of("schedule", role))
     try:
         Augment(**spec.augment)
     except ConfigError as error:
-        raise ConfigError(f"{prefix}training.{error.message}", hint=error.hint) from error
+        raise ConfigError(f"{key_of('training', role)}.{error.message}", hint=error.hint) from error
     make_optimizer(Lesson(spec, HARD), role, [nn.Parameter(torch.zeros(1))])
 
 
