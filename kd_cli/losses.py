@@ -6,8 +6,7 @@ sums over classes, takes the mean over examples and returns the leading shape: a
 `[S, B, C]`; half-precision logits are computed with in float32. None contains the factor T^2; whoever adds the terms up
 writes `alpha * T**2 * soft + beta * hard`.
 
-`..._gradient` is a loss's gradient on the student's logits, `[..., B, C]`, in closed form instead of by autograd, and
-`..._residual` the same without its constant factor, for who has a factor to put there anyway.
+`..._gradient` is a loss's gradient on the student's logits, `[..., B, C]`, in closed form instead of by autograd.
 """
 
 from __future__ import annotations
@@ -18,20 +17,17 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "centred",
     "hard_cross_entropy",
     "hard_cross_entropy_gradient",
-    "hard_residual",
     "kl_divergence",
     "logit_matching",
     "logit_matching_gradient",
-    "logit_residual",
     "soft_cross_entropy",
     "soft_cross_entropy_gradient",
-    "soft_residual",
     "soften",
     "uniform_cross_entropy",
     "uniform_cross_entropy_gradient",
-    "uniform_residual",
 ]
 
 
@@ -85,7 +81,7 @@ def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> 
 
     while the gradient here is `z_i - v_i`.
     """
-    return _mean_of_sums(logit_residual(student, teacher, center=center).square()) / 2
+    return _mean_of_sums(_difference(student, teacher, center).square()) / 2
 
 
 def uniform_cross_entropy(student: Tensor) -> Tensor:
@@ -98,52 +94,41 @@ def uniform_cross_entropy(student: Tensor) -> Tensor:
 
 def soft_cross_entropy_gradient(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
     """The gradient of `soft_cross_entropy` on the student's logits, `(p - q) / (T B)`."""
-    slope = soft_residual(student, teacher, T=T)
+    slope = soften(student, T=T) - soften(teacher, T=T)
     scale = T.to(slope.dtype)[..., None, None] if isinstance(T, Tensor) else T
     return slope.div_(scale * slope.shape[-2])
 
 
 def hard_cross_entropy_gradient(student: Tensor, labels: Tensor) -> Tensor:
     """The gradient of `hard_cross_entropy` on the student's logits, `(p - 1[label]) / B`."""
-    slope = hard_residual(student, labels)
-    return slope.div_(slope.shape[-2])
+    p = soften(student, T=1.0)
+    if labels.shape != p.shape[:-1]:
+        labels, _ = torch.broadcast_tensors(labels, p[..., 0])
+        p = p.expand(*labels.shape, -1).contiguous()
+    return p.scatter_(-1, labels.unsqueeze(-1), -1.0, reduce="add").div_(p.shape[-2])
 
 
 def logit_matching_gradient(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:
     """The gradient of `logit_matching` on the student's logits, `(z - v) / B`, centred or not."""
-    slope = logit_residual(student, teacher, center=center)
+    slope = _difference(student, teacher, center)
     return slope.div_(slope.shape[-2])
 
 
 def uniform_cross_entropy_gradient(student: Tensor) -> Tensor:
     """The gradient of `uniform_cross_entropy` on the student's logits, `(p - 1/C) / B`."""
-    slope = uniform_residual(student)
-    return slope.div_(slope.shape[-2])
-
-
-def soft_residual(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
-    """`p - q` at T, `[..., B, C]`: T B times the gradient of `soft_cross_entropy`."""
-    return soften(student, T=T) - soften(teacher, T=T)
-
-
-def hard_residual(student: Tensor, labels: Tensor) -> Tensor:
-    """`p - 1[label]` at T = 1, `[..., B, C]`: B times the gradient of `hard_cross_entropy`."""
     p = soften(student, T=1.0)
-    if labels.shape != p.shape[:-1]:
-        labels, _ = torch.broadcast_tensors(labels, p[..., 0])
-        p = p.expand(*labels.shape, -1).contiguous()
-    return p.scatter_(-1, labels.unsqueeze(-1), -1.0, reduce="add")
+    return p.sub_(1 / p.shape[-1]).div_(p.shape[-2])
 
 
-def logit_residual(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:
-    """`z - v`, centred or not, `[..., B, C]`: B times the gradient of `logit_matching`."""
+def centred(logits: Tensor) -> Tensor:
+    """The logits, `[..., B, C]`, less the mean of each example's: a softmax does not see it."""
+    logits = _at(logits, 1.0)
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def _difference(student: Tensor, teacher: Tensor, center: bool) -> Tensor:
     difference = _at(student, 1.0) - _at(teacher, 1.0)
-    return difference - difference.mean(-1, keepdim=True) if center else difference
-
-
-def uniform_residual(student: Tensor) -> Tensor:
-    """`p - 1/C` at T = 1, `[..., B, C]`: B times the gradient of `uniform_cross_entropy`."""
-    return soften(student, T=1.0).sub_(1 / student.shape[-1])
+    return centred(difference) if center else difference
 
 
 def _log_softened(logits: Tensor, *, T: float | Tensor) -> Tensor:

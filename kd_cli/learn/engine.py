@@ -336,9 +336,11 @@ class Steps:
         size, teacher, T = self.learner.size, self.teacher, self.teaching.weights.T
         labels = each(self.train.labels[index], size)
         known = None
-        if teacher and teacher.remembers and not teacher.has_T:
+        asked = teacher is not None and (teacher.has_T or not teacher.remembers)  # for every batch
+        if teacher and not asked:
             known = ask(teacher, index, None, T, size)
         self.teaching.waiting.clear()  # of a recording that failed
+        target: Tensor | None = None  # of the whole block
         end = 0
         for n, factor in zip(sizes, factors, strict=True):
             part = slice(end, end := end + n)
@@ -346,10 +348,16 @@ class Steps:
             if draws is not None:
                 images = augment(self.plan, images, draws[:, part])
             logits = self.learner.logits(images)
-            soft_targets = known[:, part] if known is not None else None
-            if teacher and known is None:
-                soft_targets = ask(teacher, index[:, part], images, T, size)
-            self.learner.update(self.teaching.gradient(logits, soft_targets, labels[:, part]), factor)
+            if asked:
+                soft_targets = ask(teacher, index[:, part], images, T, size) if teacher else None
+            else:
+                soft_targets = None if known is None else known[:, part]
+                if target is None:
+                    target = self.teaching.target(logits, known, labels)
+            slope = self.teaching.gradient(
+                logits, soft_targets, labels[:, part], None if target is None else target[:, part]
+            )
+            self.learner.update(slope, factor)
             if isinstance(factor, float):  # and not while they are recorded
                 self.done()
         self.teaching.settle()
@@ -381,12 +389,20 @@ class Teaching:
         self.has_soft = False
         self.waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []
 
-    def gradient(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    @torch.no_grad()
+    def target(self, like: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor | None:
+        """What the students' logits do not change in the gradients of many batches; None where the method does not
+        know it. `like` has the type and the classes of their logits."""
+        return self.method.target(like, teacher, labels, self.weights) if self.closed else None  # type: ignore[attr-defined]
+
+    def gradient(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, target: Tensor | None = None) -> Tensor:
         """The gradient of the losses of S models on their logits [S,B,C]; labels and the teacher's logits broadcast."""
         if self.closed:
             self.waiting.append((logits.clone(), teacher, labels))
+            if target is None:
+                target = self.target(logits, teacher, labels)
             with torch.no_grad():
-                return self.method.gradient(logits, teacher, labels, self.weights)  # type: ignore[attr-defined]
+                return self.method.gradient(logits, target, self.weights)  # type: ignore[attr-defined]
         leaf = logits.clone().requires_grad_()  # a method may keep them; the learner writes over its own
         terms = self.method(leaf, teacher, labels, self.weights)
         self._add(terms, logits, labels)

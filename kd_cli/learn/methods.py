@@ -3,9 +3,10 @@
 A method is any callable with the signature of `Method.__call__` and an attribute `needs_teacher`; one with a teacher
 but no temperature says `has_T = False`. Your own is one class in one Python file and one YAML file in `method/` that
 names it under `_target_`; autograd finds the loss's gradient on the student's logits. A method that knows it in closed
-form, and whose terms are means over examples, also has `gradient`, as those here do: it saves a small network a good
-part of its step. A method with numbers of its own that may differ within a stack names them in `stackable`
-and has a classmethod `stack`, as `LabelSmoothing` shows.
+form, and whose terms are means over examples, also has `gradient` and `target`, as those here do: it saves a small
+network a good part of its step. `target` is what of the gradient does not depend on the student, for many batches at
+once; `gradient` is the rest less the target, over the examples of a batch. A method with numbers of its own that may
+differ within a stack names them in `stackable` and has a classmethod `stack`, as `LabelSmoothing` shows.
 
 Shapes: S models, B examples, C classes.
 """
@@ -34,7 +35,7 @@ class Weights:
     _factors: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def factor(self, of: Callable[[Weights], Tensor], batch: int) -> Tensor:
-        """What a residual is multiplied with to be a gradient: a weight [S] over the examples of the batch, [S,1,1].
+        """What a term's part of a gradient is multiplied with: a weight [S] over the examples of the batch, [S,1,1].
 
         A step of a small network feels every call, so each factor is computed once.
         """
@@ -68,9 +69,10 @@ class Method(Protocol):
 
 @functools.cache
 def has_closed_form(kind: type) -> bool:
-    """Whether `gradient` speaks for `__call__`: not where a subclass has changed the one without the other."""
-    owner = next(base for base in kind.__mro__ if {"__call__", "gradient"} & vars(base).keys())
-    return {"__call__", "gradient"} <= vars(owner).keys()
+    """Whether `gradient` speaks for `__call__`: not where a subclass has changed one of them without the others."""
+    together = {"__call__", "gradient", "target"}
+    owner = next(base for base in kind.__mro__ if together & vars(base).keys())
+    return together <= vars(owner).keys()
 
 
 class SoftTargets:
@@ -90,12 +92,18 @@ class SoftTargets:
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
         return Terms(self._alpha(weights) * soft + weights.beta * hard, soft, hard)
 
-    def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
+    def target(self, like: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
         assert teacher is not None
-        soft = losses.soft_residual(student_SBC, teacher, T=weights.T)
-        hard = losses.hard_residual(student_SBC, labels_SB)
-        over = _alpha_T if self.square_T else _alpha_over_T
-        return weigh(weights, (soft, over), (hard, _beta))
+        return targets(like, weights, labels_SB, (losses.soften(teacher, T=weights.T), self._over))
+
+    def gradient(self, student_SBC: Tensor, target_SBC: Tensor, weights: Weights) -> Tensor:
+        soft = losses.soften(student_SBC, T=weights.T)
+        hard = losses.soften(student_SBC, T=1.0)
+        return weigh(weights, target_SBC, (soft, self._over), (hard, _beta))
+
+    @property
+    def _over(self) -> Callable[[Weights], Tensor]:
+        return _alpha_T if self.square_T else _alpha_over_T
 
     def _alpha(self, weights: Weights) -> Tensor:
         return weights.alpha * weights.T**2 if self.square_T else weights.alpha
@@ -120,11 +128,16 @@ class Logits:
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
         return Terms(weights.alpha * soft + weights.beta * hard, soft, hard)
 
-    def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
+    def target(self, like: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
         assert teacher is not None
-        matched = losses.logit_residual(student_SBC, teacher, center=self.center)
-        hard = losses.hard_residual(student_SBC, labels_SB)
-        return weigh(weights, (matched, _alpha), (hard, _beta))
+        return targets(like, weights, labels_SB, (self._centred(teacher), _alpha))
+
+    def gradient(self, student_SBC: Tensor, target_SBC: Tensor, weights: Weights) -> Tensor:
+        hard = losses.soften(student_SBC, T=1.0)
+        return weigh(weights, target_SBC, (self._centred(student_SBC), _alpha), (hard, _beta))
+
+    def _centred(self, logits: Tensor) -> Tensor:
+        return losses.centred(logits) if self.center else logits.clone()
 
 
 class Hard:
@@ -136,8 +149,11 @@ class Hard:
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
         return Terms(weights.beta * hard, None, hard)
 
-    def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
-        return weigh(weights, (losses.hard_residual(student_SBC, labels_SB), _beta))
+    def target(self, like: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
+        return targets(like, weights, labels_SB)
+
+    def gradient(self, student_SBC: Tensor, target_SBC: Tensor, weights: Weights) -> Tensor:
+        return weigh(weights, target_SBC, (losses.soften(student_SBC, T=1.0), _beta))
 
 
 class LabelSmoothing:
@@ -167,12 +183,16 @@ class LabelSmoothing:
         share = self._share(hard)
         return Terms(weights.beta * ((1 - share) * hard + share * uniform), uniform, hard)
 
-    def gradient(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
-        hard = losses.hard_residual(student_SBC, labels_SB)
-        share = self._share(hard)
+    def target(self, like: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
+        share = self._share(like)
         if isinstance(share, Tensor):
             share = share[:, None, None]
-        return weigh(weights, (hard.lerp_(losses.uniform_residual(student_SBC), share), _beta))
+        hard = targets(like, weights, labels_SB)
+        uniform = weights.beta.to(like.dtype)[:, None, None] / like.shape[-1]
+        return hard.mul_(1 - share).add_(share * uniform)
+
+    def gradient(self, student_SBC: Tensor, target_SBC: Tensor, weights: Weights) -> Tensor:
+        return weigh(weights, target_SBC, (losses.soften(student_SBC, T=1.0), _beta))
 
     def _share(self, like: Tensor) -> float | Tensor:
         if isinstance(self.smoothing, Tensor):
@@ -180,14 +200,27 @@ class LabelSmoothing:
         return self.smoothing
 
 
-def weigh(weights: Weights, *terms: tuple[Tensor, Callable[[Weights], Tensor]]) -> Tensor:
-    """The sum of residuals [S,B,C], each times its weight, over the B examples; it takes the first one's place."""
+def targets(
+    like: Tensor, weights: Weights, labels_SB: Tensor, *terms: tuple[Tensor, Callable[[Weights], Tensor]]
+) -> Tensor:
+    """The true labels, times beta, and further targets [S,B,C], each times its weight; of the type of `like`, and with
+    as many classes."""
+    found = like.new_zeros(*labels_SB.shape, like.shape[-1])
+    for target, of in terms:
+        found.addcmul_(target.to(like.dtype), of(weights).to(like.dtype)[:, None, None])
+    beta = weights.beta.to(like.dtype)[:, None, None].expand(*labels_SB.shape, 1)
+    return found.scatter_add_(-1, labels_SB.unsqueeze(-1), beta)
+
+
+def weigh(weights: Weights, target: Tensor, *terms: tuple[Tensor, Callable[[Weights], Tensor]]) -> Tensor:
+    """The sum of terms [S,B,C], each times its weight, less the target, over the B examples; it takes the first one's
+    place."""
     (total, of), *others = terms
     batch = total.shape[1]
     total.mul_(weights.factor(of, batch))
-    for residual, its in others:
-        total.addcmul_(residual, weights.factor(its, batch))
-    return total
+    for term, its in others:
+        total.addcmul_(term, weights.factor(its, batch))
+    return total.add_(target, alpha=-1 / batch)
 
 
 def _alpha(weights: Weights) -> Tensor:
