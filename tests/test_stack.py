@@ -15,11 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kd_cli.learn import dense, flat
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.dense import is_dense
+from kd_cli.learn.dense import is_dense, linear_of_onednn
 from kd_cli.learn.engine import Outcome
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Terms, Weights, stack_methods
-from kd_cli.learn.optim import Cosine
+from kd_cli.learn.optim import Cosine, FusedAdam
+from kd_cli.learn.randomness import generator
 from kd_cli.learn.stack import StackedLearner, why_not
 from kd_cli.learn.step import Autocast, SoloLearner
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
@@ -135,6 +137,113 @@ def test_models_of_one_seed_share_their_batches(
         assert made.apart(one.state, other.state) < 1e-9
         for mine, its in zip(made.told(one), made.told(other), strict=True):
             assert {**mine, "role": ""} == pytest.approx({**its, "role": ""}, abs=1e-9)
+
+
+# ---------------------------------------------------------------- quicker ways to the same
+
+
+def trained(build: made.Build, optimizer: Optimizer, seeds: Sequence[int], hyper: Hyper) -> tuple[Any, list[Outcome]]:
+    stack = StackedLearner([made.made(build, seed) for seed in seeds], optimizer, hyper=hyper, seeds=seeds)
+    plan = made.a_plan(epochs=3, schedule=Cosine(warmup=0.2))
+    weights = made.some_weights(T=[2] * len(seeds), alpha=[1] * len(seeds), beta=[0.5] * len(seeds))
+    return stack, made.train(
+        stack, seeds=seeds, weights=weights, teacher=teacher(False), plan=plan, method=SoftTargets()
+    )
+
+
+@pytest.mark.parametrize("build", [made.small, made.big])
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW, FUSED], ids=["sgd", "adamw", "fused"])
+@pytest.mark.parametrize(("seeds", "hyper"), [([4], [{}]), (SEEDS, ALIKE), (SEEDS, UNLIKE)], ids=["1", "3", "unlike"])
+@pytest.mark.parametrize(("piece", "pieces"), [(0, 3), (100, 2), (10_000, 1)])
+def test_models_advanced_piece_by_piece(
+    build: made.Build,
+    optimizer: Optimizer,
+    seeds: Sequence[int],
+    hyper: Hyper,
+    piece: int,
+    pieces: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if pieces == 2:
+        piece *= len(seeds)
+    _, at_once = trained(build, optimizer, seeds, hyper)
+    monkeypatch.setattr(flat, "LARGE", 0)
+    monkeypatch.setattr(flat, "PIECE", piece)
+    stack, by_piece = trained(build, optimizer, seeds, hyper)
+    assert len(stack.flat.pieces) == pieces
+    for one, other in zip(by_piece, at_once, strict=True):
+        assert made.apart(one.state, other.state) == 0
+        assert made.told(one) == made.told(other)
+
+
+def test_gradients_of_pieces_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients() -> list[Tensor]:
+        stack = StackedLearner([made.made(made.small, s) for s in SEEDS], SGD, hyper=ALIKE, seeds=SEEDS)
+        logits = stack.logits(made.examples(9).images[None])
+        return [slope.clone() for slope in stack.gradients(torch.ones_like(logits))]
+
+    at_once = gradients()
+    monkeypatch.setattr(flat, "LARGE", 0)
+    monkeypatch.setattr(flat, "PIECE", 0)
+    by_piece = gradients()
+    assert len(by_piece) == 6
+    assert all(torch.equal(one, other) and one.any() for one, other in zip(by_piece, at_once, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.1}, {"maximize": True}, {"amsgrad": True}, {"betas": (0.5, 0.9)}], ids=str
+)
+@pytest.mark.parametrize("hyper", [ALIKE, UNLIKE], ids=["alike", "unlike"])
+def test_the_kernel_alone_is_the_step(
+    kind: Optimizer, options: dict[str, Any], hyper: Hyper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = partial(kind, lr=0.01, fused=True, **options)
+    called = []
+    call = FusedAdam.__call__
+    monkeypatch.setattr(FusedAdam, "__call__", lambda self: (called.append(self), call(self)))
+    _, short = trained(made.small, optimizer, SEEDS, hyper)
+    assert bool(called) is not options.get("amsgrad", False)
+    monkeypatch.setattr(FusedAdam, "can", staticmethod(lambda optimizer, group: False))
+    _, whole = trained(made.small, optimizer, SEEDS, hyper)
+    for one, other in zip(short, whole, strict=True):
+        assert made.apart(one.state, other.state) == 0
+
+
+@pytest.mark.skipif(linear_of_onednn() is None, reason="this processor has no quicker product")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [64, 100, 63])
+def test_the_quicker_product(bias: bool, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(36, 520, bias), nn.ReLU(), nn.Linear(520, 520, bias), nn.ReLU(), nn.Linear(520, 4)
+    )
+    images = made.examples(batch, dtype=torch.float32).images
+    calls = []
+    quick = linear_of_onednn()
+    monkeypatch.setattr(dense, "linear_of_onednn", lambda: lambda *of: (calls.append(of), quick(*of))[1])
+    stack = StackedLearner([module], SGD, hyper=[{}], seeds=[0])
+    logits = stack.logits(images[None])
+    slope = torch.randn(logits.shape, generator=generator(0, "slope")) / batch
+    found = stack.gradients(slope.clone())
+    assert len(calls) == (2 if batch >= 64 else 0)  # forward and backward of the one large layer
+    expected = module(images)
+    assert (logits[0] - expected).abs().max() < 1e-5
+    for one, other in zip(found, torch.autograd.grad(expected, list(module.parameters()), slope[0]), strict=True):
+        assert (one[0] - other).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_quicker_product_hides_no_nan(value: float) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 520), nn.ReLU(), nn.Linear(520, 520), nn.ReLU())
+    with torch.no_grad():
+        module[3].weight[7, 3] = value
+        module[3].weight[8] = -module[3].weight[7]
+    images = made.examples(64, dtype=torch.float32).images
+    found = StackedLearner([module], SGD, hyper=[{}], seeds=[0]).logits(images[None])[0]
+    expected = module(images)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.isinf(), expected.isinf())
+    assert not expected.isfinite().all()
 
 
 def named() -> nn.Module:

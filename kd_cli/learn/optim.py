@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,15 +36,76 @@ def without_compiler() -> Iterator[None]:
             delattr(made, mark)
 
 
-def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """`optimizer.step` without hooks, profiler marks and the compiler."""
+def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[slice], None]:
+    """`optimizer.step` for some of its parameter groups, without hooks, profiler marks and the compiler.
+
+    Its parameters are those that it was made with, their gradients stay where they are, and its state is not replaced.
+    """
     step = inspect.unwrap(type(optimizer).step)
+    fused: dict[int, FusedAdam | None] = {}  # by the group's number, from the second step on
 
     @torch.no_grad()
-    def stepped() -> None:
-        step(optimizer)
+    def stepped(some: slice) -> None:
+        groups = optimizer.param_groups
+        numbers = range(*some.indices(len(groups)))
+        ready = [fused.get(i) for i in numbers]
+        if all(ready):
+            for one in ready:
+                one()  # type: ignore[misc]
+            return
+        optimizer.param_groups = groups[some]
+        try:
+            step(optimizer)
+        finally:
+            optimizer.param_groups = groups
+        for i in numbers:
+            if i not in fused:
+                fused[i] = FusedAdam(optimizer, groups[i]) if FusedAdam.can(optimizer, groups[i]) else None
 
     return stepped
+
+
+class FusedAdam:
+    """A parameter group of Adam or AdamW on a CPU, advanced by the very kernel that `step` ends in.
+
+    What `step` does before, collecting tensors that are always the same ones, takes a tenth of a millisecond in which
+    all threads but one wait: 4 % of a step of 2x800 at batch 128.
+    """
+
+    @staticmethod
+    def can(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+        kind = type(optimizer)
+        plain = kind is torch.optim.AdamW or (kind is torch.optim.Adam and not group.get("decoupled_weight_decay"))
+        return (
+            plain
+            and bool(group["fused"])
+            and not (group["amsgrad"] or group["capturable"] or group["differentiable"])
+            and not any(isinstance(group[key], Tensor) for key in ("lr", "betas", "eps", "weight_decay"))
+            and all(p.device.type == "cpu" and p.grad is not None for p in group["params"])
+        )
+
+    def __init__(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+        self.kernel = torch._fused_adamw_ if type(optimizer) is torch.optim.AdamW else torch._fused_adam_
+        self.group = group
+        states = [optimizer.state[p] for p in group["params"]]
+        self.steps = [state["step"] for state in states]
+        moments = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
+        self.tensors = (group["params"], [p.grad for p in group["params"]], *moments, [], self.steps)
+
+    def __call__(self) -> None:
+        group = self.group
+        torch._foreach_add_(self.steps, 1)
+        beta1, beta2 = group["betas"]
+        self.kernel(
+            *self.tensors,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=group["maximize"],
+        )
 
 
 def is_recordable(optimizer: torch.optim.Optimizer) -> bool:

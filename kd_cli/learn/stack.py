@@ -7,6 +7,7 @@ Fully connected networks have their gradients in closed form, which pays for S =
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from kd_cli.learn.dense import Dense, dropout_masks, each, is_dense, makes_one_product
+from kd_cli.learn.dense import Dense, dropout_masks, each, is_dense, makes_one_product, parameter_counts
 from kd_cli.learn.flat import Flat
 from kd_cli.learn.optim import bare_step, set_rates
 from kd_cli.learn.randomness import Generators
@@ -85,12 +86,14 @@ class StackedLearner:
         self.size = len(modules)
         self.seeds = list(seeds)
         self.module = modules[0]
-        self.flat = Flat([dict(module.named_parameters()) for module in modules])
+        dense = is_dense(self.module)
+        layers = parameter_counts(self.module) if dense else []  # type: ignore[arg-type]
+        self.flat = Flat([dict(module.named_parameters()) for module in modules], layers)
         self.parameters = self.flat.parameters
         self.device = self.flat.values.device
         self.bounds: dict[str, float] = getattr(self.module, "max_norm", None) or {}
         self.generators = Generators(self.seeds, self.device)
-        if is_dense(self.module):
+        if dense:
             self.network: Dense | Traced = Dense(
                 self.module,  # type: ignore[arg-type]
                 self.flat.parameters,
@@ -102,8 +105,12 @@ class StackedLearner:
             self.network = Traced(self.module, self.flat, self.generators, autocast)
 
         groups = list(self.flat.groups(hyper))
-        self.runs = [run for run, _ in groups]
-        self.optimizer = optimizer([group for _, group in groups])
+        self.runs = [run for _, run, _ in groups]
+        of = [piece for piece, _, _ in groups]
+        self.groups = [slice(of.index(i), of.index(i) + of.count(i)) for i in range(len(self.flat.pieces))]
+        starts = list(itertools.accumulate(layers, initial=0))  # of layers, in the parameters
+        self.first_layers = [starts.index(piece.start) for piece in self.flat.pieces]
+        self.optimizer = optimizer([group for *_, group in groups])
         self.step = bare_step(self.optimizer)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -117,15 +124,30 @@ class StackedLearner:
         return single_precision(self.network.logits(images))
 
     def gradients(self, slope: Tensor) -> list[Tensor]:
-        self.network.backward(slope)
-        return list(self.flat.gradients.values())
+        slopes = list(self.flat.gradients.values())
+        found: list[Tensor] = []
+
+        def keep(piece: int) -> None:  # the next one writes where this one did
+            found[:0] = [slope.clone() for slope in slopes[self.flat.pieces[piece]]]
+
+        self._backward(slope, keep)
+        return found
 
     def update(self, slope: Tensor, factor: float | Tensor) -> None:
         set_rates(self.optimizer, self.base_rates, factor)
-        self.network.backward(slope)
-        self.step()
+        self._backward(slope, lambda piece: self.step(self.groups[piece]))
         if self.bounds:
             constrain_max_norm(self.parameters, self.bounds)
+
+    def _backward(self, slope: Tensor, ready: Callable[[int], None]) -> None:
+        """From the gradient on the logits; `ready` is told the number of each of the flat's pieces when its gradients
+        are there, the last one first."""
+        if isinstance(self.network, Dense) and len(self.first_layers) > 1:
+            pieces = {layer: i for i, layer in enumerate(self.first_layers)}
+            self.network.backward(slope, lambda layer: ready(pieces[layer]) if layer in pieces else None)
+        else:
+            self.network.backward(slope)
+            ready(0)
 
     def rates(self, factor: float) -> list[float]:
         rates = [0.0] * self.size
@@ -145,6 +167,7 @@ class StackedLearner:
     def load_state(self, state: dict[str, Any]) -> None:
         self.flat.values.copy_(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.step = bare_step(self.optimizer)
 
 
 class Traced:
