@@ -2,7 +2,9 @@
 
 What autograd adds to a step of such a network is small beside a large matrix product and large beside a small one: it
 builds a graph, and allocates every result anew. Here results are written where they were a step before, gradients
-straight into the place where the optimiser reads them.
+straight into the place where the optimiser reads them. Between large products the processor's caches are cold for all
+else, and a call that takes a microsecond in a loop takes ten: views are made once, and one model's tensors have no axis
+of models.
 
 Shapes: S models, B examples, I inputs and O outputs of a layer. The input of the first layer may be shared: [U,B,I],
 each of the U for the S/U models that lie together.
@@ -77,13 +79,15 @@ class Dense:
         dtype: torch.dtype,
     ) -> None:
         self.dtype = dtype
+        self.alone = len(next(iter(parameters.values()))) == 1
         self.layers: list[_Layer] = []
         for i, layer in module.named_children():
             if type(layer) is nn.Linear:
                 own = [
                     {name: of[f"{i}.{name}"] for name, _ in layer.named_parameters()} for of in (parameters, gradients)
                 ]
-                self.layers.append(_Linear(*own, first=not any(isinstance(one, _Linear) for one in self.layers)))
+                linear = _LinearAlone if self.alone else _Linear
+                self.layers.append(linear(*own, first=not any(one.trained for one in self.layers)))
             elif type(layer) is nn.ReLU:
                 self.layers.append(_ReLU())
             elif type(layer) is Dropout and layer.p:
@@ -92,30 +96,31 @@ class Dense:
     def logits(self, images: Tensor) -> Tensor:
         """Images [U,B,...] -> logits [S,B,C]. With gradients enabled, what the backward pass needs is kept, and the
         result lies where the next call writes."""
-        x, keep = images.flatten(2), torch.is_grad_enabled()
-        x = x.to(self.dtype)
-        with torch.no_grad():
-            for layer in self.layers:
-                x = layer.forward(x, keep)
-        return x
+        x, keep = images[0].flatten(1) if self.alone else images.flatten(2), torch.is_grad_enabled()
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype)
+        for layer in self.layers:
+            x = layer.forward(x, keep)
+        return x[None] if self.alone else x
 
-    @torch.no_grad()
     def backward(self, slope: Tensor, ready: Callable[[int], None] = lambda layer: None) -> None:
         """From the gradient on the logits [S,B,C], which is overwritten, to the gradients on the parameters.
 
         `ready` is told the number of each linear layer, the last one first, when its gradients are there and nothing
         more is computed from its weights.
         """
-        below: Tensor | None = slope.to(self.dtype)
-        number = sum(isinstance(layer, _Linear) for layer in self.layers)
+        below = slope[0] if self.alone else slope
+        if slope.dtype != self.dtype:
+            below = below.to(self.dtype)
+        number = sum(layer.trained for layer in self.layers)
         for layer in reversed(self.layers):
-            assert below is not None
-            below = layer.backward(below)
-            if isinstance(layer, _Linear):
+            found = layer.backward(below)
+            if layer.trained:
                 number -= 1
                 ready(number)
-            if below is None:
+            if found is None:
                 break
+            below = found
 
 
 def makes_one_product(weight_SOI: Tensor) -> bool:
@@ -158,6 +163,8 @@ def dropout_masks(x: Tensor, p: float, generators: Sequence[torch.Generator]) ->
 
 
 class _Layer(Protocol):
+    trained: bool  # it has parameters
+
     def forward(self, x: Tensor, keep: bool) -> Tensor: ...
 
     def backward(self, slope: Tensor) -> Tensor | None:
@@ -166,7 +173,10 @@ class _Layer(Protocol):
 
 
 class _Linear:
-    """`x W^T + b`. As the network's first layer it may see a shared input, and its own gradient is the last."""
+    """`x W^T + b` of S > 1 models. As the network's first layer it may see a shared input, and its own gradient is the
+    last."""
+
+    trained = True
 
     def __init__(self, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *, first: bool) -> None:
         self.weight, self.bias = own["weight"], own.get("bias")
@@ -174,44 +184,26 @@ class _Linear:
         self.first = first
         self.size, self.outputs, self.inputs = self.weight.shape
         self.tall = makes_one_product(self.weight) and self.weight.is_contiguous()
-        self.buffers: dict[tuple[str, int], Tensor] = {}
-        weight = self.weight
-        alone = self.size == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
-        self.quick = linear_of_onednn() if alone and weight.numel() >= 2**18 else None
-
-    def _quick(self, x: Tensor) -> Callable[..., Tensor] | None:
-        return self.quick if x.dtype == torch.float32 and x.shape[1] >= 64 else None
+        self.buffers = _Buffers()
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:
         weight = self.weight
         if weight.dtype != x.dtype:
-            weight = self._buffer("weight", x, weight.shape).copy_(weight)
+            weight = self.buffers("weight", x, weight.shape).copy_(weight)
         bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
         batch = x.shape[1]
         shape = (self.size, batch, self.outputs)
-        quick = self._quick(x)
-        if quick is not None:
-            y = quick(x[0], weight[0], None if bias is None else bias[0])[None]
-            if keep:
-                self.x, self.w = x, weight
-            return y
-        y = self._buffer("y", x, shape) if keep else x.new_empty(shape)
-        if self.size == 1:
-            if bias is None:
-                torch.mm(x[0], weight[0].t(), out=y[0])
-            else:
-                torch.addmm(bias[0], x[0], weight[0].t(), out=y[0])
+        y = self.buffers("y", x, shape) if keep else x.new_empty(shape)
+        if len(x) < self.size and self.tall:
+            lead = (len(x), self.size // len(x))
+            tall = weight.view(lead[0], -1, self.inputs).mT
+            flat = torch.bmm(x, tall) if len(x) > 1 else torch.mm(x[0], tall[0])[None]
+            y.view(*lead, batch, -1).copy_(flat.view(lead[0], batch, lead[1], -1).transpose(1, 2))
         else:
-            if len(x) < self.size and self.tall:
-                lead = (len(x), self.size // len(x))
-                tall = weight.view(lead[0], -1, self.inputs).mT
-                flat = torch.bmm(x, tall) if len(x) > 1 else torch.mm(x[0], tall[0])[None]
-                y.view(*lead, batch, -1).copy_(flat.view(lead[0], batch, lead[1], -1).transpose(1, 2))
-            else:
-                x = each(x, self.size)
-                torch.bmm(x, weight.mT, out=y)
-            if bias is not None:
-                y += bias[:, None]  # afterwards on both ways, which so round alike
+            x = each(x, self.size)
+            torch.bmm(x, weight.mT, out=y)
+        if bias is not None:
+            y += bias[:, None]  # afterwards on both ways, which so round alike
         if keep:
             self.x, self.w = x, weight
         return y
@@ -220,7 +212,8 @@ class _Linear:
         x, batch = self.x, slope.shape[1]
         below = None
         if not self.first:
-            below = self._below(slope)
+            below = self.buffers("below", slope, (self.size, batch, self.inputs))
+            torch.bmm(slope, self.w, out=below)
         # The weights' gradient comes last: the optimiser may read it next.
         if self.bias_slope is not None:
             if slope.dtype == self.bias_slope.dtype:
@@ -228,10 +221,8 @@ class _Linear:
             else:
                 self.bias_slope.copy_(slope.sum(1, dtype=self.bias_slope.dtype))
         same = slope.dtype == self.weight_slope.dtype
-        out = self.weight_slope if same else self._buffer("weight_slope", slope, self.weight_slope.shape)
-        if self.size == 1:
-            torch.mm(slope[0].t(), x[0], out=out[0])
-        elif len(x) < self.size:  # one product for all models that saw the same
+        out = self.weight_slope if same else self.buffers("weight_slope", slope, self.weight_slope.shape)
+        if len(x) < self.size:  # one product for all models that saw the same
             lead = (len(x), self.size // len(x))
             flat = slope.view(*lead, batch, -1).transpose(1, 2).reshape(lead[0], batch, -1)
             torch.bmm(flat.mT, x, out=out.view(lead[0], -1, self.inputs))
@@ -241,27 +232,77 @@ class _Linear:
             self.weight_slope.copy_(out)
         return below
 
-    def _below(self, slope: Tensor) -> Tensor:
-        """The gradient on the input."""
-        quick = self._quick(slope)
-        if quick is not None:
-            return quick(slope[0], self.w[0].t())[None]
-        below = self._buffer("below", slope, (self.size, slope.shape[1], self.inputs))
-        if self.size == 1:
-            torch.mm(slope[0], self.w[0], out=below[0])
+
+class _LinearAlone:
+    """`x W^T + b` of one model, its tensors without the axis of models."""
+
+    trained = True
+
+    def __init__(self, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *, first: bool) -> None:
+        self.weight = own["weight"][0]
+        self.across = self.weight.t()
+        self.bias = own["bias"][0] if "bias" in own else None
+        self.weight_slope = gradients["weight"][0]
+        self.bias_slope = gradients["bias"][0] if "bias" in gradients else None
+        self.first = first
+        self.outputs, self.inputs = self.weight.shape
+        self.buffers = _Buffers()
+        usual = self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
+        self.quick = linear_of_onednn() if usual and self.weight.numel() >= 2**18 else None
+
+    def forward(self, x: Tensor, keep: bool) -> Tensor:
+        weight, across, bias = self.weight, self.across, self.bias
+        if weight.dtype != x.dtype:
+            weight = self.buffers("weight", x, weight.shape).copy_(weight)
+            across = weight.t()
+            bias = None if bias is None else bias.to(x.dtype)
+        if keep:
+            self.x, self.w = x, weight
+        if self._quick(x):
+            return self.quick(x, weight, bias)  # type: ignore[misc]
+        shape = (len(x), self.outputs)
+        y = self.buffers("y", x, shape) if keep else x.new_empty(shape)
+        return torch.mm(x, across, out=y) if bias is None else torch.addmm(bias, x, across, out=y)
+
+    def backward(self, slope: Tensor) -> Tensor | None:
+        below = None
+        if not self.first:
+            if self._quick(slope):
+                below = self.quick(slope, self.across)  # type: ignore[misc]
+            else:
+                below = torch.mm(slope, self.w, out=self.buffers("below", slope, (len(slope), self.inputs)))
+        # The weights' gradient comes last: the optimiser may read it next.
+        if slope.dtype == self.weight_slope.dtype:
+            if self.bias_slope is not None:
+                torch.sum(slope, 0, out=self.bias_slope)
+            torch.mm(slope.t(), self.x, out=self.weight_slope)
         else:
-            torch.bmm(slope, self.w, out=below)
+            if self.bias_slope is not None:
+                self.bias_slope.copy_(slope.sum(0, dtype=self.bias_slope.dtype))
+            out = self.buffers("weight_slope", slope, self.weight_slope.shape)
+            self.weight_slope.copy_(torch.mm(slope.t(), self.x, out=out))
         return below
 
-    def _buffer(self, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        key = (name, shape[1])
-        found = self.buffers.get(key)
+    def _quick(self, x: Tensor) -> bool:
+        return self.quick is not None and x.dtype == torch.float32 and len(x) >= 64
+
+
+class _Buffers:
+    """Memory for results, by name and number of examples: where they were a step before."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, Sequence[int]], Tensor] = {}
+
+    def __call__(self, name: str, like: Tensor, shape: Sequence[int]) -> Tensor:
+        found = self.found.get((name, shape))
         if found is None or found.dtype != like.dtype:
-            found = self.buffers[key] = torch.empty(shape, dtype=like.dtype, device=like.device)
+            found = self.found[name, shape] = torch.empty(shape, dtype=like.dtype, device=like.device)
         return found
 
 
 class _ReLU:
+    trained = False
+
     def forward(self, x: Tensor, keep: bool) -> Tensor:
         y = x.relu_()
         if keep:
@@ -273,6 +314,9 @@ class _ReLU:
 
 
 class _Dropout:
+    trained = False
+    mask: Tensor | None = None
+
     def __init__(self, p: float, generators: Generators) -> None:
         self.p, self.generators = p, generators
 
@@ -281,6 +325,9 @@ class _Dropout:
         if generators is None:
             self.mask = None
             return x
+        if x.ndim == 2:  # of one model
+            self.mask = dropout_masks(x[None], self.p, generators)[0]
+            return x * self.mask
         self.mask = dropout_masks(x, self.p, generators)
         return each(x, len(generators)) * self.mask
 

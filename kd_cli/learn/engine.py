@@ -6,11 +6,12 @@ batch, C classes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -251,7 +252,12 @@ def gradient_sizes(
 
 def gather(examples: Tensor, index: Tensor) -> Tensor:
     """Rows of the examples [N,...] by index [U,B]: [U,B,...]; a plain selection, which is faster than indexing."""
-    return examples.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return examples.index_select(0, index.reshape(-1)).view(*index.shape, *examples.shape[1:])
+
+
+def cut_up(x: Tensor | None, sizes: Sequence[int]) -> Sequence[Any]:
+    """The parts of [U,N,...] that lie along the second axis, of these sizes; or as many times None."""
+    return [None] * len(sizes) if x is None else x.split(list(sizes), 1)
 
 
 def ask(teacher: Teacher, index: Tensor, images: Tensor | None, T: Tensor, size: int) -> Tensor:
@@ -340,27 +346,23 @@ class Steps:
         if teacher and not asked:
             known = ask(teacher, index, None, T, size)
         self.teaching.waiting.clear()  # of a recording that failed
-        target: Tensor | None = None  # of the whole block
-        end = 0
-        for n, factor in zip(sizes, factors, strict=True):
-            part = slice(end, end := end + n)
-            images = gather(self.train.images, index[:, part])
-            if draws is not None:
-                images = augment(self.plan, images, draws[:, part])
+        cut = functools.partial(cut_up, sizes=sizes)  # once for all steps: small calls cost most between large products
+        targets: Sequence[Tensor | None] = ()
+        batches = zip(factors, index.split(list(sizes), 1), cut(draws), cut(known), cut(labels), strict=True)
+        for i, (factor, part, drawn, soft_targets, true) in enumerate(batches):
+            images = gather(self.train.images, part)
+            if drawn is not None:
+                images = augment(self.plan, images, drawn)
             logits = self.learner.logits(images)
-            if asked:
-                soft_targets = ask(teacher, index[:, part], images, T, size) if teacher else None
-            else:
-                soft_targets = None if known is None else known[:, part]
-                if target is None:
-                    target = self.teaching.target(logits, known, labels)
-            slope = self.teaching.gradient(
-                logits, soft_targets, labels[:, part], None if target is None else target[:, part]
-            )
+            if teacher and asked:
+                soft_targets = ask(teacher, part, images, T, size)
+            if not targets:
+                targets = cut(None if asked else self.teaching.target(logits, known, labels))
+            slope = self.teaching.gradient(logits, soft_targets, true, targets[i])
             self.learner.update(slope, factor)
             if isinstance(factor, float):  # and not while they are recorded
                 self.done()
-        self.teaching.settle()
+        self.teaching.settle(known, labels)
 
 
 def recording(steps: Steps, recorder: Recorder) -> Recorded | None:
@@ -387,7 +389,7 @@ class Teaching:
         self.losses = torch.zeros(3, size, dtype=torch.float64, device=weights.T.device)
         self.correct = torch.zeros(size, dtype=torch.int64, device=weights.T.device)
         self.has_soft = False
-        self.waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        self.waiting: list[tuple[Tensor, Tensor | None]] = []
 
     @torch.no_grad()
     def target(self, like: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor | None:
@@ -398,25 +400,26 @@ class Teaching:
     def gradient(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, target: Tensor | None = None) -> Tensor:
         """The gradient of the losses of S models on their logits [S,B,C]; labels and the teacher's logits broadcast."""
         if self.closed:
-            self.waiting.append((logits.clone(), teacher, labels))
+            self.waiting.append((logits.clone(), teacher))
             if target is None:
                 target = self.target(logits, teacher, labels)
-            with torch.no_grad():
-                return self.method.gradient(logits, target, self.weights)  # type: ignore[attr-defined]
+            return self.method.gradient(logits, target, self.weights)  # type: ignore[attr-defined]
         leaf = logits.clone().requires_grad_()  # a method may keep them; the learner writes over its own
         terms = self.method(leaf, teacher, labels, self.weights)
         self._add(terms, logits, labels)
         return torch.autograd.grad(terms.loss.sum(), leaf)[0]
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Sum up the losses of the steps since the last time."""
+    def settle(self, teacher: Tensor | None, labels: Tensor) -> None:
+        """Sum up the losses of the steps since the last time: of all their examples' labels, and the teacher's logits
+        unless they came with the steps."""
         if self.waiting:
-            logits, teacher, labels = zip(*self.waiting, strict=True)
+            logits, came = zip(*self.waiting, strict=True)
             self.waiting = []
-            soft_targets = None if teacher[0] is None else torch.cat(teacher, 1)
-            together, them = torch.cat(logits, 1), torch.cat(labels, 1)
-            self._add(self.method(together, soft_targets, them, self.weights), together, them)
+            together = torch.cat(logits, 1)
+            if teacher is None and came[0] is not None:
+                teacher = torch.cat(came, 1)
+            self._add(self.method(together, teacher, labels, self.weights), together, labels)
 
     @torch.no_grad()
     def _add(self, terms: Terms, logits_SBC: Tensor, labels: Tensor) -> None:

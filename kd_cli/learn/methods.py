@@ -97,7 +97,7 @@ class SoftTargets:
         return targets(like, weights, labels_SB, (losses.soften(teacher, T=weights.T), self._over))
 
     def gradient(self, student_SBC: Tensor, target_SBC: Tensor, weights: Weights) -> Tensor:
-        soft = losses.soften(student_SBC, T=weights.T)
+        soft = losses.soften(student_SBC / weights.factor(_T, 1), T=1.0)
         hard = losses.soften(student_SBC, T=1.0)
         return weigh(weights, target_SBC, (soft, self._over), (hard, _beta))
 
@@ -221,6 +221,10 @@ def weigh(weights: Weights, target: Tensor, *terms: tuple[Tensor, Callable[[Weig
     for term, its in others:
         total.addcmul_(term, weights.factor(its, batch))
     return total.add_(target, alpha=-1 / batch)
+
+
+def _T(weights: Weights) -> Tensor:
+    return weights.T
 
 
 def _alpha(weights: Weights) -> Tensor:

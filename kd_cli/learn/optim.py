@@ -42,25 +42,22 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[slice], None]:
     Its parameters are those that it was made with, their gradients stay where they are, and its state is not replaced.
     """
     step = inspect.unwrap(type(optimizer).step)
-    fused: dict[int, FusedAdam | None] = {}  # by the group's number, from the second step on
+    fused: dict[int, list[FusedAdam]] = {}  # by the first group's number, from the second step on
 
-    @torch.no_grad()
     def stepped(some: slice) -> None:
-        groups = optimizer.param_groups
-        numbers = range(*some.indices(len(groups)))
-        ready = [fused.get(i) for i in numbers]
-        if all(ready):
-            for one in ready:
-                one()  # type: ignore[misc]
+        if kernels := fused.get(some.start):
+            for kernel in kernels:
+                kernel()
             return
+        groups = optimizer.param_groups
         optimizer.param_groups = groups[some]
         try:
-            step(optimizer)
+            with torch.no_grad():
+                step(optimizer)
         finally:
             optimizer.param_groups = groups
-        for i in numbers:
-            if i not in fused:
-                fused[i] = FusedAdam(optimizer, groups[i]) if FusedAdam.can(optimizer, groups[i]) else None
+        if all(FusedAdam.can(optimizer, group) for group in groups[some]):
+            fused[some.start] = [FusedAdam(optimizer, group) for group in groups[some]]
 
     return stepped
 
@@ -90,7 +87,8 @@ class FusedAdam:
         states = [optimizer.state[p] for p in group["params"]]
         self.steps = [state["step"] for state in states]
         moments = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
-        self.tensors = (group["params"], [p.grad for p in group["params"]], *moments, [], self.steps)
+        params = [p.detach() for p in group["params"]]
+        self.tensors = (params, [p.grad for p in group["params"]], *moments, [], self.steps)
 
     def __call__(self) -> None:
         group = self.group
