@@ -38,8 +38,7 @@ def main() -> None:
     """Entry point of `kd-run` and `python -m kd_cli`. Exits with 1 after an error, told without a traceback."""
     argv = sys.argv[1:] = flags_first(sys.argv[1:])
     cores.share(os.environ)
-    # MKL may round a product by where it lies in memory, and a model's place there depends on its company in a stack.
-    os.environ.setdefault("MKL_CBWR", "AUTO")
+    cores.keep_memory()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back to us, who know how to tell them
     sys.path.append(os.getcwd())  # a user's own models and methods
     try:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "centred",
+    "cross_entropy",
     "hard_cross_entropy",
     "hard_cross_entropy_gradient",
     "kl_divergence",
@@ -46,7 +47,12 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, *, T: float | Tensor) -
     In float32 `p_i - q_i` loses digits as T grows: its relative error is about 1e-7 * T for logits of size 1, so from
     T = 1e4 upward `logit_matching`, its exact limit, is the better function.
     """
-    return -_mean_of_sums(soften(teacher, T=T) * _log_softened(student, T=T))
+    return cross_entropy(student, soften(teacher, T=T), T=T)
+
+
+def cross_entropy(student: Tensor, targets: Tensor, *, T: float | Tensor = 1.0) -> Tensor:
+    """Cross entropy of the student at temperature T with probabilities, `-sum_i q_i log p_i`, `[..., B, C]` both."""
+    return -_mean_of_sums(targets * _log_softened(student, T=T))
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:

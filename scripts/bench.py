@@ -964,4 +964,8 @@ def say_run(store: str, found: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    if "GOMP_SPINCOUNT" not in os.environ:  # read once, by libraries that are loaded by now
+        cores.share(os.environ)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    cores.keep_memory()
     main()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,29 @@ def test_fewer_threads_are_asked_for_only_where_less_is_granted_and_nobody_chose
     assert threads({}, group(tmp_path / "all", 2, str(100000 * SEEN))) is None
     assert threads({}, group(tmp_path / "most", 2, str(100000 * SEEN - 1000))) == max(1, SEEN - 1)
     assert threads({}, tmp_path / "none") is None
+
+
+FREED = """
+import ctypes, os
+from kd_cli.cores import keep_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+keep_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+block = libc.malloc(ctypes.c_size_t(64 << 20))
+ctypes.memset(block, 1, 64 << 20)
+full = resident()
+libc.free(block)
+print((full - resident()) >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's malloc")
+@pytest.mark.parametrize(("variables", "given_back"), [({}, False), ({"MALLOC_ARENA_MAX": "2"}, True)], ids=str)
+def test_freed_memory_is_kept_unless_malloc_has_been_set(variables: dict[str, str], given_back: bool) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    found = subprocess.run(
+        [sys.executable, "-c", FREED], env={**own, **variables}, capture_output=True, text=True, check=True
+    )
+    assert (int(found.stdout) > 50) is given_back

@@ -185,7 +185,15 @@ def test_the_teacher_runs_live_when_the_students_images_are_augmented_and_only_t
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "own.yaml").write_text("_target_: own_teacher.Net\n")
     calls = tmp_path / "calls.txt"
-    argv = ["--config-dir", "conf", *TINY[1:2], *TINY[3:], "teacher=own", "training.batch_size=100"]
+    argv = [
+        "--config-dir",
+        "conf",
+        *TINY[1:2],
+        *TINY[3:],
+        "teacher=own",
+        "training.batch_size=100",
+        "teacher_training.batch_size=128",
+    ]
 
     def called(*more: str) -> list[str]:
         calls.unlink(missing_ok=True)

@@ -185,7 +185,7 @@ def test_a_teacher_serves_every_run_that_does_not_change_it(tiny: Callable[..., 
     [
         "teacher.hidden=[13]",
         "teacher_training.epochs=2",
-        "teacher_training.batch_size=64",
+        "teacher_training.batch_size=32",
         "teacher_training.jitter=1",
         "teacher_optimizer.lr=0.002",
         "teacher_schedule=constant",

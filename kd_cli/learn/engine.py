@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.capture import Recorded, Recorder, why_not_recorded
-from kd_cli.learn.dense import each
+from kd_cli.learn.dense import each, is_dense
 from kd_cli.learn.methods import Method, Terms, Weights, has_closed_form
 from kd_cli.learn.optim import Schedule, make_recordable
 from kd_cli.learn.randomness import generator
@@ -250,9 +250,12 @@ def gradient_sizes(
     return [{key: None if values is None else values[s] for key, values in found.items()} for s in range(learner.size)]
 
 
-def gather(examples: Tensor, index: Tensor) -> Tensor:
-    """Rows of the examples [N,...] by index [U,B]: [U,B,...]; a plain selection, which is faster than indexing."""
-    return examples.index_select(0, index.reshape(-1)).view(*index.shape, *examples.shape[1:])
+def gather(examples: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows of the examples [N,...] by index [U,B]: [U,B,...]; a plain selection, which is faster than indexing.
+
+    `out` is memory [U B,...] for them.
+    """
+    return torch.index_select(examples, 0, index.reshape(-1), out=out).view(*index.shape, *examples.shape[1:])
 
 
 def cut_up(x: Tensor | None, sizes: Sequence[int]) -> Sequence[Any]:
@@ -334,6 +337,8 @@ class Steps:
         # the number of models: a model's sums do not depend on its company.
         classes = plan.classes or int(train.labels.max()) + 1
         self.together = WAITING // (plan.batch_size * classes) + 1
+        self.plain = is_dense(learner.module)
+        self.places: dict[int, Tensor] = {}
 
     def __call__(
         self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Iterable[float | Tensor]
@@ -350,7 +355,7 @@ class Steps:
         targets: Sequence[Tensor | None] = ()
         batches = zip(factors, index.split(list(sizes), 1), cut(draws), cut(known), cut(labels), strict=True)
         for i, (factor, part, drawn, soft_targets, true) in enumerate(batches):
-            images = gather(self.train.images, part)
+            images = gather(self.train.images, part, self._place(part.numel()))
             if drawn is not None:
                 images = augment(self.plan, images, drawn)
             logits = self.learner.logits(images)
@@ -363,6 +368,16 @@ class Steps:
             if isinstance(factor, float):  # and not while they are recorded
                 self.done()
         self.teaching.settle(known, labels)
+
+    def _place(self, n: int) -> Tensor | None:
+        """Memory for n images of a step, the same in every step: that of a stack is large enough for the system to take
+        it back and give it anew, page by page, which takes longer than to fill it. Not where somebody's own module may
+        keep what it was given."""
+        if not self.plain:
+            return None
+        if n not in self.places:
+            self.places[n] = self.train.images.new_empty(n, *self.train.images.shape[1:])
+        return self.places[n]
 
 
 def recording(steps: Steps, recorder: Recorder) -> Recorded | None:

@@ -33,6 +33,7 @@ class Weights:
     alpha: Tensor
     beta: Tensor
     _factors: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _softened: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def factor(self, of: Callable[[Weights], Tensor], batch: int) -> Tensor:
         """What a term's part of a gradient is multiplied with: a weight [S] over the examples of the batch, [S,1,1].
@@ -42,6 +43,13 @@ class Weights:
         found = self._factors.get((of, batch))
         if found is None:
             found = self._factors[of, batch] = (of(self) / batch)[:, None, None]
+        return found
+
+    def soften(self, teacher: Tensor) -> Tensor:
+        """The teacher's probabilities at T, [S,B,C]; of the same logits as the last time, what was found then."""
+        if not self._softened or self._softened[0] is not teacher or self._softened[1] != teacher._version:
+            self._softened[:] = teacher, teacher._version, losses.soften(teacher, T=self.T)
+        found: Tensor = self._softened[2]
         return found
 
 
@@ -88,13 +96,13 @@ class SoftTargets:
 
     def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
         assert teacher is not None
-        soft = losses.soft_cross_entropy(student_SBC, teacher, T=weights.T)
+        soft = losses.cross_entropy(student_SBC, weights.soften(teacher), T=weights.T)
         hard = losses.hard_cross_entropy(student_SBC, labels_SB)
         return Terms(self._alpha(weights) * soft + weights.beta * hard, soft, hard)
 
     def target(self, like: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
         assert teacher is not None
-        return targets(like, weights, labels_SB, (losses.soften(teacher, T=weights.T), self._over))
+        return targets(like, weights, labels_SB, (weights.soften(teacher), self._over))
 
     def gradient(self, student_SBC: Tensor, target_SBC: Tensor, weights: Weights) -> Tensor:
         soft = losses.soften(student_SBC / weights.factor(_T, 1), T=1.0)
