@@ -79,6 +79,8 @@ class FusedLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         self.composed = remember_compositions(hydra_context.config_loader)
+        # Resolved once: after every job the terminal gets the sweep's words again.
+        self.logging = DictConfig(OmegaConf.to_container(config.hydra.hydra_logging, resolve=True))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose all jobs, run them, and return what Hydra wants to know of each."""
@@ -108,7 +110,7 @@ class FusedLauncher(Launcher):
         return [job.returned for job in jobs if job.returned is not None]
 
     def _log_as_sweep(self) -> None:
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        configure_log(self.logging, self.config.hydra.verbose)
 
     def _compose(self, overrides: list[str], number: int) -> DictConfig:
         config = self.composed(self.config, overrides)

@@ -322,7 +322,6 @@ def reliability_diagram(roles: Sequence[tuple[str, str, Sequence[dict]]], *, tit
 def distributions(rows: Sequence[tuple[str, float | None, float | None, bool]], *, title: str, width: int = 168) -> str:
     """Paired bars (class, teacher's probability, student's, whether it is the label); full width is probability 1."""
     left, tall = 10 + 6.6 * min(max((len(name) for name, *_ in rows), default=1), 9), 17
-    place = _scale(0, 1, 0, width - 2 - left)
     out = [f'<path class="axis" d="M{left:.1f} 0V{tall * len(rows)}"/>']
     for i, (name, teacher, student, true) in enumerate(rows):
         y = i * tall
@@ -330,12 +329,12 @@ def distributions(rows: Sequence[tuple[str, float | None, float | None, bool]], 
         there = [(role, p) for role, p in (("teacher", teacher), ("student", student)) if p is not None]
         each = 12 / max(len(there), 1)
         for k, (role, p) in enumerate(there):
-            tip = f"{_tip_of(name)}{role} {p:.2%}</title>"
-            out.append(_box(f"bar {role}", left, y + 2.5 + k * each, max(place(p), 0.5), each, tip))
+            out.append(_probability(role, p, name, left, y + 2.5 + k * each, width - 2 - left, each))
     return _svg(out, width, tall * len(rows) + 2, title)
 
 
-# A page has some fifty such charts of the same classes, and a sweep a thousand such pages.
+# A page has some fifty such charts of the same classes, and a sweep a thousand such pages, of one teacher; and most
+# classes have no probability to speak of.
 
 
 @functools.lru_cache(4096)
@@ -343,9 +342,10 @@ def _class_name(x: float, y: float, name: str, true: bool) -> str:
     return _text(x, y, name, "end", kind="strong" if true else "name", most=9)
 
 
-@functools.lru_cache(4096)
-def _tip_of(name: str) -> str:
-    return f"<title>{escape(name)}: "
+@functools.lru_cache(1 << 14)
+def _probability(role: str, p: float, name: str, x: float, y: float, most: float, height: float) -> str:
+    tip = f"<title>{escape(name)}: {role} {p:.2%}</title>"
+    return _box(f"bar {role}", x, y, max(p * most, 0.5), height, tip)
 
 
 def parts(shares: Sequence[tuple[str, int, str]], *, title: str, width: int = WIDE) -> str:
