@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import itertools
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kd_cli import cores
@@ -104,7 +105,28 @@ def _hydra(argv: Sequence[str]) -> None:
         argv = repeated
         sys.argv[1:] = repeated
     prepare(argv)
-    hydra.main(version_base="1.3", config_path=str(help_page.conf_dir()), config_name="config")(Task())()
+    with composed_once(argv):
+        hydra.main(version_base="1.3", config_path=str(help_page.conf_dir()), config_name="config")(Task())()
+
+
+@contextlib.contextmanager
+def composed_once(argv: Sequence[str]) -> Iterator[None]:
+    """The block in which Hydra does not compose everything to see whether `hydra.mode` is set, and then once more.
+
+    Only a word on Hydra itself, an experiment, or somebody's own configuration can have set it.
+    """
+    from hydra._internal.hydra import Hydra
+
+    look = getattr(Hydra, "get_mode", None)
+    flags = {word for word in argv if word.startswith("-")} - {"-m", "--multirun"}
+    if look is None or flags or any("hydra" in word or word.lstrip("+").startswith("experiment") for word in argv):
+        yield
+        return
+    Hydra.get_mode = lambda *args, **keys: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = look  # type: ignore[method-assign]
 
 
 def stopped(interrupt: KeyboardInterrupt) -> str:

@@ -14,7 +14,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_memory() -> None:
-    """Have GNU's malloc keep what is freed, up to half a gigabyte, instead of giving large blocks back to the system.
+    """Have GNU's malloc keep what is freed, at the end of its heap up to half a gigabyte, for what is asked for next,
+    instead of giving large blocks back to the system.
 
     It asks for them anew in the next step, page by page: a third of the step of 16 stacked `tinymlp`. Who has set
     malloc's own variables is left alone.
@@ -22,7 +23,7 @@ def keep_memory() -> None:
     if sys.platform != "linux" or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, 256 << 20):
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, n << 20) for n in (256, 32)):  # 32 is most where it is old
         mallopt(M_TRIM_THRESHOLD, 512 << 20)
 
 

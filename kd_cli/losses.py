@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "centred",
     "cross_entropy",
     "hard_cross_entropy",
     "hard_cross_entropy_gradient",
@@ -126,15 +125,9 @@ def uniform_cross_entropy_gradient(student: Tensor) -> Tensor:
     return p.sub_(1 / p.shape[-1]).div_(p.shape[-2])
 
 
-def centred(logits: Tensor) -> Tensor:
-    """The logits, `[..., B, C]`, less the mean of each example's: a softmax does not see it."""
-    logits = _at(logits, 1.0)
-    return logits - logits.mean(-1, keepdim=True)
-
-
 def _difference(student: Tensor, teacher: Tensor, center: bool) -> Tensor:
     difference = _at(student, 1.0) - _at(teacher, 1.0)
-    return centred(difference) if center else difference
+    return difference - difference.mean(-1, keepdim=True) if center else difference
 
 
 def _log_softened(logits: Tensor, *, T: float | Tensor) -> Tensor:

@@ -807,7 +807,7 @@ def measure_startup(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     python = [sys.executable, "-c"]
     commands = {
         "import hydra": [*python, "import hydra"],
-        "import torch": [*python, "import torch"],
+        "import torch": [*python, "import os, torch; os._exit(0)"],
         "kd-run --help": [*kd_run, "--help"],
         "first step": [*python, f"{inspect.getsource(traced_run)}\ntraced_run(stop=True)"],
     }
@@ -964,8 +964,9 @@ def say_run(store: str, found: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if "GOMP_SPINCOUNT" not in os.environ:  # read once, by libraries that are loaded by now
-        cores.share(os.environ)
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    environment = dict(os.environ)
+    cores.share(environment)
+    if environment != dict(os.environ):  # the command's; read once, by libraries that are loaded by now
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     cores.keep_memory()
     main()

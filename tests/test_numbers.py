@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import batch_slices
+from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Weights
 from kd_cli.losses import hard_cross_entropy, kl_divergence, logit_matching, soft_cross_entropy, uniform_cross_entropy
 from kd_cli.runs.config import LEAST_T, MOST_T, temperature
 
@@ -52,6 +54,45 @@ def test_losses_are_right_wherever_they_are_allowed(loss: str, size: float, T: f
     if loss != "kl" or T <= 1:  # the divergence itself is the difference of two large numbers at a high T
         assert abs(value - exact) <= tolerance * max(abs(exact), 1e-2)
     assert (gradient - exact_gradient).abs().max() <= tolerance * exact_gradient.abs().max() + 1e-7
+
+
+METHODS: dict[str, Method] = {
+    "soft": SoftTargets(),
+    "without_T2": SoftTargets(square_T=False),
+    "logits": Logits(),
+    "uncentred": Logits(center=False),
+    "hard": Hard(),
+    "smoothed": LabelSmoothing(0.2),
+}
+
+
+@pytest.mark.parametrize("T", [1.0, 20.0, 1e3])
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize("apart", [1.0, 0.01], ids=["far", "near"])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_student_is_taught_by_is_right_wherever_it_is_allowed(
+    name: str, apart: float, size: float, T: float
+) -> None:
+    own = torch.Generator().manual_seed(1)
+    teacher = size * torch.randn(2, 6, 10, generator=own)
+    student = teacher + apart * size * torch.randn(2, 6, 10, generator=own)
+    labels = (torch.arange(6) % 10).expand(2, 6)
+    method: Any = METHODS[name]
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        weights = Weights(*(torch.tensor(of, dtype=dtype) for of in ([T, 2 * T], [1, 0.5], [0.5, 1])))
+        z, v = student.to(dtype), teacher.to(dtype)
+        found: Tensor = method.gradient(z, method.target(z, v, labels, weights), weights)
+        return found.double()
+
+    exact = gradient(torch.float64)
+    z = student.double().requires_grad_()
+    weights = Weights(*(torch.tensor(of, dtype=torch.float64) for of in ([T, 2 * T], [1, 0.5], [0.5, 1])))
+    method(z, teacher.double(), labels, weights).loss.sum().backward()
+    assert z.grad is not None
+    assert (exact - z.grad).abs().max() <= 1e-9 * z.grad.abs().max() + 1e-12
+    tolerance = 1e-5 + (1e-6 * T / size / apart if name in ("soft", "without_T2") else 0)
+    assert (gradient(torch.float32) - exact).abs().max() <= tolerance * exact.abs().max() + 1e-7
 
 
 @pytest.mark.parametrize("T", [LEAST_T, 1.0, MOST_T])

@@ -246,6 +246,32 @@ def test_the_quicker_product_hides_no_nan(value: float) -> None:
     assert not expected.isfinite().all()
 
 
+@pytest.mark.parametrize("seeds", [[4], SEEDS], ids=str)
+@pytest.mark.parametrize("kind", ["dense", "convolutional"])
+def test_a_layer_that_comes_again_is_not_left_out(kind: str, seeds: Sequence[int]) -> None:
+    def again() -> nn.Module:
+        relu = nn.ReLU()
+        if kind == "dense":
+            return nn.Sequential(
+                nn.Flatten(), nn.Linear(36, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, made.CLASSES)
+            )
+        layers = [nn.Conv2d(1, 3, 3), relu, nn.Flatten(), nn.Linear(48, 8), relu, nn.Linear(8, made.CLASSES)]
+        return nn.Sequential(*layers)
+
+    modules = [made.made(again, seed) for seed in seeds]
+    stack = StackedLearner(modules, SGD, hyper=[{}] * len(seeds), seeds=seeds)
+    images = made.examples(20).images
+    for module, logits in zip(modules, stack.logits(images[None]), strict=True):
+        assert (logits - module(images)).abs().max() < 1e-12
+
+
+def test_layers_that_share_weights_do_not_stack() -> None:
+    linear = nn.Linear(36, 36)
+    module = nn.Sequential(nn.Flatten(), linear, nn.ReLU(), linear)
+    said = why_not(module, SGD(module.parameters()), torch.zeros(made.SHAPE))
+    assert said == "Sequential has layers that share weights"
+
+
 def named() -> nn.Module:
     layers = [nn.Flatten(), nn.Linear(36, 16, bias=False), nn.ReLU(), nn.Linear(16, made.CLASSES)]
     return nn.Sequential(collections.OrderedDict(zip(("flat", "one", "bend", "two"), layers, strict=True)))

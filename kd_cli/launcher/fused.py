@@ -241,14 +241,23 @@ def save_configuration(config: DictConfig, folder: Path) -> None:
     values = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
     assert isinstance(values, dict)
     hydra = values.pop("hydra")
-    (folder / "config.yaml").write_text(to_yaml(values), encoding="utf-8")
-    (folder / "hydra.yaml").write_text(to_yaml({"hydra": hydra}), encoding="utf-8")
+    text = "".join(to_yaml_again(pickle.dumps({key: value})) for key, value in values.items())
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    parts = (to_yaml_again(pickle.dumps({"hydra": {key: value}})) for key, value in hydra.items())
+    text = "hydra:\n" + "".join(part.removeprefix("hydra:\n") for part in parts)
+    (folder / "hydra.yaml").write_text(text, encoding="utf-8")
     last.write_text(to_yaml(hydra["overrides"]["task"]), encoding="utf-8")
 
 
 def to_yaml(value: Any) -> str:
     """The text that OmegaConf.to_yaml would give, by libyaml where PyYAML has it: five times as fast."""
     return yaml.dump(value, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=_dumper())
+
+
+@functools.lru_cache(1024)
+def to_yaml_again(pickled: bytes) -> str:
+    """The text of a part of a configuration: most are the same in all jobs of a sweep."""
+    return to_yaml(pickle.loads(pickled))
 
 
 @functools.cache

@@ -81,7 +81,8 @@ class Dense:
         self.dtype = dtype
         self.alone = len(next(iter(parameters.values()))) == 1
         self.layers: list[_Layer] = []
-        for i, layer in module.named_children():
+        for i, layer in module._modules.items():  # named_children leaves out a layer that comes again
+            assert layer is not None
             if type(layer) is nn.Linear:
                 own = [
                     {name: of[f"{i}.{name}"] for name, _ in layer.named_parameters()} for of in (parameters, gradients)

@@ -413,12 +413,13 @@ class Teaching:
         return self.method.target(like, teacher, labels, self.weights) if self.closed else None  # type: ignore[attr-defined]
 
     def gradient(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, target: Tensor | None = None) -> Tensor:
-        """The gradient of the losses of S models on their logits [S,B,C]; labels and the teacher's logits broadcast."""
+        """The gradient of the losses of S models on their logits [S,B,C]; labels are [S,B]."""
         if self.closed:
             self.waiting.append((logits.clone(), teacher))
             if target is None:
                 target = self.target(logits, teacher, labels)
-            return self.method.gradient(logits, target, self.weights)  # type: ignore[attr-defined]
+            slope: Tensor = self.method.gradient(logits, target, self.weights)  # type: ignore[attr-defined]
+            return slope.detach()  # somebody's own may have built a graph
         leaf = logits.clone().requires_grad_()  # a method may keep them; the learner writes over its own
         terms = self.method(leaf, teacher, labels, self.weights)
         self._add(terms, logits, labels)

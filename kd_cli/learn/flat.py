@@ -4,7 +4,9 @@ An optimiser passes over one tensor instead of many, and a backward pass writes 
 
 Large models are advanced piece by piece, one or more layers at a time, and all pieces' gradients use the same memory.
 What a step touches, weights, gradients and the optimiser's state, is then smaller by all gradients but one piece's, and
-a gradient is still in the processor's cache when the optimiser reads it. For small models the calls cost more.
+a gradient is still in the processor's cache when the optimiser reads it. For small models the calls cost more. What
+lies between two parameters, to align them, then sees other pieces' gradients; nothing reads it, and an optimiser that
+treats every number by itself carries nothing over.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ class Flat:
         """`layers` are the numbers of parameters of each layer, of models which can be advanced piece by piece."""
         self.size, first = len(models), models[0]
         widths = [self.size * -(-p.numel() // ALIGNED) * ALIGNED for p in first.values()]
-        self.pieces = _pieces(widths, layers)
-        lengths = [sum(widths[piece]) for piece in self.pieces]
         some = next(iter(first.values()))
+        self.pieces = _pieces(widths, layers if some.device.type == "cpu" else [])
+        lengths = [sum(widths[piece]) for piece in self.pieces]
         self.values = torch.zeros(sum(widths), dtype=some.dtype, device=some.device)
         self.slopes = self.values.new_zeros(max(lengths))
         self.stretches = [(values, self.slopes[: len(values)]) for values in self.values.split(lengths)]

@@ -4,9 +4,10 @@ A method is any callable with the signature of `Method.__call__` and an attribut
 but no temperature says `has_T = False`. Your own is one class in one Python file and one YAML file in `method/` that
 names it under `_target_`; autograd finds the loss's gradient on the student's logits. A method that knows it in closed
 form, and whose terms are means over examples, also has `gradient` and `target`, as those here do: it saves a small
-network a good part of its step. `target` is what of the gradient does not depend on the student, for many batches at
-once; `gradient` is the rest less the target, over the examples of a batch. A method with numbers of its own that may
-differ within a stack names them in `stackable` and has a classmethod `stack`, as `LabelSmoothing` shows.
+network a good part of its step. `target(like, teacher, labels, weights)`, [S,N,...], is what the gradient needs beside
+the student, for many batches at once; `gradient(student, target, weights)`, [S,B,C], is that of a batch. A method with
+numbers of its own that may differ within a stack names them in `stackable` and has a classmethod `stack`, as
+`LabelSmoothing` shows.
 
 Shapes: S models, B examples, C classes.
 """
@@ -47,6 +48,8 @@ class Weights:
 
     def soften(self, teacher: Tensor) -> Tensor:
         """The teacher's probabilities at T, [S,B,C]; of the same logits as the last time, what was found then."""
+        if teacher.requires_grad:
+            return losses.soften(teacher, T=self.T)
         if not self._softened or self._softened[0] is not teacher or self._softened[1] != teacher._version:
             self._softened[:] = teacher, teacher._version, losses.soften(teacher, T=self.T)
         found: Tensor = self._softened[2]
@@ -137,15 +140,16 @@ class Logits:
         return Terms(weights.alpha * soft + weights.beta * hard, soft, hard)
 
     def target(self, like: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
+        """The teacher's logits, and the labels beside them: z - v comes first, it is exact where they are close."""
         assert teacher is not None
-        return targets(like, weights, labels_SB, (self._centred(teacher), _alpha))
+        return torch.cat([teacher.to(like.dtype).expand(*labels_SB.shape, -1), targets(like, weights, labels_SB)], -1)
 
     def gradient(self, student_SBC: Tensor, target_SBC: Tensor, weights: Weights) -> Tensor:
-        hard = losses.soften(student_SBC, T=1.0)
-        return weigh(weights, target_SBC, (self._centred(student_SBC), _alpha), (hard, _beta))
-
-    def _centred(self, logits: Tensor) -> Tensor:
-        return losses.centred(logits) if self.center else logits.clone()
+        logits, labels = target_SBC.chunk(2, -1)
+        difference = student_SBC - logits
+        if self.center:
+            difference -= difference.mean(-1, keepdim=True)
+        return weigh(weights, labels, (difference, _alpha), (losses.soften(student_SBC, T=1.0), _beta))
 
 
 class Hard:

@@ -51,7 +51,8 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
     if len({p.dtype for p in module.parameters()}) > 1:
         return f"{type(module).__name__} has weights of several types"
     if isinstance(module, nn.Sequential) and all(type(layer) in LAYERS for layer in module.children()):
-        return None
+        several = sum(len(list(layer.parameters())) for layer in module) > len(list(module.parameters()))
+        return f"{type(module).__name__} has layers that share weights" if several else None
     if any("Dropout" in type(m).__name__ for m in module.modules()):
         return f"{type(module).__name__} has dropout inside a forward of its own"
     try:
@@ -198,7 +199,8 @@ class Traced:
         return logits.detach()
 
     def _layers(self, x: Tensor) -> Tensor:
-        for i, layer in self.module.named_children():
+        for i, layer in self.module._modules.items():  # named_children leaves out a layer that comes again
+            assert layer is not None
             own = {name: self.parameters[f"{i}.{name}"] for name, _ in layer.named_parameters()}
             x = LAYERS[type(layer)](layer, own, x, self.generators.now)
         return x

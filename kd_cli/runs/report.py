@@ -7,9 +7,11 @@ what is averaged over; a setting is a value for each other swept key. A setting 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
+import pickle
 import re
 import statistics
 from collections import Counter
@@ -161,7 +163,13 @@ def _parsed(path: Path, read: Any) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> Any:
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader: it builds plain values only
+    return pickle.loads(_plain_values(path.read_text(encoding="utf-8")))
+
+
+@functools.lru_cache(1024)
+def _plain_values(text: str) -> bytes:
+    """The values of a YAML text, pickled: a sweep reads each of its jobs' twice, and two jobs' are often the same."""
+    return pickle.dumps(yaml.load(text, Loader=_Loader))  # a safe loader: it builds plain values only
 
 
 def _choices(path: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
+from kd_cli.learn import flat
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.dense import is_dense
 from kd_cli.learn.engine import Examples, Outcome, Plan, fit
@@ -271,7 +272,7 @@ class Stack:
             [lesson.spec.identity(""), lesson.method, lesson.T, lesson.alpha, lesson.beta] for lesson in self.lessons
         ]
         bench = [self.bench.dataset.fingerprint, len(self.bench.train), self.bench.device.type, self.diagnostics]
-        machine = [torch.get_num_threads(), torch.__version__]
+        machine = [torch.get_num_threads(), torch.__version__, flat.LARGE, flat.PIECE]
         key = fingerprint([self.role, self.subject, lessons, self.owners, bench, *machine])
         return TrainingState(self.care.folder / f"{key}.state", every=self.care.every, results=self.results)
 
