@@ -16,6 +16,7 @@ from kd_cli import cores
 from kd_cli import help as help_page
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.nearest import did_you_mean
+from kd_cli.preload import preload_torch
 
 NAMED = 20  # jobs that failed, at the end of a sweep
 OWN_KEYS = {
@@ -105,6 +106,8 @@ def _hydra(argv: Sequence[str]) -> None:
         argv = repeated
         sys.argv[1:] = repeated
     prepare(argv)
+    if not any(word.startswith("-") for word in set(argv) - {"-m", "--multirun"}):  # to run, and not to show something
+        preload_torch()
     with composed_once(argv):
         hydra.main(version_base="1.3", config_path=str(help_page.conf_dir()), config_name="config")(Task())()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -338,3 +339,22 @@ def test_the_surface_is_what_it_was() -> None:
     top = {key.name for key in keys((conf_dir() / "config.yaml").read_text()) if "." not in key.name}
     assert top - {"hydra"} <= {field.name for field in fields(Schema)}
     assert "kd-run" in page([conf_dir()])
+
+
+PRELOADED = """
+import sys
+from kd_cli.preload import preload_torch
+thread = preload_torch()
+thread.join()
+assert "torch" not in sys.modules
+print(any("libtorch_cpu" in line for line in open("/proc/self/maps")))
+import torch
+print(torch.mm(torch.ones(300, 300), torch.ones(300, 300)).sum().item() == 300**3)
+print(preload_torch())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or (os.cpu_count() or 1) < 2, reason="preloads on Linux with two cores")
+def test_torchs_libraries_are_loaded_before_its_import() -> None:
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", PRELOADED], capture_output=True, text=True)
+    assert ran.stdout.split() == ["True", "True", "None"], ran.stderr
