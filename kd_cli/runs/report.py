@@ -11,7 +11,6 @@ import functools
 import io
 import json
 import os
-import pickle
 import re
 import statistics
 from collections import Counter
@@ -163,13 +162,14 @@ def _parsed(path: Path, read: Any) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> Any:
-    return pickle.loads(_plain_values(path.read_text(encoding="utf-8")))
+    return _plain_values(path.read_text(encoding="utf-8"))
 
 
 @functools.lru_cache(1024)
-def _plain_values(text: str) -> bytes:
-    """The values of a YAML text, pickled: a sweep reads each of its jobs' twice, and two jobs' are often the same."""
-    return pickle.dumps(yaml.load(text, Loader=_Loader))  # a safe loader: it builds plain values only
+def _plain_values(text: str) -> Any:
+    """The values of a YAML text, not to be changed: a sweep reads each of its jobs' twice, and two jobs' are often the
+    same."""
+    return yaml.load(text, Loader=_Loader)  # a safe loader: it builds plain values only
 
 
 def _choices(path: Path) -> dict[str, str]:
