@@ -106,25 +106,23 @@ def _hydra(argv: Sequence[str]) -> None:
         argv = repeated
         sys.argv[1:] = repeated
     prepare(argv)
-    if not any(word.startswith("-") for word in set(argv) - {"-m", "--multirun"}):  # to run, and not to show something
+    plain = all(word in ("-m", "--multirun") for word in argv if word.startswith("-"))  # to run, not to show something
+    if plain:
         preload_torch()
-    with composed_once(argv):
+    mode = not plain or any("hydra" in word or word.lstrip("+").startswith("experiment") for word in argv)
+    with contextlib.nullcontext() if mode else composed_once():
         hydra.main(version_base="1.3", config_path=str(help_page.conf_dir()), config_name="config")(Task())()
 
 
 @contextlib.contextmanager
-def composed_once(argv: Sequence[str]) -> Iterator[None]:
+def composed_once() -> Iterator[None]:
     """The block in which Hydra does not compose everything to see whether `hydra.mode` is set, and then once more.
 
     Only a word on Hydra itself, an experiment, or somebody's own configuration can have set it.
     """
     from hydra._internal.hydra import Hydra
 
-    look = getattr(Hydra, "get_mode", None)
-    flags = {word for word in argv if word.startswith("-")} - {"-m", "--multirun"}
-    if look is None or flags or any("hydra" in word or word.lstrip("+").startswith("experiment") for word in argv):
-        yield
-        return
+    look = Hydra.get_mode
     Hydra.get_mode = lambda *args, **keys: None  # type: ignore[method-assign]
     try:
         yield

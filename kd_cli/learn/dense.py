@@ -88,7 +88,7 @@ class Dense:
                     {name: of[f"{i}.{name}"] for name, _ in layer.named_parameters()} for of in (parameters, gradients)
                 ]
                 linear = _LinearAlone if self.alone else _Linear
-                self.layers.append(linear(*own, first=not any(one.trained for one in self.layers)))
+                self.layers.append(linear(*own, number=sum(one.number is not None for one in self.layers)))
             elif type(layer) is nn.ReLU:
                 self.layers.append(_ReLU())
             elif type(layer) is Dropout and layer.p:
@@ -104,7 +104,7 @@ class Dense:
             x = layer.forward(x, keep)
         return x[None] if self.alone else x
 
-    def backward(self, slope: Tensor, ready: Callable[[int], None] = lambda layer: None) -> None:
+    def backward(self, slope: Tensor, ready: Callable[[int], None]) -> None:
         """From the gradient on the logits [S,B,C], which is overwritten, to the gradients on the parameters.
 
         `ready` is told the number of each linear layer, the last one first, when its gradients are there and nothing
@@ -113,12 +113,10 @@ class Dense:
         below = slope[0] if self.alone else slope
         if slope.dtype != self.dtype:
             below = below.to(self.dtype)
-        number = sum(layer.trained for layer in self.layers)
         for layer in reversed(self.layers):
             found = layer.backward(below)
-            if layer.trained:
-                number -= 1
-                ready(number)
+            if layer.number is not None:
+                ready(layer.number)
             if found is None:
                 break
             below = found
@@ -164,7 +162,7 @@ def dropout_masks(x: Tensor, p: float, generators: Sequence[torch.Generator]) ->
 
 
 class _Layer(Protocol):
-    trained: bool  # it has parameters
+    number: int | None  # among the layers with parameters; None for one without
 
     def forward(self, x: Tensor, keep: bool) -> Tensor: ...
 
@@ -177,15 +175,13 @@ class _Linear:
     """`x W^T + b` of S > 1 models. As the network's first layer it may see a shared input, and its own gradient is the
     last."""
 
-    trained = True
-
-    def __init__(self, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *, first: bool) -> None:
+    def __init__(self, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *, number: int) -> None:
         self.weight, self.bias = own["weight"], own.get("bias")
         self.weight_slope, self.bias_slope = gradients["weight"], gradients.get("bias")
-        self.first = first
+        self.number: int | None = number
         self.size, self.outputs, self.inputs = self.weight.shape
         self.tall = makes_one_product(self.weight) and self.weight.is_contiguous()
-        self.buffers = _Buffers()
+        self.buffers = Buffers()
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:
         weight = self.weight
@@ -212,7 +208,7 @@ class _Linear:
     def backward(self, slope: Tensor) -> Tensor | None:
         x, batch = self.x, slope.shape[1]
         below = None
-        if not self.first:
+        if self.number:
             below = self.buffers("below", slope, (self.size, batch, self.inputs))
             torch.bmm(slope, self.w, out=below)
         # The weights' gradient comes last: the optimiser may read it next.
@@ -237,17 +233,15 @@ class _Linear:
 class _LinearAlone:
     """`x W^T + b` of one model, its tensors without the axis of models."""
 
-    trained = True
-
-    def __init__(self, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *, first: bool) -> None:
+    def __init__(self, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *, number: int) -> None:
         self.weight = own["weight"][0]
         self.across = self.weight.t()
         self.bias = own["bias"][0] if "bias" in own else None
         self.weight_slope = gradients["weight"][0]
         self.bias_slope = gradients["bias"][0] if "bias" in gradients else None
-        self.first = first
+        self.number: int | None = number
         self.outputs, self.inputs = self.weight.shape
-        self.buffers = _Buffers()
+        self.buffers = Buffers()
         usual = self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
         self.quick = linear_of_onednn() if usual and self.weight.numel() >= 2**18 else None
 
@@ -267,7 +261,7 @@ class _LinearAlone:
 
     def backward(self, slope: Tensor) -> Tensor | None:
         below = None
-        if not self.first:
+        if self.number:
             if self._quick(slope):
                 below = self.quick(slope, self.across)  # type: ignore[misc]
             else:
@@ -288,8 +282,8 @@ class _LinearAlone:
         return self.quick is not None and x.dtype == torch.float32 and len(x) >= 64
 
 
-class _Buffers:
-    """Memory for results, by name and number of examples: where they were a step before."""
+class Buffers:
+    """Memory for results, by name and shape: where they were a step before."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, Sequence[int]], Tensor] = {}
@@ -302,7 +296,7 @@ class _Buffers:
 
 
 class _ReLU:
-    trained = False
+    number: int | None = None
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:
         y = x.relu_()
@@ -315,7 +309,7 @@ class _ReLU:
 
 
 class _Dropout:
-    trained = False
+    number: int | None = None
     mask: Tensor | None = None
 
     def __init__(self, p: float, generators: Generators) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.capture import Recorded, Recorder, why_not_recorded
-from kd_cli.learn.dense import each, is_dense
+from kd_cli.learn.dense import Buffers, each, is_dense
 from kd_cli.learn.methods import Method, Terms, Weights, has_closed_form
 from kd_cli.learn.optim import Schedule, make_recordable
 from kd_cli.learn.randomness import generator
@@ -338,7 +338,7 @@ class Steps:
         classes = plan.classes or int(train.labels.max()) + 1
         self.together = WAITING // (plan.batch_size * classes) + 1
         self.plain = is_dense(learner.module)
-        self.places: dict[int, Tensor] = {}
+        self.buffers = Buffers()
 
     def __call__(
         self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Iterable[float | Tensor]
@@ -353,7 +353,7 @@ class Steps:
         self.teaching.waiting.clear()  # of a recording that failed
         cut = functools.partial(cut_up, sizes=sizes)  # once for all steps: small calls cost most between large products
         targets: Sequence[Tensor | None] = ()
-        batches = zip(factors, index.split(list(sizes), 1), cut(draws), cut(known), cut(labels), strict=True)
+        batches = zip(factors, cut(index), cut(draws), cut(known), cut(labels), strict=True)
         for i, (factor, part, drawn, soft_targets, true) in enumerate(batches):
             images = gather(self.train.images, part, self._place(part.numel()))
             if drawn is not None:
@@ -373,11 +373,8 @@ class Steps:
         """Memory for n images of a step, the same in every step: that of a stack is large enough for the system to take
         it back and give it anew, page by page, which takes longer than to fill it. Not where somebody's own module may
         keep what it was given."""
-        if not self.plain:
-            return None
-        if n not in self.places:
-            self.places[n] = self.train.images.new_empty(n, *self.train.images.shape[1:])
-        return self.places[n]
+        images = self.train.images
+        return self.buffers("images", images, (n, *images.shape[1:])) if self.plain else None
 
 
 def recording(steps: Steps, recorder: Recorder) -> Recorded | None:

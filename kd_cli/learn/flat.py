@@ -56,14 +56,16 @@ class Flat:
             for s, model in enumerate(models):
                 self.parameters[name][s].copy_(model[name].detach())
 
-    def groups(self, hyper: Sequence[dict[str, float]]) -> Iterator[tuple[int, slice, dict[str, Any]]]:
-        """Parameter groups for an optimiser, of which piece and which models they are: neighbours with equal `hyper`
-        share one."""
+    def groups(self, hyper: Sequence[dict[str, float]]) -> Iterator[tuple[slice, dict[str, Any]]]:
+        """Parameter groups for an optimiser, and which models they are of: neighbours with equal `hyper` share one.
+
+        Piece after piece, and as many of each.
+        """
         runs = list(_runs(hyper))
-        for i, piece in enumerate(self.pieces):
+        for piece, whole in zip(self.pieces, self.stretches, strict=True):
             for run, hyperparameters in runs:
                 if len(runs) == 1:
-                    stretches = [self.stretches[i]]
+                    stretches = [whole]
                 else:
                     stretches = [(values[run], slopes[run]) for values, slopes in self.blocks[piece]]
                 params = []
@@ -71,7 +73,7 @@ class Flat:
                     param = stretch.detach().requires_grad_()
                     param.grad = slope
                     params.append(param)
-                yield i, run, {"params": params, **hyperparameters}
+                yield run, {"params": params, **hyperparameters}
 
 
 def _pieces(widths: Sequence[int], layers: Sequence[int]) -> list[slice]:

@@ -106,12 +106,12 @@ class StackedLearner:
             self.network = Traced(self.module, self.flat, self.generators, autocast)
 
         groups = list(self.flat.groups(hyper))
-        self.runs = [run for _, run, _ in groups]
-        of = [piece for piece, _, _ in groups]
-        self.groups = [slice(of.index(i), of.index(i) + of.count(i)) for i in range(len(self.flat.pieces))]
+        self.runs = [run for run, _ in groups]
+        each_has = len(groups) // len(self.flat.pieces)
+        self.groups = [slice(i * each_has, (i + 1) * each_has) for i in range(len(self.flat.pieces))]
         starts = list(itertools.accumulate(layers, initial=0))  # of layers, in the parameters
-        self.first_layers = [starts.index(piece.start) for piece in self.flat.pieces]
-        self.optimizer = optimizer([group for *_, group in groups])
+        self.pieces = {starts.index(piece.start): i for i, piece in enumerate(self.flat.pieces)}  # by their first layer
+        self.optimizer = optimizer([group for _, group in groups])
         self.step = bare_step(self.optimizer)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -143,12 +143,7 @@ class StackedLearner:
     def _backward(self, slope: Tensor, ready: Callable[[int], None]) -> None:
         """From the gradient on the logits; `ready` is told the number of each of the flat's pieces when its gradients
         are there, the last one first."""
-        if isinstance(self.network, Dense) and len(self.first_layers) > 1:
-            pieces = {layer: i for i, layer in enumerate(self.first_layers)}
-            self.network.backward(slope, lambda layer: ready(pieces[layer]) if layer in pieces else None)
-        else:
-            self.network.backward(slope)
-            ready(0)
+        self.network.backward(slope, lambda layer: ready(self.pieces[layer]) if layer in self.pieces else None)
 
     def rates(self, factor: float) -> list[float]:
         rates = [0.0] * self.size
@@ -205,13 +200,15 @@ class Traced:
             x = LAYERS[type(layer)](layer, own, x, self.generators.now)
         return x
 
-    def backward(self, slope: Tensor) -> None:
-        """Gradients on the parameters: each model's own, whatever those of the others are."""
+    def backward(self, slope: Tensor, ready: Callable[[int], None]) -> None:
+        """Gradients on the parameters: each model's own, whatever those of the others are. All are there when `ready`
+        is told so, of layer 0."""
         found = torch.autograd.grad(
             self.last, list(self.parameters.values()), slope.to(self.last.dtype), materialize_grads=True
         )
         del self.last  # and with it the graph, whose nodes remember the stream they were made on
         torch._foreach_copy_(self.slopes, found)
+        ready(0)
 
 
 def _vmapped(module: nn.Module, *, shared: bool = False) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
