@@ -32,7 +32,7 @@ COMBINE = ("geometric", "arithmetic")  # how an ensemble's distributions are ave
 AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # what T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # what alpha=auto tries
 LEAST_T, MOST_T = 1e-3, 1e4  # where soft targets are right to 0.1 % of the gradient in float32
-FORMAT = 2  # raised when trained weights of an older version of this code must not be reused
+FORMAT = 3  # raised when trained weights of an older version of this code must not be reused
 
 
 # ---------------------------------------------------------------- schema: what Hydra checks while composing
