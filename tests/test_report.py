@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kd_cli.errors import DataError
 from kd_cli.metrics import gap_closed, mean_std
 from kd_cli.report_cli import main
 from kd_cli.runs.pages import run_page, write_report, write_run_page
 from kd_cli.runs.report import (
+    _read_yaml,
     align,
     answer,
     baselines,
@@ -316,6 +318,35 @@ def test_a_log_that_ends_with_an_error_tells_why_a_run_failed(tmp_path: Path) ->
     assert "0 (1 failed)" in sweep_table([comparison])
     (path / "run.log").write_text(f"{log}{stamp}[INFO] goes on\n")
     assert only(tmp_path).runs[0].status == "unfinished"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "T: 2.0\nalpha: 1\nstudent:\n  name: x\n  hidden:\n  - 3\nkeys:\n- a\n- b\nempty: {}\n",
+        "a: &one [1, 2]\nb: *one\n",
+        "a: 1\na: 2\n",
+        "a: 1\n\nb:\n\n  c: 2\n",
+        "# a word\na: 1\n'b': 2\n3: 4\n",
+        "a: 'two\n\n  lines'\nb: |\n  x: 1\n\n  y\n",
+        "[1, 2]\n",
+        "a: 1",
+        "",
+        "word\n",
+    ],
+)
+def test_yaml_read_in_parts_is_yaml_read_at_once(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert _read_yaml(tmp_path / "config.yaml") == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\n---\nb: 2\n", "a: [1\nb: 2]\nc: }\n", "a: *missing\n", "a: !!python/name:os.system\n"]
+)
+def test_yaml_that_cannot_be_read_in_parts_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(yaml.YAMLError):
+        _read_yaml(tmp_path / "config.yaml")
 
 
 def test_a_summary_is_enough(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def said(path: Path) -> list[str]:
     """The lines of a job's log without dates and seconds."""
     lines = (path / "run.log").read_text().splitlines()
+    assert all(re.match(r"\[\d{4}-\d\d-\d\d [\d:,]+\]\[kd_cli\S*\]\[(INFO|WARNING)\] ", line) for line in lines)
     return [re.sub(r"^(\[[^]]*\]){3}|\d+\.\d s", "", line) for line in lines]
 
 
@@ -109,6 +110,21 @@ def test_a_fused_sweep_leaves_what_one_by_one_leaves(
         for key, value in weights[0].items():
             assert (value - weights[1][key]).abs().max() < tolerance
         assert said(one) == said(other)
+
+
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+def test_ones_own_callback_hears_of_each_job(kd_run: Run, tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "hearing.py").write_text(
+        "import logging\n"
+        "from hydra.experimental.callback import Callback\n"
+        "class Hearing(Callback):\n"
+        "    def on_job_end(self, config, job_return, **kwargs):\n"
+        "        logging.getLogger('kd_cli').info('heard of T = %s: %s', config.T, job_return.status.name)\n"
+    )
+    own = "+hydra.callbacks.own._target_=hearing.Hearing"
+    sweep(kd_run, "T=1,2", own, f"hydra/launcher={launcher}")
+    for job, T in zip(jobs(tmp_path / "out"), (1, 2), strict=True):
+        assert said(job)[-1] == f" heard of T = {T}: COMPLETED"
 
 
 def test_what_does_not_stack_runs_one_by_one_and_a_line_says_why(kd_run: Run, tmp_path: Path) -> None:

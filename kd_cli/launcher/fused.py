@@ -7,6 +7,8 @@ job, as Hydra's basic launcher does. Each job's directory, `.hydra/`, log and ca
 from __future__ import annotations
 
 import functools
+import gc
+import json
 import logging
 import os
 import pickle
@@ -34,6 +36,7 @@ from hydra.core.utils import (
     run_job,
     setup_globals,
 )
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -54,12 +57,14 @@ class SweepJob:
     overrides: list[str]
     number: int
     packed: bytes  # the configuration with its node `hydra`; unpacked it takes forty times the memory
+    told: Sequence[str] = ()  # the overrides as Hydra records them
     ended: Callable[[SweepJob], None] = lambda job: None
     path: Path | None = None
     read: Any = None  # what the task made of the configuration
     result: Any = None
     error: Exception | None = None
     records: list[logging.LogRecord] = field(default_factory=list)  # for the job's own log
+    log: OwnLog | None = None
     returned: JobReturn | None = None
 
     @property
@@ -73,6 +78,14 @@ class SweepJob:
             self.ended(self)
 
 
+@dataclass
+class OwnLog:
+    """Where a job's records go, and what Hydra's set-up of logging says beside it, the same for most jobs."""
+
+    file: str
+    shape: str
+
+
 class FusedLauncher(Launcher):
     """Launches the jobs of a sweep together."""
 
@@ -81,6 +94,7 @@ class FusedLauncher(Launcher):
         self.composed = remember_compositions(hydra_context.config_loader)
         # Resolved once: after every job the terminal gets the sweep's words again.
         self.logging = DictConfig(OmegaConf.to_container(config.hydra.hydra_logging, resolve=True))
+        self.handlers: dict[str, logging.FileHandler] = {}  # as Hydra made them, by the shape of a job's logging
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose all jobs, run them, and return what Hydra wants to know of each."""
@@ -103,6 +117,7 @@ class FusedLauncher(Launcher):
             return []
 
         log.info("%d jobs in %s", len(numbered), sweep_dir)
+        gc.freeze()  # what is imported stays; the collector need not look through torch again and again
         jobs = [self._prepare(*job) for job in numbered]
         together(jobs)
         for job in jobs:
@@ -143,36 +158,65 @@ class FusedLauncher(Launcher):
             path.mkdir(parents=True, exist_ok=True)
             if config.hydra.output_subdir is not None:
                 save_configuration(config, path / config.hydra.output_subdir)
-            job = SweepJob(overrides, number, pack(config), self._end, path.absolute())
+            told = list(config.hydra.overrides.task)
+            job = SweepJob(overrides, number, pack(config), told, self._end, path.absolute(), log=self._own_log(config))
             if hasattr(self.task_function, "read"):
                 self.task_function.read(job, config)
         return job
 
+    def _own_log(self, config: DictConfig) -> OwnLog | None:
+        """Where the job's log is, if there is nothing to do at the job's end but to write it."""
+        told = any(
+            getattr(type(callback), name, None) is not getattr(Callback, name)
+            for callback in self.hydra_context.callbacks.callbacks
+            for name in ("on_job_start", "on_job_end")
+        )
+        if told or changes_folder(config) or config.hydra.job.env_set:
+            return None
+        setup: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=True)
+        try:
+            handlers = (setup["handlers"][name] for name in setup["root"]["handlers"])
+            (file,) = [handler for handler in handlers if "filename" in handler]
+            return OwnLog(file.pop("filename"), json.dumps(setup, sort_keys=True))
+        except (KeyError, TypeError, ValueError):  # some other kind of log, or none
+            return None
+
     def _end(self, job: SweepJob) -> None:
         """The job's log and callbacks, and what Hydra wants to know of it."""
-        config = job.config
         assert job.path is not None
-        chdir = config.hydra.job.chdir
-        if chdir is None:
-            chdir = not version.base_at_least("1.2")
         job.returned = returned = PackedReturn(job.packed)
-        returned.overrides = list(config.hydra.overrides.task)
-        returned.working_dir = str(job.path) if chdir else os.getcwd()
-        before = os.getcwd()
+        returned.overrides = job.told
+        returned.working_dir = os.getcwd()
+        returned.task_name = JobRuntime.instance().get("name")
+        failed = job.error is not None
+        returned.return_value = job.error if failed else job.result
+        status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+        if job.log is not None and job.log.shape in self.handlers:
+            copy = copy_of(self.handlers[job.log.shape], job.log.file)
+            write_records(job.records, [copy])
+            copy.close()
+            returned.status = status
+        else:
+            self._end_as_hydra(job, returned, status)
+        job.records.clear()
+
+    def _end_as_hydra(self, job: SweepJob, returned: JobReturn, status: JobStatus) -> None:
+        config, before = job.config, os.getcwd()
         try:
             with known_to_hydra(config):
-                if chdir:
+                if changes_folder(config):
+                    assert job.path is not None
                     os.chdir(job.path)
+                    returned.working_dir = str(job.path)
                 configure_log(config.hydra.job_logging, config.hydra.verbose)
                 with env_override(config.hydra.job.env_set):
                     callbacks = self.hydra_context.callbacks
                     callbacks.on_job_start(config=config, task_function=self.task_function)
-                    _write_records(job.records)
-                    job.records.clear()
-                    failed = job.error is not None
-                    returned.return_value = job.error if failed else job.result
-                    returned.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
-                returned.task_name = JobRuntime.instance().get("name")
+                    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+                    write_records(job.records, files)
+                    returned.status = status
+                if job.log is not None and [type(file) for file in files] == [logging.FileHandler]:
+                    self.handlers[job.log.shape] = files[0]
                 callbacks.on_job_end(config=config, job_return=returned)
         finally:
             os.chdir(before)
@@ -270,11 +314,24 @@ def _dumper() -> Any:
     return fast
 
 
-def _write_records(records: Sequence[logging.LogRecord]) -> None:
-    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+def write_records(records: Sequence[logging.LogRecord], files: Sequence[logging.FileHandler]) -> None:
     for record in records:
-        for handler in files:
-            handler.handle(record)
+        for file in files:
+            file.handle(record)
+
+
+def copy_of(handler: logging.FileHandler, file: str) -> logging.FileHandler:
+    """A handler like another one, which writes into another file."""
+    copy = logging.FileHandler(file, handler.mode, handler.encoding, handler.delay, handler.errors)
+    copy.setFormatter(handler.formatter)
+    copy.filters = handler.filters
+    return copy
+
+
+def changes_folder(config: DictConfig) -> bool:
+    """Whether a job is run in its own directory."""
+    chdir = config.hydra.job.chdir
+    return bool(not version.base_at_least("1.2") if chdir is None else chdir)
 
 
 def remember_compositions(loader: Any) -> Callable[[DictConfig, list[str]], DictConfig]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import logging
 import logging.config
 import os
@@ -142,7 +141,6 @@ class Task:
         """All jobs of a sweep, which have been read: each gets its result or its error."""
         from kd_cli.runs.runner import Job, run_many
 
-        gc.freeze()  # what is imported stays; the collector need not look through torch again and again
         started = time.monotonic()
         running: dict[int, SweepJob] = {}
         todo: list[Job] = []

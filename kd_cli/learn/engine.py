@@ -316,6 +316,11 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
 
 
+def steps_together(batch_size: int, classes: int) -> int:
+    """How many steps' logits wait for their losses to be summed."""
+    return WAITING // (batch_size * classes) + 1
+
+
 class Steps:
     """Consecutive steps of S models; losses are summed when a block of them is done."""
 
@@ -336,7 +341,7 @@ class Steps:
         # The steps in a block: it is the number of calls, not their size, that costs beside a small network. Whatever
         # the number of models: a model's sums do not depend on its company.
         classes = plan.classes or int(train.labels.max()) + 1
-        self.together = WAITING // (plan.batch_size * classes) + 1
+        self.together = steps_together(plan.batch_size, classes)
         self.plain = is_dense(learner.module)
         self.buffers = Buffers()
 

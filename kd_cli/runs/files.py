@@ -53,8 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, temporary = _owned(make)
         try:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            os.fsync(handle)
             os.chmod(temporary, 0o666 & ~_umask())
             if fcntl is None:
                 os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import struct
 import zlib
 from collections.abc import Sequence
@@ -47,10 +48,10 @@ def pictures(
     index, at_T = [i for i, _ in chosen], torch.tensor(warmth, dtype=torch.float64)[:, None]
 
     def softened(logits: Tensor | None) -> list[Tensor | None]:
-        """Probabilities of each chosen example, [temperatures, C]; in one pass, as a sweep makes a thousand pages."""
+        """Probabilities of each chosen example, [temperatures, C], to four digits; a sweep makes a thousand pages."""
         if logits is None:
             return [None] * len(chosen)
-        return list(torch.softmax(logits[index][:, None] / at_T, -1))
+        return list((torch.softmax(logits[index][:, None] / at_T, -1) * 1e4).round() / 1e4)
 
     taught, learnt = softened(teacher), softened(student)
     roles = (("teacher", teacher), ("student_alone", alone), ("student", student))
@@ -82,10 +83,10 @@ def choose(labels: Tensor, teacher: Tensor | None, student: Tensor, count: int) 
     """Positions of the examples to show and why each; equal scores go by position, so that a rerun shows the same."""
     guide, name = (student, "student") if teacher is None else (teacher, "teacher")
     sure, guess = torch.softmax(guide, -1).max(-1)
-    apart = student.argmax(-1) != (labels if teacher is None else guess)
+    apart = (student.argmax(-1) != (labels if teacher is None else guess)).tolist()
     unsure = sure.argsort(stable=True).tolist()
     surest = [i for i in (-sure).argsort(stable=True).tolist() if apart[i]][: count // 2]
-    rest = [i for i in unsure if i not in set(surest)][: count - len(surest)]
+    rest = [i for i in unsure[: count + len(surest)] if i not in surest][: count - len(surest)]
     why = "the student is sure and wrong" if teacher is None else "student and teacher disagree"
     return [*((i, f"the {name} is least certain") for i in rest), *((i, why) for i in surest)]
 
@@ -153,20 +154,22 @@ def picture(image: Tensor) -> str | None:
     if shrink < 1:
         size = max(round(values.shape[1] * shrink), 1), max(round(values.shape[2] * shrink), 1)
         values = torch.nn.functional.adaptive_avg_pool2d(values[None], size)[0]
-    pixels = values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
-    return "data:image/png;base64," + base64.b64encode(_png(pixels)).decode("ascii")
+    pixels = values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return _png_url(pixels.tobytes(), *pixels.shape)
 
 
-def _png(pixels: Tensor) -> bytes:
-    """[H, W, 1 or 3] bytes as a PNG file."""
-    height, width, channels = pixels.shape
+@functools.lru_cache(256)  # the teacher's least certain examples are the same for every student of a sweep
+def _png_url(pixels: bytes, height: int, width: int, channels: int) -> str:
+    """Bytes in the order [height, width, 1 or 3 channels] as a PNG file in a data URL."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"".join(b"\0" + pixels[y].numpy().tobytes() for y in range(height))  # each row begins with its filter: none
+    long = width * channels
+    rows = b"".join(b"\0" + pixels[y * long : (y + 1) * long] for y in range(height))  # 0: the row is as it stands
     head = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(file).decode("ascii")
 
 
 def _likeliest(
@@ -188,7 +191,7 @@ def _likeliest(
     kept = sorted(kept) if len(class_names) <= CLASSES else sorted(kept, key=lambda k: -float(guide[i, k]))
 
     def rows(softened: Tensor | None) -> list[list[float]] | None:
-        return None if softened is None else [[round(p, 4) for p in row] for row in softened[:, kept].tolist()]
+        return None if softened is None else softened[:, kept].tolist()
 
     return {
         "classes": [str(class_names[k]) for k in kept],

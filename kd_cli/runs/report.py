@@ -35,6 +35,7 @@ LOG = "run.log"
 ROLES = ("teacher", "student_alone", "student")
 MEASURES = ("errors", "accuracy", "nll", "ece", "agreement")
 
+PART = re.compile(r"\w+:.*\n([ -].*\n)*\Z")  # of a configuration as it is written
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -162,13 +163,28 @@ def _parsed(path: Path, read: Any) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> Any:
-    return _plain_values(path.read_text(encoding="utf-8"))
+    """The values of a YAML file, not to be changed.
+
+    Read in parts, each a key with what is indented below it: most are the same in all runs of a sweep.
+    """
+    text = path.read_text(encoding="utf-8")
+    parts = re.split(r"^(?=[A-Za-z_])", text, flags=re.M)
+    try:
+        if parts[0] or len(parts) == 1 or not all(PART.match(part) for part in parts[1:]):
+            raise ValueError("not the form that kd-run writes")
+        values: dict[str, Any] = {}
+        for part in parts[1:]:
+            (pair,) = _plain_values(part).items()
+            if pair[0] in values:
+                raise ValueError(f"{pair[0]} is there twice")
+            values |= [pair]
+        return values
+    except (ValueError, AttributeError, yaml.YAMLError):
+        return yaml.load(text, Loader=_Loader)
 
 
 @functools.lru_cache(1024)
 def _plain_values(text: str) -> Any:
-    """The values of a YAML text, not to be changed: a sweep reads each of its jobs' twice, and two jobs' are often the
-    same."""
     return yaml.load(text, Loader=_Loader)  # a safe loader: it builds plain values only
 
 
@@ -288,6 +304,11 @@ class Comparison:
     keys: tuple[str, ...]
     settings: tuple[Setting, ...]
     best: Setting | None
+
+    @functools.cached_property
+    def telling(self) -> list[str]:
+        """The keys that tell the settings apart."""
+        return telling(self.keys, [setting.values for setting in self.settings])
 
     def size(self, split: str) -> int | None:
         """Number of examples in train, val or test; None while no run has ended."""
@@ -474,8 +495,7 @@ def one_setting(comparison: Comparison) -> str:
 
 def name_of(setting: Setting, comparison: Comparison) -> str:
     """A setting by the values that tell it from the others; the tables have the rest."""
-    values = [other.values for other in comparison.settings]
-    return label({key: setting.values[key] for key in telling(comparison.keys, values)}) or one_setting(comparison)
+    return label({key: setting.values[key] for key in comparison.telling}) or one_setting(comparison)
 
 
 def telling(keys: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -104,7 +104,7 @@ class RunDir:
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to metrics.jsonl; a number that is not finite becomes null, which JSON can hold."""
-        lines = "".join(json.dumps(finite(dict(row)), allow_nan=False) + "\n" for row in rows)
+        lines = "".join(finite_json(dict(row)) + "\n" for row in rows)
         path = self.path / METRICS
         with storage(path), path.open("a", encoding="utf-8") as file:
             file.write(lines)
@@ -116,8 +116,7 @@ class RunDir:
 
     def write_pictures(self, examples: dict[str, Any]) -> None:
         """What report.html shows of single test examples."""
-        text = json.dumps(finite(examples), ensure_ascii=False, allow_nan=False)  # in one line: for programs, and small
-        write_text(self.path / EXAMPLES, text + "\n")
+        write_text(self.path / EXAMPLES, finite_json(examples) + "\n")  # in one line: for programs, and small
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """The last file: after it the run is done. Checksums tell later whether the files are still what they were."""
@@ -206,6 +205,14 @@ def claim(folder: Path) -> Iterator[None]:
                 ) from error
             tidy(folder)
         yield
+
+
+def finite_json(value: Any) -> str:
+    """The value as JSON in one line, which has null for what is not finite."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # rare, and looking for it takes longer than all else
+        return json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.learn import flat
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.dense import is_dense
-from kd_cli.learn.engine import Examples, Outcome, Plan, fit
+from kd_cli.learn.engine import Examples, Outcome, Plan, fit, steps_together
 from kd_cli.learn.methods import Method, Weights, stack_methods
 from kd_cli.learn.optim import without_compiler
 from kd_cli.learn.stack import ELEMENTWISE, StackedLearner, why_not
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 PER_MODEL = ("lr", "weight_decay")  # what an optimiser may hold apart for each model of a stack
 SIZES = (4, 16, 64, 256)  # the stacks that are tried
+ENOUGH = 64  # the smallest after which no larger one is tried when it gains nothing
+ABOUT = 1.1  # times the fastest one's time: measurements of one stack differ by as much
 
 
 @dataclass(frozen=True)
@@ -357,7 +360,10 @@ def make_weights(bench: Bench, lessons: Sequence[Lesson]) -> Weights:
 def stack_size(
     bench: Bench, lessons: Sequence[Lesson], *, role: str, teacher: Teacher | None, notes: Path | None
 ) -> tuple[int, str | None]:
-    """How many of these models to train at once: the size that is fastest, as measured; 1 and why when none stack."""
+    """How many of these models to train at once: the size that is fastest, as measured; 1 and why when none stack.
+
+    The smallest of those that are about as fast: a larger one takes more memory.
+    """
     if len(lessons) == 1:
         return 1, None
     module = build_module(lessons[0].spec, bench.dataset, role=stream_of(role), device=bench.device)
@@ -374,8 +380,13 @@ def stack_size(
     known = _read_notes(notes)
     if key not in known:
         candidates = [1, *(size for size in SIZES if size < most), most]
-        seconds = {size: _time_step(bench, lessons[:size], role, teacher) / size for size in candidates}
-        best = min(seconds, key=seconds.__getitem__)
+        seconds: dict[int, float] = {}
+        for size in candidates:
+            fastest = min(seconds.values(), default=math.inf)
+            seconds[size] = _time_step(bench, lessons[:size], role, teacher) / size
+            if size >= ENOUGH and seconds[size] > fastest / ABOUT:
+                break  # larger ones gain nothing either, and would take their memory
+        best = min(size for size, time in seconds.items() if time <= ABOUT * min(seconds.values()))
         known[key] = best
         _write_notes(notes, known)
         log.info(
@@ -420,7 +431,10 @@ def room_for(bench: Bench, lesson: Lesson, module: nn.Module) -> int:
     for hook in hooks:
         hook.remove()
     batch = min(lesson.spec.batch_size, len(bench.train))
-    each = size * (weights + batch * (3 * outputs + 2 * bench.train.images[0].numel()))
+    classes = bench.dataset.classes
+    block = min(steps_together(batch, classes), -(-len(bench.train) // batch)) * batch * classes
+    losses = 10 * block  # of the logits that wait, their targets, and what a method makes of both
+    each = size * (weights + batch * (3 * outputs + 2 * bench.train.images[0].numel()) + losses)
     return int(free_memory(bench.device) // each)
 
 
