@@ -125,6 +125,25 @@ def uniform_cross_entropy_gradient(student: Tensor) -> Tensor:
     return p.sub_(1 / p.shape[-1]).div_(p.shape[-2])
 
 
+# ---------------------------------------------------------------- how logits lie in memory
+
+
+def examples_last(logits: Tensor) -> bool:
+    """Whether `[..., B, C]` is a view of `[..., C, B]`, as a stack of fully connected networks makes it."""
+    return logits.stride(-1) > 1 and logits.mT.is_contiguous()
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The class with the largest logit, the first of equals, `[..., B]` of `[..., B, C]`; any number where one is nan."""
+    classes = logits.shape[-1]
+    if logits.device.type != "cpu" or classes > 64 or not examples_last(logits):
+        return logits.argmax(-1)
+    # argmax takes examples that lie side by side one by one: 20 times the time of this for 16 models of 10 classes.
+    behind = logits - logits.amax(-1, keepdim=True)  # 0 of the largest, else below
+    number = torch.arange(classes, dtype=logits.dtype)
+    return torch.sub(number, behind, alpha=torch.finfo(logits.dtype).max).amin(-1).long()
+
+
 def _difference(student: Tensor, teacher: Tensor, center: bool) -> Tensor:
     difference = _at(student, 1.0) - _at(teacher, 1.0)
     return difference - difference.mean(-1, keepdim=True) if center else difference
@@ -145,7 +164,7 @@ def _at(logits: Tensor, T: float | Tensor) -> Tensor:
 def _over_classes(softmax: Callable[..., Tensor], logits: Tensor) -> Tensor:
     # On a CPU PyTorch takes rows shorter than a vector register one number at a time. Across examples it is
     # vectorised: 5 times faster for 30 models of 10 classes (0.05 ms for 0.3 ms). Longer rows are best as they lie.
-    if logits.shape[-1] <= 16 and logits.device.type == "cpu":
+    if logits.device.type == "cpu" and (logits.shape[-1] <= 16 or examples_last(logits)):
         return softmax(logits.mT, dim=-2).mT
     return softmax(logits, dim=-1)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_cli import losses
 from kd_cli.losses import (
     hard_cross_entropy,
     hard_cross_entropy_gradient,
@@ -424,3 +425,28 @@ def test_a_temperature_is_not_rounded_to_the_logits_precision() -> None:
     half = soft_cross_entropy_gradient(student.bfloat16(), teacher.bfloat16(), T=T)
     single = soft_cross_entropy_gradient(student.bfloat16().float(), teacher.bfloat16().float(), T=T)
     assert torch.equal(half, single)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 10, 50), (3, 1, 7), (1, 64, 5), (2, 100, 5), (10, 6)], ids=str)
+def test_likeliest_is_argmax_however_the_logits_lie(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    logits = torch.randn(shape, dtype=dtype)
+    logits.flatten()[::3] = logits.flatten()[::3].round()  # some are equal
+    logits[0] = 0.25
+    logits[-1] *= 1e-30
+    assert torch.equal(losses.likeliest(logits.mT), logits.argmax(-2))
+    assert torch.equal(losses.likeliest(logits), logits.argmax(-1))
+
+
+def test_losses_and_their_gradients_are_the_same_however_the_logits_lie() -> None:
+    student, teacher, labels = (
+        torch.randn(3, 20, 40).double(),
+        torch.randn(3, 20, 40).double(),
+        torch.randint(20, (3, 40)),
+    )
+    for loss in (losses.soft_cross_entropy, losses.kl_divergence, losses.soft_cross_entropy_gradient):
+        across = loss(student.mT, teacher.mT, T=2.0)
+        torch.testing.assert_close(across, loss(student.mT.contiguous(), teacher.mT.contiguous(), T=2.0))
+    torch.testing.assert_close(
+        losses.hard_cross_entropy(student.mT, labels), losses.hard_cross_entropy(student.mT.contiguous(), labels)
+    )

@@ -7,7 +7,8 @@ else, and a call that takes a microsecond in a loop takes ten: views are made on
 of models.
 
 Shapes: S models, B examples, I inputs and O outputs of a layer. The input of the first layer may be shared: [U,B,I],
-each of the U for the S/U models that lie together.
+each of the U for the S/U models that lie together. Between the layers of S > 1 models examples come last, [S,O,B]: so
+what one product makes for all models with the same input lies where each of them reads it.
 """
 
 from __future__ import annotations
@@ -92,17 +93,20 @@ class Dense:
             elif type(layer) is nn.ReLU:
                 self.layers.append(_ReLU())
             elif type(layer) is Dropout and layer.p:
-                self.layers.append(_Dropout(layer.p, generators))
+                within = any(one.number is not None for one in self.layers)
+                self.layers.append(_Dropout(layer.p, generators, examples_last=within and not self.alone))
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images [U,B,...] -> logits [S,B,C]. With gradients enabled, what the backward pass needs is kept, and the
-        result lies where the next call writes."""
+        """Images [U,B,...] -> logits [S,B,C], of S > 1 models as a view of [S,C,B].
+
+        With gradients enabled, what the backward pass needs is kept, and the result lies where the next call writes.
+        """
         x, keep = images[0].flatten(1) if self.alone else images.flatten(2), torch.is_grad_enabled()
         if x.dtype != self.dtype:
             x = x.to(self.dtype)
         for layer in self.layers:
             x = layer.forward(x, keep)
-        return x[None] if self.alone else x
+        return x[None] if self.alone else x.mT
 
     def backward(self, slope: Tensor, ready: Callable[[int], None]) -> None:
         """From the gradient on the logits [S,B,C], which is overwritten, to the gradients on the parameters.
@@ -110,7 +114,7 @@ class Dense:
         `ready` is told the number of each linear layer, the last one first, when its gradients are there and nothing
         more is computed from its weights.
         """
-        below = slope[0] if self.alone else slope
+        below = slope[0] if self.alone else slope.mT
         if slope.dtype != self.dtype:
             below = below.to(self.dtype)
         for layer in reversed(self.layers):
@@ -172,8 +176,8 @@ class _Layer(Protocol):
 
 
 class _Linear:
-    """`x W^T + b` of S > 1 models. As the network's first layer it may see a shared input, and its own gradient is the
-    last."""
+    """`W x + b` of S > 1 models. The network's first layer gets the images, [U,B,I], and its own gradient is the last;
+    the others get and give [S,I,B]."""
 
     def __init__(self, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *, number: int) -> None:
         self.weight, self.bias = own["weight"], own.get("bias")
@@ -188,43 +192,40 @@ class _Linear:
         if weight.dtype != x.dtype:
             weight = self.buffers("weight", x, weight.shape).copy_(weight)
         bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
-        batch = x.shape[1]
-        shape = (self.size, batch, self.outputs)
-        y = self.buffers("y", x, shape) if keep else x.new_empty(shape)
-        if len(x) < self.size and self.tall:
-            lead = (len(x), self.size // len(x))
-            tall = weight.view(lead[0], -1, self.inputs).mT
-            flat = torch.bmm(x, tall) if len(x) > 1 else torch.mm(x[0], tall[0])[None]
-            y.view(*lead, batch, -1).copy_(flat.view(lead[0], batch, lead[1], -1).transpose(1, 2))
-        else:
-            x = each(x, self.size)
-            torch.bmm(x, weight.mT, out=y)
-        if bias is not None:
-            y += bias[:, None]  # afterwards on both ways, which so round alike
         if keep:
             self.x, self.w = x, weight
+        groups, batch = len(x), x.shape[2 if self.number else 1]
+        shape = (self.size, self.outputs, batch)
+        y = self.buffers("y", x, shape) if keep else x.new_empty(shape)
+        if self.number:
+            torch.bmm(weight, x, out=y)
+        elif groups < self.size and self.tall:  # one product for all models that see the same
+            torch.bmm(weight.view(groups, -1, self.inputs), x.mT, out=y.view(groups, -1, batch))
+        else:
+            torch.bmm(weight, each(x, self.size).mT, out=y)
+        if bias is not None:
+            y += bias[:, :, None]  # afterwards on both ways, which so round alike
         return y
 
     def backward(self, slope: Tensor) -> Tensor | None:
-        x, batch = self.x, slope.shape[1]
         below = None
         if self.number:
-            below = self.buffers("below", slope, (self.size, batch, self.inputs))
-            torch.bmm(slope, self.w, out=below)
+            below = self.buffers("below", slope, (self.size, self.inputs, slope.shape[2]))
+            torch.bmm(self.w.mT, slope, out=below)
         # The weights' gradient comes last: the optimiser may read it next.
         if self.bias_slope is not None:
             if slope.dtype == self.bias_slope.dtype:
-                torch.sum(slope, 1, out=self.bias_slope)
+                torch.sum(slope, 2, out=self.bias_slope)
             else:
-                self.bias_slope.copy_(slope.sum(1, dtype=self.bias_slope.dtype))
-        same = slope.dtype == self.weight_slope.dtype
+                self.bias_slope.copy_(slope.sum(2, dtype=self.bias_slope.dtype))
+        # Into a tensor with gaps the products would be written one by one.
+        same = slope.dtype == self.weight_slope.dtype and self.weight_slope.is_contiguous()
         out = self.weight_slope if same else self.buffers("weight_slope", slope, self.weight_slope.shape)
-        if len(x) < self.size:  # one product for all models that saw the same
-            lead = (len(x), self.size // len(x))
-            flat = slope.view(*lead, batch, -1).transpose(1, 2).reshape(lead[0], batch, -1)
-            torch.bmm(flat.mT, x, out=out.view(lead[0], -1, self.inputs))
-        else:
-            torch.bmm(slope.mT, x, out=out)
+        if self.number:
+            torch.bmm(slope, self.x.mT, out=out)
+        else:  # one product for all models that saw the same
+            groups = len(self.x)
+            torch.bmm(slope.reshape(groups, -1, slope.shape[2]), self.x, out=out.view(groups, -1, self.inputs))
         if not same:
             self.weight_slope.copy_(out)
         return below
@@ -312,8 +313,8 @@ class _Dropout:
     number: int | None = None
     mask: Tensor | None = None
 
-    def __init__(self, p: float, generators: Generators) -> None:
-        self.p, self.generators = p, generators
+    def __init__(self, p: float, generators: Generators, *, examples_last: bool) -> None:
+        self.p, self.generators, self.examples_last = p, generators, examples_last
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:
         generators = self.generators.now
@@ -323,7 +324,8 @@ class _Dropout:
         if x.ndim == 2:  # of one model
             self.mask = dropout_masks(x[None], self.p, generators)[0]
             return x * self.mask
-        self.mask = dropout_masks(x, self.p, generators)
+        mask = dropout_masks(x.mT if self.examples_last else x, self.p, generators)  # drawn as for one model
+        self.mask = mask.mT if self.examples_last else mask
         return each(x, len(generators)) * self.mask
 
     def backward(self, slope: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from kd_cli.learn.optim import Schedule, make_recordable
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.step import Learner
 from kd_cli.learn.teachers import EVAL_BATCH, Teacher, batches
+from kd_cli.losses import examples_last, likeliest
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +312,7 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     if not len(val):
         return [None] * learner.size, [None] * learner.size
     logits_SNC = predict(learner, val.images)
-    accuracy = (logits_SNC.argmax(-1) == val.labels).double().mean(-1)
+    accuracy = (likeliest(logits_SNC) == val.labels).double().mean(-1)
     log_p = logits_SNC.double().log_softmax(-1).gather(-1, val.labels.expand(logits_SNC.shape[:2])[..., None])
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
 
@@ -434,7 +435,8 @@ class Teaching:
         if self.waiting:
             logits, came = zip(*self.waiting, strict=True)
             self.waiting = []
-            together = torch.cat(logits, 1)
+            across = examples_last(logits[0])  # stays so: the losses are quicker then
+            together = torch.cat([part.mT for part in logits], 2).mT if across else torch.cat(logits, 1)
             if teacher is None and came[0] is not None:
                 teacher = torch.cat(came, 1)
             self._add(self.method(together, teacher, labels, self.weights), together, labels)
@@ -444,7 +446,7 @@ class Teaching:
         self.has_soft = terms.soft is not None
         soft = terms.hard if terms.soft is None else terms.soft
         self.losses.add_(torch.stack([terms.loss, soft, terms.hard]), alpha=labels.shape[-1])
-        self.correct += (logits_SBC.argmax(-1) == labels).sum(-1)
+        self.correct += (likeliest(logits_SBC) == labels).sum(-1)
 
     def means(self, n: int) -> list[dict[str, float | None]]:
         """One dictionary for each model: loss, soft_loss, hard_loss, train_accuracy. The next epoch starts from 0."""

@@ -215,9 +215,11 @@ class LabelSmoothing:
 def targets(
     like: Tensor, weights: Weights, labels_SB: Tensor, *terms: tuple[Tensor, Callable[[Weights], Tensor]]
 ) -> Tensor:
-    """The true labels, times beta, and further targets [S,B,C], each times its weight; of the type of `like`, and with
-    as many classes."""
-    found = like.new_zeros(*labels_SB.shape, like.shape[-1])
+    """The true labels, times beta, and further targets [S,B,C], each times its weight; of the type of `like`, with as
+    many classes, and laid out as it is."""
+    size, batch, classes = *labels_SB.shape, like.shape[-1]
+    across = losses.examples_last(like)
+    found = like.new_zeros(size, classes, batch).mT if across else like.new_zeros(size, batch, classes)
     for target, of in terms:
         found.addcmul_(target.to(like.dtype), of(weights).to(like.dtype)[:, None, None])
     beta = weights.beta.to(like.dtype)[:, None, None].expand(*labels_SB.shape, 1)
