@@ -134,7 +134,7 @@ def examples_last(logits: Tensor) -> bool:
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """The class with the largest logit, the first of equals, `[..., B]` of `[..., B, C]`; any number where one is nan."""
+    """The class with the largest logit, the first of equals: `[..., B]` of `[..., B, C]`. With nan, any number."""
     classes = logits.shape[-1]
     if logits.device.type != "cpu" or classes > 64 or not examples_last(logits):
         return logits.argmax(-1)
