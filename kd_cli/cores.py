@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-__all__ = ["allowance", "keep_memory", "share", "threads"]
+from kd_cli.locks import fcntl, try_lock
 
+__all__ = ["allowance", "keep_memory", "others", "share", "threads"]
+
+SPIN = 3000  # rounds
+_held: list[int] = []  # open as long as the process lives
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -27,17 +33,39 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 512 << 20)
 
 
-def share(environment: MutableMapping[str, str]) -> None:
+def share(environment: MutableMapping[str, str], *, several: bool = False) -> None:
     """Have the numerical libraries of a process with this environment leave other processes their share of the cores,
     and round a product alike wherever it lies in memory, which for a model in a stack depends on its company.
 
     A thread that has nothing to do spins for a while before it sleeps. GNU's OpenMP lets it spin so long that two busy
-    processes on one machine slow each other down many times over; this is enough between two layers.
+    processes on one machine slow each other down many times over. SPIN is enough between two layers; where others are
+    at work, or `several` processes come from this one, a third of it takes less from them than it costs.
     """
-    environment.setdefault("GOMP_SPINCOUNT", "3000")
+    if "GOMP_SPINCOUNT" not in environment:
+        environment["GOMP_SPINCOUNT"] = str(SPIN // 3 if others() or several else SPIN)
     environment.setdefault("MKL_CBWR", "AUTO")
     if (count := threads(environment)) is not None:
         environment["OMP_NUM_THREADS"] = str(count)
+
+
+def others(folder: Path | None = None) -> bool:
+    """Whether commands of this user are at work on this machine; from now on, to its end, they find this process.
+
+    By a file in the folder for temporary files, which all lock together; who can lock it alone is alone. False where
+    that cannot be told.
+    """
+    if fcntl is None:
+        return False
+    path = Path(folder or tempfile.gettempdir()) / f"kd-cli-{os.getuid()}.busy"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return False
+    _held.append(handle)
+    found = not try_lock(handle)
+    with contextlib.suppress(OSError):  # who else begins at this moment holds it alone
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return found
 
 
 def allowance(root: Path = Path("/sys/fs/cgroup")) -> float | None:

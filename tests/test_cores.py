@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kd_cli.cores import allowance, threads
+from kd_cli import cores
+from kd_cli.cores import allowance, others, threads
 
 SEEN = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -44,6 +45,61 @@ def test_fewer_threads_are_asked_for_only_where_less_is_granted_and_nobody_chose
     assert threads({}, group(tmp_path / "all", 2, str(100000 * SEEN))) is None
     assert threads({}, group(tmp_path / "most", 2, str(100000 * SEEN - 1000))) == max(1, SEEN - 1)
     assert threads({}, tmp_path / "none") is None
+
+
+OTHERS = """
+import sys
+from pathlib import Path
+from kd_cli.cores import others
+print(others(Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks that many hold together are POSIX's")
+def test_who_is_at_work_is_found_by_who_comes_later(tmp_path: Path) -> None:
+    def begin() -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-c", OTHERS, str(tmp_path)]
+        running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert running.stdout is not None
+        return running, running.stdout.readline().strip()
+
+    def end(*running: subprocess.Popen[str]) -> None:
+        for one in running:
+            one.communicate()
+
+    first, alone = begin()
+    second, found = begin()
+    third, found_two = begin()
+    assert (alone, found, found_two) == ("False", "True", "True")
+    end(first)
+    fourth, left = begin()
+    assert left == "True"
+    end(second, third, fourth)
+    fifth, alone = begin()
+    assert alone == "False"
+    end(fifth)
+
+
+def test_threads_spin_shortly_where_others_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, dict[str, str]] = {
+        "alone": {},
+        "several": {},
+        "with others": {},
+        "chosen": {"GOMP_SPINCOUNT": "7"},
+    }
+    monkeypatch.setattr(cores, "others", lambda: False)
+    cores.share(found["alone"])
+    cores.share(found["several"], several=True)
+    monkeypatch.setattr(cores, "others", lambda: True)
+    cores.share(found["with others"])
+    cores.share(found["chosen"])
+    spins = {name: environment["GOMP_SPINCOUNT"] for name, environment in found.items()}
+    assert spins == {"alone": "3000", "several": "1000", "with others": "1000", "chosen": "7"}
+
+
+def test_a_folder_that_cannot_be_written_tells_of_nobody(tmp_path: Path) -> None:
+    assert not others(tmp_path / "nowhere")
 
 
 FREED = """
