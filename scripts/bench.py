@@ -647,21 +647,40 @@ def seconds_alone(args: argparse.Namespace) -> float:
     step = Stepping(learner, made_examples(60_000, CLASSES, device), args.batch)
     blocks = -(-args.epochs_alone * args.examples // (args.batch * step.count))
     repeat(step, 3)  # on a GPU the third is recorded
+    print("ready", flush=True)
+    sys.stdin.readline()
     start = time.perf_counter()
     waited(lambda: repeat(step, blocks), device)
     return time.perf_counter() - start
 
 
+# Begins a script as the command begins, so that processes find each other.
+AS_COMMAND = """
+import os, runpy, sys
+from kd_cli import cores
+cores.share(os.environ)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def compare_parallel(args: argparse.Namespace) -> dict[str, list[float]]:
     """Two trainings in two processes, at once and one after the other: do they take each other's cores away?"""
-    words = ["--epochs-alone", "4", "--examples", str(args.examples), "--student", args.student]
+    words = ["--epochs-alone", "2", "--examples", str(args.examples), "--student", args.student]
     words += ["--batch", str(args.batch), "--device", args.device, "--threads", str(args.threads)]
-    command = [sys.executable, str(Path(__file__).resolve()), *words]
+    command = [sys.executable, "-c", AS_COMMAND, str(Path(__file__).resolve()), *words]
 
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # each finds its own
 
     def together(n: int) -> float:
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(n)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        running = [subprocess.Popen(command, env=environment, **pipes) for _ in range(n)]
+        for one in running:
+            while one.stdout.readline().strip() != "ready":  # start-up is not counted, nor that of the other
+                assert one.poll() is None
+        for one in running:
+            one.stdin.write("\n")
+            one.stdin.flush()
         return max(float(one.communicate()[0]) for one in running)
 
     found: dict[str, list[float]] = {"one after the other": [], "at once": []}
