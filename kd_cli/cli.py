@@ -39,8 +39,9 @@ def entry() -> None:
 def main() -> None:
     """Entry point of `kd-run` and `python -m kd_cli`. Exits with 1 after an error, told without a traceback."""
     argv = sys.argv[1:] = flags_first(sys.argv[1:])
+    multirun = bool({"-m", "--multirun"} & set(argv))
     launchers = [word.partition("=")[2] for word in argv if word.startswith("hydra/launcher=")]
-    cores.share(os.environ, several=bool(launchers) and launchers[-1] not in ("fused", "basic"))
+    cores.share(os.environ, several=multirun and launchers[-1:] not in ([], ["fused"], ["basic"]))
     cores.keep_memory()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back to us, who know how to tell them
     sys.path.append(os.getcwd())  # a user's own models and methods

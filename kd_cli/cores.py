@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
-import tempfile
+import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -39,7 +39,8 @@ def share(environment: MutableMapping[str, str], *, several: bool = False) -> No
 
     A thread that has nothing to do spins for a while before it sleeps. GNU's OpenMP lets it spin so long that two busy
     processes on one machine slow each other down many times over. SPIN is enough between two layers; where others are
-    at work, or `several` processes come from this one, a third of it takes less from them than it costs.
+    at work, or `several` processes come from this one, a third of that is better for all. Who has set the time is not
+    asked, and not found by others.
     """
     if "GOMP_SPINCOUNT" not in environment:
         environment["GOMP_SPINCOUNT"] = str(SPIN // 3 if others() or several else SPIN)
@@ -56,15 +57,23 @@ def others(folder: Path | None = None) -> bool:
     """
     if fcntl is None:
         return False
-    path = Path(folder or tempfile.gettempdir()) / f"kd-cli-{os.getuid()}.busy"
+    import tempfile  # not before: it takes as long as all else that a page of help needs
+
     try:
+        path = Path(folder or tempfile.gettempdir()) / f"kd-cli-{os.getuid()}.busy"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:
         return False
     _held.append(handle)
-    found = not try_lock(handle)
-    with contextlib.suppress(OSError):  # who else begins at this moment holds it alone
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    try:
+        found = not try_lock(handle)
+    except OSError:  # a file system without locks
+        return False
+    for _ in range(50):  # another one that begins at this moment holds it alone, or takes it before ours has changed
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            break
+        time.sleep(0.001)
     return found
 
 

@@ -675,13 +675,18 @@ def compare_parallel(args: argparse.Namespace) -> dict[str, list[float]]:
     def together(n: int) -> float:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         running = [subprocess.Popen(command, env=environment, **pipes) for _ in range(n)]
-        for one in running:
-            while one.stdout.readline().strip() != "ready":  # start-up is not counted, nor that of the other
-                assert one.poll() is None
-        for one in running:
-            one.stdin.write("\n")
-            one.stdin.flush()
-        return max(float(one.communicate()[0]) for one in running)
+        try:
+            for one in running:
+                while (line := one.stdout.readline()).strip() != "ready":  # start-up is not counted, nor the other's
+                    if not line:
+                        sys.exit(f"a training ended with exit code {one.wait()}")
+            for one in running:
+                one.stdin.write("\n")
+                one.stdin.flush()
+            return max(float(one.communicate()[0]) for one in running)
+        finally:
+            for one in running:
+                one.kill()
 
     found: dict[str, list[float]] = {"one after the other": [], "at once": []}
     for _ in range(args.rounds):

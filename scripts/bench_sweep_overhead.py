@@ -4,8 +4,8 @@
     python scripts/bench_sweep_overhead.py --jobs 10 100 --launcher basic
 
 Every sweep is a process of its own with its own store: one epoch of tinymlp with four hidden units on the handwritten
-digits, its jobs differing in T. The teacher, the student alone and the sizes of stacks are made before, by a sweep that
-is not counted. A job's cost is the processor time of the whole command less that of a sweep of one job, less its share
+digits, its jobs differing in T. The teacher, the student alone and the sizes of stacks are made before, by sweeps that
+are not counted. A job's cost is the processor time of the whole command less that of a sweep of one job, less its share
 of the training, divided by the jobs beyond the first; so start-up and training are not in it, and composing,
 directories, files, pages, the table and sweep.html are.
 """
@@ -28,7 +28,7 @@ RUN = ["teacher=tinymlp", "student=tinymlp", *MODEL, "training.epochs=1", "teach
 MEASURED = """
 import atexit, json, resource, sys, time
 from kd_cli import cli
-from kd_cli.runs import pages, training
+from kd_cli.runs import pages, runner, training
 spent = {"training": 0.0, "report": 0.0}
 def timed(module, name, key):
     function = getattr(module, name)
@@ -42,10 +42,11 @@ def timed(module, name, key):
 timed(training, "fit", "training")
 timed(pages, "write_report", "report")
 def end(path=sys.argv.pop(1)):
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    spent.update(cpu=used.ru_utime + used.ru_stime, peak=used.ru_maxrss / 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    spent.update(cpu=time.process_time() - begun, peak=peak)
     open(path, "w").write(json.dumps(spent))
 atexit.register(end)
+begun = time.process_time()
 cli.main()
 """
 
@@ -59,10 +60,8 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as scratch:
         sweep(2, args.launcher, Path(scratch))  # fills the store
-        base = median(1, args.launcher, Path(scratch))
         for n in args.jobs:
             found = median(n, args.launcher, Path(scratch))
-            found["each_ms"] = 1e3 * beyond(found, base) / (n - 1)
             results.append(found)
             print(
                 f"{n:6,} jobs: {found['each_ms']:6.1f} ms a job beyond training, peak {found['peak']:5.0f} MB, "
@@ -74,16 +73,17 @@ def main() -> None:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def beyond(found: dict[str, Any], base: dict[str, Any]) -> float:
-    """Processor seconds that are neither training nor what a sweep of one job takes as well."""
-    return float((found["cpu"] - found["training"]) - (base["cpu"] - base["training"]))
-
-
 def median(n: int, launcher: str, scratch: Path) -> dict[str, Any]:
-    """The sweep with the median processor time beyond training, of one to nine: small ones are run more often."""
-    times = 9 if n == 1 else 5 if n <= 20 else 3 if n <= 200 else 1
-    found = [sweep(n, launcher, scratch) for _ in range(times)]
-    return sorted(found, key=lambda one: one["cpu"] - one["training"])[times // 2]
+    """The sweep of n jobs with the median cost of a job; of several, where they are small."""
+    times = 9 if n <= 20 else 3 if n <= 200 else 1
+    runs = []
+    sweep(n, launcher, scratch)  # measures which size of stack is fastest
+    for _ in range(times):
+        base, found = sweep(1, launcher, scratch), sweep(n, launcher, scratch)
+        # Processor seconds that are neither training nor what a sweep of one job takes as well.
+        beyond = (found["cpu"] - found["training"]) - (base["cpu"] - base["training"])
+        runs.append(found | {"each_ms": 1e3 * beyond / (n - 1)})
+    return sorted(runs, key=lambda run: float(run["each_ms"]))[times // 2]
 
 
 def sweep(n: int, launcher: str, scratch: Path) -> dict[str, Any]:

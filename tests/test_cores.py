@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_who_is_at_work_is_found_by_who_comes_later(tmp_path: Path) -> None:
     end(fifth)
 
 
-def test_threads_spin_shortly_where_others_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_spin_shortly_where_others_are_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, dict[str, str]] = {
         "alone": {},
         "several": {},
@@ -98,8 +99,16 @@ def test_threads_spin_shortly_where_others_are_at_work(tmp_path: Path, monkeypat
     assert spins == {"alone": "3000", "several": "1000", "with others": "1000", "chosen": "7"}
 
 
-def test_a_folder_that_cannot_be_written_tells_of_nobody(tmp_path: Path) -> None:
+def test_a_machine_without_such_a_file_or_lock_tells_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not others(tmp_path / "nowhere")
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(cores, "try_lock", refuse)
+    assert not others(tmp_path)
+    monkeypatch.setattr("tempfile.gettempdir", refuse)
+    assert not others()
 
 
 FREED = """

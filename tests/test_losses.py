@@ -433,9 +433,13 @@ def test_likeliest_is_argmax_however_the_logits_lie(dtype: torch.dtype, shape: t
     logits = torch.randn(shape, dtype=dtype)
     logits.flatten()[::3] = logits.flatten()[::3].round()  # some are equal
     logits[0] = 0.25
-    logits[-1] *= 1e-30
+    logits[-1] *= 1e-38  # apart by less than float32's normal numbers
+    logits.flatten()[5::11] = math.inf
+    logits.flatten()[7::13] = -math.inf
     assert torch.equal(losses.likeliest(logits.mT), logits.argmax(-2))
     assert torch.equal(losses.likeliest(logits), logits.argmax(-1))
+    logits.flatten()[3] = math.nan
+    assert torch.equal(losses.likeliest(logits.mT), logits.argmax(-2))
 
 
 def test_losses_and_their_gradients_are_the_same_however_the_logits_lie() -> None:

@@ -14,6 +14,7 @@ import made
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kd_cli.learn import dense, flat
 from kd_cli.learn.augment import Augment
@@ -112,6 +113,8 @@ def test_a_stack_of_one_equals_the_module(build: made.Build, optimizer: Optimize
         assert {**mine, "role": ""} == pytest.approx({**its, "role": ""}, abs=1e-9)
 
 
+ODD = partial(mlp, hidden=[15], **made.SIZES)  # in double precision its products depend on how many models share one
+LINEAR = partial(mlp, hidden=[], **made.SIZES)
 WIDE = partial(mlp, hidden=[16, 10], **made.SIZES)  # a first layer that one product serves for all models of a seed
 UNEVEN = made.some_weights(T=[1, 2, 8, 4], alpha=[1, 0.5, 0, 1], beta=[0.5, 0, 1, 1])
 
@@ -510,7 +513,7 @@ def test_a_model_that_diverges_leaves_its_neighbours_bit_identical(
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("build", [made.small, made.big, WIDE, made.conv, made.Own])
+@pytest.mark.parametrize("build", [made.small, made.big, WIDE, ODD, LINEAR, made.conv, made.Own])
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW, FUSED], ids=["sgd", "adamw", "fused"])
 @pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (5, 5, 5, 5), (1, 1, 2, 2), (5, 6, 5, 5)], ids=str)
 @pytest.mark.parametrize("cause", ["beta", "lr"])
@@ -661,3 +664,41 @@ def test_in_single_precision_a_stack_differs_no_more_than_another_number_of_thre
     apart = [max(abs(a - b) for a, b in zip(one, other, strict=True)) for other in (stacked, two)]
     assert apart[0] <= apart[1] + 1
     assert len(set(one)) > 1
+
+
+class Viewing:
+    """A method that reads logits as they usually lie in memory."""
+
+    needs_teacher = False
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        flat = student_SBC.view(-1, student_SBC.shape[-1])
+        hard = F.cross_entropy(flat, labels_SB.reshape(-1), reduction="none").view(len(student_SBC), -1).mean(1)
+        return Terms(weights.beta * hard, None, hard)
+
+
+class ViewingItsGradient(Viewing):
+    """The same, with its gradient."""
+
+    def __call__(self, student_SBC: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Terms:
+        return super().__call__(student_SBC, teacher, labels_SB, weights)
+
+    def target(self, like: Tensor, teacher: Tensor | None, labels_SB: Tensor, weights: Weights) -> Tensor:
+        return weights.beta[:, None, None] * F.one_hot(labels_SB, like.shape[-1])
+
+    def gradient(self, student_SBC: Tensor, target_SBC: Tensor, weights: Weights) -> Tensor:
+        p = torch.softmax(student_SBC.view(-1, student_SBC.shape[-1]), -1).view(target_SBC.shape)
+        return (weights.beta[:, None, None] * p - target_SBC) / p.shape[1]
+
+
+@pytest.mark.parametrize("method", [Viewing(), ViewingItsGradient()], ids=lambda method: type(method).__name__)
+def test_a_method_of_ones_own_gets_logits_that_lie_as_usual(method: Method) -> None:
+    def train(method: Method) -> list[Outcome]:
+        modules = [made.made(made.small, seed) for seed in SEEDS]
+        learner = StackedLearner(modules, ADAMW, hyper=ALIKE, seeds=SEEDS)
+        plan = made.a_plan(epochs=2)
+        return made.train(learner, seeds=SEEDS, method=method, weights=WEIGHTS, data=made.examples(75), plan=plan)
+
+    for own, shipped in zip(train(method), train(Hard()), strict=True):
+        assert made.apart(own.state, shipped.state) < 1e-9
+        assert own.history[-1]["loss"] == pytest.approx(shipped.history[-1]["loss"], rel=1e-9)

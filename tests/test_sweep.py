@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import TINY
 from hydra import initialize_config_dir
@@ -93,7 +94,7 @@ def test_a_fused_sweep_leaves_what_one_by_one_leaves(
         argv = ("T=1,4", "seed=0,1", "training.epochs=2", "student.dropout=0.2", f"precision={precision}")
         ran = sweep(kd_run, *argv, f"hydra/launcher={launcher}", f"hydra.sweep.dir={launcher}")
         folders.append(tmp_path / launcher)
-        assert ("at once, measured" in ran.err) == (launcher == "fused")
+        assert ("MB each, measured" in ran.err) == (launcher == "fused")
     fused, basic = folders
     assert files(fused) == files(basic)
     for one, other in zip(jobs(fused), jobs(basic), strict=True):
@@ -497,3 +498,46 @@ def test_jobs_of_a_parallel_launcher_spread_over_the_gpus(
     for count, device in ((0, "auto"), (1, "auto"), (2, "cuda:1"), (4, "cuda:1"), (3, "cuda:2")):
         monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
         assert spread(plain, 5).device == device
+
+
+# ---------------------------------------------------------------- how many at once
+
+
+@pytest.mark.parametrize(
+    ("each", "expected", "tried"),
+    [
+        ({1: 1.0, 4: 0.5, 16: 0.3, 64: 0.2, 256: 0.1, 300: 0.05}, 300, 6),  # the largest is fastest
+        ({1: 1.0, 4: 0.5, 16: 0.3, 64: 0.2, 256: 0.195, 300: 0.01}, 64, 5),  # 256 gains nothing: 300 is not tried
+        ({1: 1.0, 4: 0.98, 16: 1.1, 64: 1.2}, 1, 4),  # as fast one by one
+        ({1: 1.0, 4: 0.5, 16: 0.52, 64: 0.2, 256: 0.3}, 64, 5),
+    ],
+)
+def test_the_smallest_of_the_fastest_stacks_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, each: dict[int, float], expected: int, tried: int
+) -> None:
+    from types import SimpleNamespace
+
+    from kd_cli.runs import training
+
+    asked: list[int] = []
+
+    def time_step(bench: Any, lessons: Any, *rest: Any) -> float:
+        asked.append(len(lessons))
+        return each[len(lessons)] * len(lessons)
+
+    monkeypatch.setattr(training, "_time_step", time_step)
+    module = SimpleNamespace(parameters=list)
+    made = {"build_module": module, "make_optimizer": None, "why_not": None, "room_for": 10_000, "memory_of_one": 1}
+    for name, value in made.items():
+        monkeypatch.setattr(training, name, lambda *args, value=value, **keys: value)
+    lesson = SimpleNamespace(spec=SimpleNamespace(seed=0, name="net"), kind=lambda: "kind")
+    data = SimpleNamespace(shape=(1, 2, 2), classes=3)
+    bench = SimpleNamespace(
+        dataset=data, device=torch.device("cpu"), train=SimpleNamespace(images=torch.zeros(1, 1, 2, 2))
+    )
+    arguments: Any = (bench, [lesson] * 300)
+    keys: Any = {"role": "student", "teacher": None, "notes": tmp_path / "notes.json"}
+    assert training.stack_size(*arguments, **keys) == (expected, None)
+    assert len(asked) == tried
+    assert training.stack_size(*arguments, **keys) == (expected, None)  # as noted
+    assert len(asked) == tried

@@ -202,6 +202,7 @@ class FusedLauncher(Launcher):
 
     def _end_as_hydra(self, job: SweepJob, returned: JobReturn, status: JobStatus) -> None:
         config, before = job.config, os.getcwd()
+        files: list[logging.FileHandler] = []
         try:
             with known_to_hydra(config):
                 if changes_folder(config):
@@ -221,6 +222,11 @@ class FusedLauncher(Launcher):
         finally:
             os.chdir(before)
             self._log_as_sweep()
+            root = logging.getLogger()
+            for handler in list(root.handlers):  # where a sweep sets up no logging of its own
+                if isinstance(handler, logging.FileHandler) and handler in files:
+                    root.removeHandler(handler)
+                    handler.close()
 
 
 class PackedReturn(JobReturn):

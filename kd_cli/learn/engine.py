@@ -234,7 +234,7 @@ def gradient_sizes(
     """
     index = torch.arange(min(examples, len(train)), device=train.labels.device)[None]
     images = train.images[index]
-    logits = learner.logits(images).clone().requires_grad_()
+    logits = learner.logits(images).clone(memory_format=torch.contiguous_format).requires_grad_()
     soft_targets = ask(teacher, index, images, weights.T, learner.size) if teacher else None
     terms = method(logits, soft_targets, train.labels[index], weights)
     found: dict[str, list[float] | None] = {}
@@ -312,7 +312,7 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     if not len(val):
         return [None] * learner.size, [None] * learner.size
     logits_SNC = predict(learner, val.images)
-    accuracy = (likeliest(logits_SNC) == val.labels).double().mean(-1)
+    accuracy = (logits_SNC.argmax(-1) == val.labels).double().mean(-1)
     log_p = logits_SNC.double().log_softmax(-1).gather(-1, val.labels.expand(logits_SNC.shape[:2])[..., None])
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
 
@@ -408,6 +408,8 @@ class Teaching:
         self.correct = torch.zeros(size, dtype=torch.int64, device=weights.T.device)
         self.has_soft = False
         self.waiting: list[tuple[Tensor, Tensor | None]] = []
+        own = type(method).__module__ == Method.__module__  # somebody else's may count on how logits lie in memory
+        self.layout = torch.preserve_format if own else torch.contiguous_format
 
     @torch.no_grad()
     def target(self, like: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor | None:
@@ -418,12 +420,14 @@ class Teaching:
     def gradient(self, logits: Tensor, teacher: Tensor | None, labels: Tensor, target: Tensor | None = None) -> Tensor:
         """The gradient of the losses of S models on their logits [S,B,C]; labels are [S,B]."""
         if self.closed:
+            logits = logits.contiguous() if self.layout is torch.contiguous_format else logits
             self.waiting.append((logits.clone(), teacher))
             if target is None:
                 target = self.target(logits, teacher, labels)
             slope: Tensor = self.method.gradient(logits, target, self.weights)  # type: ignore[attr-defined]
             return slope.detach()  # somebody's own may have built a graph
-        leaf = logits.clone().requires_grad_()  # a method may keep them; the learner writes over its own
+        # A copy: a method may keep it, and the learner writes over its own.
+        leaf = logits.clone(memory_format=self.layout).requires_grad_()
         terms = self.method(leaf, teacher, labels, self.weights)
         self._add(terms, logits, labels)
         return torch.autograd.grad(terms.loss.sum(), leaf)[0]

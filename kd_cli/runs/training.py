@@ -390,10 +390,11 @@ def stack_size(
         known[key] = best
         _write_notes(notes, known)
         log.info(
-            "%d × %s: %s at once, measured %s",
+            "%d × %s: %s at once, about %.3g MB each, measured %s",
             len(lessons),
             lessons[0].spec.name,
             best,
+            memory_of_one(bench, lessons[0], module) / 2**20,
             ", ".join(f"{1e3 * s:.3g} ms a step and model in stacks of {n}" for n, s in seconds.items()),
         )
     return int(known[key]), None
@@ -416,8 +417,12 @@ def _write_notes(notes: Path | None, known: dict[str, int]) -> None:
 
 
 def room_for(bench: Bench, lesson: Lesson, module: nn.Module) -> int:
-    """How many such models fit in the device's free memory, by a careful estimate."""
-    size = bench.dtype.itemsize
+    """How many such models fit in the device's free memory."""
+    return int(free_memory(bench.device) // memory_of_one(bench, lesson, module))
+
+
+def memory_of_one(bench: Bench, lesson: Lesson, module: nn.Module) -> int:
+    """Bytes that a model of a stack takes while it trains, by a careful estimate."""
     weights = 5 * sum(p.numel() for p in module.parameters())  # weight, gradient, two of the optimiser, a temporary
     outputs = 0
 
@@ -430,12 +435,11 @@ def room_for(bench: Bench, lesson: Lesson, module: nn.Module) -> int:
         module.eval()(bench.train.images[:1])
     for hook in hooks:
         hook.remove()
-    batch = min(lesson.spec.batch_size, len(bench.train))
-    classes = bench.dataset.classes
+    batch, classes = min(lesson.spec.batch_size, len(bench.train)), bench.dataset.classes
+    step = batch * (3 * outputs + 2 * bench.train.images[0].numel())
     block = min(steps_together(batch, classes), -(-len(bench.train) // batch)) * batch * classes
     losses = 10 * block  # of the logits that wait, their targets, and what a method makes of both
-    each = size * (weights + batch * (3 * outputs + 2 * bench.train.images[0].numel()) + losses)
-    return int(free_memory(bench.device) // each)
+    return int(bench.dtype.itemsize * (weights + step + losses))
 
 
 def free_memory(device: torch.device) -> float:
