@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import pickle
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +55,7 @@ class SweepJob:
 
     overrides: list[str]
     number: int
-    packed: bytes  # the configuration with its node `hydra`; unpacked it takes forty times the memory
+    compose: Callable[[], DictConfig]  # the configuration with its node `hydra`; a thousand kept would fill the memory
     told: Sequence[str] = ()  # the overrides as Hydra records them
     ended: Callable[[SweepJob], None] = lambda job: None
     path: Path | None = None
@@ -69,8 +68,8 @@ class SweepJob:
 
     @property
     def config(self) -> DictConfig:
-        """The composed configuration, a new copy at each call."""
-        return unpack(self.packed)
+        """The configuration, composed anew at each call."""
+        return self.compose()
 
     def end(self) -> None:
         """Tell the launcher that `result` or `error` is there: the job's log is written and its callbacks called."""
@@ -110,9 +109,7 @@ class FusedLauncher(Launcher):
             return returns
 
         if OmegaConf.select(self.config, "dry_run", default=False):
-            jobs = [
-                SweepJob(overrides, number, pack(self._compose(overrides, number))) for overrides, number in numbered
-            ]
+            jobs = [SweepJob(*job, functools.partial(self._compose, *job)) for job in numbered]
             self.task_function.dry_run(jobs)  # type: ignore[attr-defined]
             return []
 
@@ -153,16 +150,22 @@ class FusedLauncher(Launcher):
         config = self._compose(overrides, number)
         with known_to_hydra(config):
             path = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-            with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
-                config.hydra.runtime.output_dir = os.path.abspath(path)
+            place(config, path)
             path.mkdir(parents=True, exist_ok=True)
             if config.hydra.output_subdir is not None:
                 save_configuration(config, path / config.hydra.output_subdir)
             told = list(config.hydra.overrides.task)
-            job = SweepJob(overrides, number, pack(config), told, self._end, path.absolute(), log=self._own_log(config))
+            again = functools.partial(self._composed_at, overrides, number, path.absolute())
+            job = SweepJob(overrides, number, again, told, self._end, path.absolute(), log=self._own_log(config))
             if hasattr(self.task_function, "read"):
                 self.task_function.read(job, config)
         return job
+
+    def _composed_at(self, overrides: list[str], number: int, path: Path) -> DictConfig:
+        config = self._compose(overrides, number)
+        place(config, path)
+        OmegaConf.set_readonly(config.hydra, True)
+        return config
 
     def _own_log(self, config: DictConfig) -> OwnLog | None:
         """Where the job's log is, if there is nothing to do at the job's end but to write it."""
@@ -184,7 +187,7 @@ class FusedLauncher(Launcher):
     def _end(self, job: SweepJob) -> None:
         """The job's log and callbacks, and what Hydra wants to know of it."""
         assert job.path is not None
-        job.returned = returned = PackedReturn(job.packed)
+        job.returned = returned = LazyReturn(job.compose)
         returned.overrides = job.told
         returned.working_dir = os.getcwd()
         returned.task_name = JobRuntime.instance().get("name")
@@ -229,35 +232,32 @@ class FusedLauncher(Launcher):
                     handler.close()
 
 
-class PackedReturn(JobReturn):
-    """A JobReturn that unpacks its configurations when it is asked for them: a sweeper keeps those of all jobs."""
+class LazyReturn(JobReturn):
+    """A JobReturn that composes its configurations when it is asked for them: a sweeper keeps those of all jobs."""
 
-    def __init__(self, packed: bytes) -> None:
-        self.packed = packed
+    def __init__(self, compose: Callable[[], DictConfig]) -> None:
+        self.compose = compose
         super().__init__()
 
     @property
     def cfg(self) -> DictConfig:
-        return without_hydra(unpack(self.packed))
+        return without_hydra(self.compose())
 
     @cfg.setter
     def cfg(self, value: Any) -> None: ...
 
     @property
     def hydra_cfg(self) -> DictConfig:
-        return OmegaConf.masked_copy(unpack(self.packed), "hydra")
+        return OmegaConf.masked_copy(self.compose(), "hydra")
 
     @hydra_cfg.setter
     def hydra_cfg(self, value: Any) -> None: ...
 
 
-def pack(config: DictConfig) -> bytes:
-    return zlib.compress(pickle.dumps(config), 1)
-
-
-def unpack(packed: bytes) -> DictConfig:
-    config: DictConfig = pickle.loads(zlib.decompress(packed))  # our own bytes, never from a file
-    return config
+def place(config: DictConfig, path: Path) -> None:
+    """Note a job's directory in its configuration, as Hydra does."""
+    with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+        config.hydra.runtime.output_dir = os.path.abspath(path)
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
