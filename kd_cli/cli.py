@@ -22,6 +22,7 @@ NAMED = 20  # jobs that failed, at the end of a sweep
 OWN_KEYS = {
     "teacher": {"checkpoint": None, "members": 1, "combine": "geometric"}
 }  # keys that a role adds to every option
+MULTIRUN = {"-m", "--multirun"}
 TAKES_A_WORD = {
     *("--cfg", "-c", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"),
     "--experimental-rerun",
@@ -39,9 +40,8 @@ def entry() -> None:
 def main() -> None:
     """Entry point of `kd-run` and `python -m kd_cli`. Exits with 1 after an error, told without a traceback."""
     argv = sys.argv[1:] = flags_first(sys.argv[1:])
-    multirun = bool({"-m", "--multirun"} & set(argv))
     launchers = [word.partition("=")[2] for word in argv if word.startswith("hydra/launcher=")]
-    cores.share(os.environ, several=multirun and launchers[-1:] not in ([], ["fused"], ["basic"]))
+    cores.share(os.environ, several=bool(MULTIRUN & set(argv)) and launchers[-1:] not in ([], ["fused"], ["basic"]))
     cores.keep_memory()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back to us, who know how to tell them
     sys.path.append(os.getcwd())  # a user's own models and methods
@@ -95,7 +95,7 @@ def _hydra(argv: Sequence[str]) -> None:
 
     Stop.listen()
     resumed = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
-    if resumed and not {"-m", "--multirun"} & set(argv):
+    if resumed and not MULTIRUN & set(argv):
         if len(argv) > 1:
             raise ConfigError(
                 "resume= goes on with a run as it was begun, and takes nothing beside it",
@@ -108,7 +108,7 @@ def _hydra(argv: Sequence[str]) -> None:
         argv = repeated
         sys.argv[1:] = repeated
     prepare(argv)
-    plain = all(word in ("-m", "--multirun") for word in argv if word.startswith("-"))  # to run, not to show something
+    plain = all(word in MULTIRUN for word in argv if word.startswith("-"))  # to run, not to show something
     if plain:
         preload_torch()
     mode = not plain or any("hydra" in word or word.lstrip("+").startswith("experiment") for word in argv)

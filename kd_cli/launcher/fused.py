@@ -225,11 +225,9 @@ class FusedLauncher(Launcher):
         finally:
             os.chdir(before)
             self._log_as_sweep()
-            root = logging.getLogger()
-            for handler in list(root.handlers):  # where a sweep sets up no logging of its own
-                if isinstance(handler, logging.FileHandler) and handler in files:
-                    root.removeHandler(handler)
-                    handler.close()
+            for file in files:  # they are still there where a sweep sets up no logging of its own
+                logging.getLogger().removeHandler(file)
+                file.close()
 
 
 class LazyReturn(JobReturn):

@@ -371,7 +371,8 @@ def stack_size(
     reason = why_not(module, optimizer, bench.train.images[0])
     if reason is not None:
         return 1, reason
-    most = min(len(lessons), room_for(bench, lessons[0], module))
+    each = memory_of_one(bench, lessons[0], module)
+    most = min(len(lessons), room_for(bench.device, each))
     if most < 2:
         return 1, "two do not fit in memory"
     shared = len({lesson.spec.seed for lesson in lessons}) == 1
@@ -394,7 +395,7 @@ def stack_size(
             len(lessons),
             lessons[0].spec.name,
             best,
-            memory_of_one(bench, lessons[0], module) / 2**20,
+            each / 2**20,
             ", ".join(f"{1e3 * s:.3g} ms a step and model in stacks of {n}" for n, s in seconds.items()),
         )
     return int(known[key]), None
@@ -416,9 +417,9 @@ def _write_notes(notes: Path | None, known: dict[str, int]) -> None:
         write_json(notes, _read_notes(notes) | known)
 
 
-def room_for(bench: Bench, lesson: Lesson, module: nn.Module) -> int:
-    """How many such models fit in the device's free memory."""
-    return int(free_memory(bench.device) // memory_of_one(bench, lesson, module))
+def room_for(device: torch.device, each: int) -> int:
+    """How many models of so many bytes fit in the device's free memory."""
+    return int(free_memory(device) // each)
 
 
 def memory_of_one(bench: Bench, lesson: Lesson, module: nn.Module) -> int:
