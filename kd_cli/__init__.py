@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kd_cli.runs.load import load_student as load_student
+    from kd_cli.export.load import load_student as load_student
 
 __all__ = ["load_student"]
 
 
 def __getattr__(name: str) -> Any:  # torch is imported when it is needed, not by `kd-run --help`
     if name == "load_student":
-        from kd_cli.runs.load import load_student
+        from kd_cli.export.load import load_student
 
         return load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,3 +1,3 @@
-from kd_cli.cli import entry
+from kd_cli.commands.kd_run import entry
 
 entry()

@@ -48,18 +48,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
-from kd_cli import cores
-from kd_cli.help import conf_dir
-from kd_cli.learn.capture import CudaGraphs
+from kd_cli.commands import cores
+from kd_cli.commands.help import conf_dir
+from kd_cli.config.run_config import build, folder
+from kd_cli.data.sources import normalise, prepare, torchvision_dataset
+from kd_cli.learn.cuda_graphs import CudaGraphs
 from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording
+from kd_cli.learn.learner import Autocast, Learner
 from kd_cli.learn.methods import SoftTargets, Weights
 from kd_cli.learn.optim import Constant
-from kd_cli.learn.stack import StackedLearner
-from kd_cli.learn.step import Autocast, Learner
+from kd_cli.learn.stacked.learner import StackedLearner
 from kd_cli.learn.teachers import CachedTeacher, batches, freeze
-from kd_cli.runs.config import build, folder
-from kd_cli.zoo.data import normalise, prepare, torchvision_dataset
-from kd_cli.zoo.vision import import_torchvision
+from kd_cli.vision import import_torchvision
 
 T, ALPHA, BETA = 2.0, 1.0, 0.5
 CLASSES = 10
@@ -657,7 +657,7 @@ def seconds_alone(args: argparse.Namespace) -> float:
 # Begins a script as the command begins, so that processes find each other.
 AS_COMMAND = """
 import os, runpy, sys
-from kd_cli import cores
+from kd_cli.commands import cores
 cores.share(os.environ)
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -920,22 +920,26 @@ def traced_run(stop: bool = False) -> None:
 
     # Functions and classes' methods by where they are defined. What has moved is counted with the rest.
     watched = {
-        "data": ("runs.bench.load_bench",),
+        "data": ("runs.device_data.load_bench",),
         "checks": ("runs.models.check_shape",),
         "training": ("learn.engine.fit",),
         "evaluation": ("learn.engine.validate", "runs.models.predict_module", "metrics.evaluate_logits"),
         "FLOPs": ("runs.models.forward_flops",),
         "models": ("runs.models.build_module", "runs.models.load_module"),
         "optimizer": ("runs.training.make_optimizer",),
-        "pictures, page": ("runs.pictures.pictures", "runs.rundir.RunDir.write_pictures", "runs.pages.write_run_page"),
+        "pictures, page": (
+            "runs.pictures.pictures",
+            "storage.run_dir.RunDir.write_pictures",
+            "report.pages.write_run_page",
+        ),
         "run directory": tuple(
-            f"runs.rundir.RunDir.{name}" for name in ("append_metrics", "write_student", "write_summary")
+            f"storage.run_dir.RunDir.{name}" for name in ("append_metrics", "write_student", "write_summary")
         ),
         "store": (
-            "runs.store.Store.put",
-            "runs.store.Store.get",
-            "runs.store.Entry.weights",
-            "runs.store.Entry.outputs",
+            "storage.store.Store.put",
+            "storage.store.Store.get",
+            "storage.store.Entry.weights",
+            "storage.store.Entry.outputs",
         ),
     }
 
@@ -969,7 +973,7 @@ def traced_run(stop: bool = False) -> None:
         return stage("the rest", run_job)(*args, **kwargs)
 
     hydra.run_job = job
-    from kd_cli import cli
+    from kd_cli.commands import kd_run as cli
 
     stage("compose", cli.entry)()
     stages.pop("the rest", None)

@@ -27,8 +27,9 @@ RUN = ["teacher=tinymlp", "student=tinymlp", *MODEL, "training.epochs=1", "teach
 # Runs the command and writes what it took: processor seconds, peak memory, seconds in the epoch loop and in the end.
 MEASURED = """
 import atexit, json, resource, sys, time
-from kd_cli import cli
-from kd_cli.runs import pages, runner, training
+from kd_cli.commands import kd_run as cli
+from kd_cli.runs import runner, training
+from kd_cli.report import pages
 spent = {"training": 0.0, "report": 0.0}
 def timed(module, name, key):
     function = getattr(module, name)

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_cli.launcher.task import sweep_command
-from kd_cli.runs import plots
-from kd_cli.runs.plots import Point, Series
-from kd_cli.runs.report import Run, Setting, Stat, collect, compare, models_of, plus_minus, show, stat
+from kd_cli.report import plots
+from kd_cli.report.plots import Point, Series
+from kd_cli.report.tables import Run, Setting, Stat, collect, compare, models_of, plus_minus, show, stat
+from kd_cli.sweeps.task import sweep_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = "seed=range(3)"

@@ -30,7 +30,7 @@ SEEDS = 10  # of the students: as many different results
 
 def run(number: int, folder: str) -> None:
     """One run in this process, as the command does it."""
-    from kd_cli.cli import main
+    from kd_cli.commands.kd_run import main
 
     os.chdir(folder)
     seed, T = number % SEEDS, 1 + number % 3

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.capture import Recorder
+from kd_cli.learn.cuda_graphs import Recorder
 from kd_cli.learn.engine import Examples, Observer, Outcome, Plan, fit
+from kd_cli.learn.learner import Learner, SoloLearner
 from kd_cli.learn.methods import Method, SoftTargets, Weights
 from kd_cli.learn.optim import Constant, Schedule
 from kd_cli.learn.randomness import generator, global_stream
-from kd_cli.learn.step import Learner, SoloLearner
 from kd_cli.learn.teachers import Teacher
-from kd_cli.zoo.models import cnn, mlp
+from kd_cli.models.networks import cnn, mlp
 
 SHAPE, CLASSES = (1, 6, 6), 4
 SIZES: dict[str, Any] = {"input_shape": SHAPE, "num_classes": CLASSES}

@@ -22,7 +22,7 @@ _context.set_forkserver_preload(
     [
         *("torch", "torch._dynamo", "torch.utils.flop_counter", "safetensors.torch", "sklearn.datasets"),
         *("hydra.main", "hydra._internal.hydra", "hydra._internal.utils"),
-        *("kd_cli.cli", "kd_cli.runs.runner", "kd_cli.runs.report"),
+        *("kd_cli.commands.kd_run", "kd_cli.runs.runner", "kd_cli.report.tables"),
     ]
 )
 
@@ -91,6 +91,6 @@ def _child(
     if limit is not None:  # bytes in a file
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     exec(prelude, {"__name__": "prelude"})
-    from kd_cli.cli import main
+    from kd_cli.commands.kd_run import main
 
     main()

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from kd_cli.launcher.fused import register
+from kd_cli.sweeps.launcher import register
 
 register()
 sys.argv = sys.argv[1:]

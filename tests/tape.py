@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 
 class Tape:
-    """A recorder as `kd_cli.learn.capture` wants them, and a recording of what PyTorch was asked for.
+    """A recorder as `kd_cli.learn.cuda_graphs` wants them, and a recording of what PyTorch was asked for.
 
     As under CUDA: all results of the recording lie where they lay, Python is not asked again, the recording has no
     effect (what it wrote is put back, generators too), and a step that waits for a number cannot be recorded.

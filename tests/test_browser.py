@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_report import made_run
 
-from kd_cli.runs.pages import write_report, write_run_page
+from kd_cli.report.pages import write_report, write_run_page
 from kd_cli.runs.pictures import pictures
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from kd_cli.learn import engine
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.capture import CudaGraphs
+from kd_cli.learn.cuda_graphs import CudaGraphs
 from kd_cli.learn.engine import Observer, Outcome
+from kd_cli.learn.learner import Learner, SoloLearner
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets
 from kd_cli.learn.optim import Cosine
-from kd_cli.learn.stack import StackedLearner
-from kd_cli.learn.step import Learner, SoloLearner
+from kd_cli.learn.stacked.learner import StackedLearner
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher
 
 AUGMENTS = {"plain": Augment(), "moved": Augment(jitter=1, flip=True, rotate=10, scale=0.1)}
@@ -47,7 +47,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
 
 
 def convolutional() -> nn.Module:
-    from kd_cli.zoo.models import Dropout
+    from kd_cli.models.networks import Dropout
 
     return nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), Dropout(0.5), nn.Linear(48, CLASSES)

@@ -15,8 +15,8 @@ import yaml
 from conftest import TINY
 from process import Ran
 
-from kd_cli.help import conf_dir, groups, keys, page
-from kd_cli.runs.config import Schema
+from kd_cli.commands.help import conf_dir, groups, keys, page
+from kd_cli.config.run_config import Schema
 
 GROUPS = {"teacher", "student", "model", "dataset", "method", "optimizer", "schedule", "training", "teacher_training"}
 GROUPS |= {"teacher_optimizer", "teacher_schedule"}
@@ -88,7 +88,7 @@ def refused(ran: Ran) -> str:
         ("student.dropout=1", "dropout is 1; it must be a number, at least 0 and below 1"),
         ("teacher.checkpoint=nowhere.pt", "teacher.checkpoint is nowhere.pt, and there is no such file"),
         ("student._target_=nowhere.Net", "_target_ is nowhere.Net, and no module of that name can be imported"),
-        ("student._target_=kd_cli.zoo.models.mpl", "has no mpl\n\nhint: did you mean mlp"),
+        ("student._target_=kd_cli.models.networks.mpl", "has no mpl\n\nhint: did you mean mlp"),
         ("T=", "T"),
         ("T", "T"),
         ("=", "="),
@@ -294,7 +294,7 @@ def test_flags_may_stand_anywhere(kd_run: Callable[..., Ran], own: list[str]) ->
 
 
 def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path) -> None:
-    program = f"import sys; sys.argv = ['kd-run', *{TINY!r}]; from kd_cli.cli import main; main(); "
+    program = f"import sys; sys.argv = ['kd-run', *{TINY!r}]; from kd_cli.commands.kd_run import main; main(); "
     program += "print(sorted({'torch._dynamo', 'sympy', 'sklearn', 'scipy', 'torchvision'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "errors alone" in ran.stdout
@@ -302,7 +302,7 @@ def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path) -> Non
 
 
 def test_help_imports_no_torch_and_names_every_group_and_key() -> None:
-    program = "import sys; sys.argv = ['kd-run', '--help']; from kd_cli.cli import main; main(); "
+    program = "import sys; sys.argv = ['kd-run', '--help']; from kd_cli.commands.kd_run import main; main(); "
     program += "print(sorted({'torch', 'hydra', 'numpy', 'sklearn'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
@@ -343,7 +343,7 @@ def test_the_surface_is_what_it_was() -> None:
 
 PRELOADED = """
 import sys
-from kd_cli.preload import preload_torch
+from kd_cli.commands.preload import preload_torch
 thread = preload_torch()
 thread.join()
 assert "torch" not in sys.modules

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kd_cli import cores
-from kd_cli.cores import allowance, others, threads
+from kd_cli.commands import cores
+from kd_cli.commands.cores import allowance, others, threads
 
 SEEN = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -51,7 +51,7 @@ def test_fewer_threads_are_asked_for_only_where_less_is_granted_and_nobody_chose
 OTHERS = """
 import sys
 from pathlib import Path
-from kd_cli.cores import others
+from kd_cli.commands.cores import others
 print(others(Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
@@ -113,7 +113,7 @@ def test_a_machine_without_such_a_file_or_lock_tells_of_nobody(tmp_path: Path, m
 
 FREED = """
 import ctypes, os
-from kd_cli.cores import keep_memory
+from kd_cli.commands.cores import keep_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 keep_memory()

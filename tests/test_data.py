@@ -20,9 +20,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kd_cli.data.sources import Source, digits, imagefolder, normalise, prepare, torchvision_dataset
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.zoo.data import Source, digits, imagefolder, normalise, prepare, torchvision_dataset
-from kd_cli.zoo.vision import import_torchvision
+from kd_cli.vision import import_torchvision
 
 RAW = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -229,7 +229,7 @@ def test_a_source_that_cannot_be_used_is_refused_by_name(change, said):
 
 
 def test_a_function_that_returns_something_else_is_told_what_to_return():
-    with pytest.raises(DataError, match=r"must return a kd_cli.zoo.data.Source, and this one returned a tuple"):
+    with pytest.raises(DataError, match=r"must return a kd_cli.data.sources.Source, and this one returned a tuple"):
         prepare((torch.zeros(3), torch.zeros(3)), val_fraction=0)
 
 
@@ -344,8 +344,8 @@ def test_a_pickle_that_is_not_the_published_one_is_never_opened(tmp_path, offlin
 
 SERVED = """
 import json, sys
-from kd_cli.zoo.data import torchvision_dataset
-from kd_cli.zoo.vision import import_torchvision
+from kd_cli.data.sources import torchvision_dataset
+from kd_cli.vision import import_torchvision
 mnist = import_torchvision().datasets.MNIST
 mnist.mirrors, mnist.resources = [sys.argv[1]], json.loads(sys.argv[2])
 print(len(torchvision_dataset(data_dir=sys.argv[3], name="MNIST").train_labels))

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Examples, Observer
+from kd_cli.learn.learner import SoloLearner
 from kd_cli.learn.methods import Hard, SoftTargets
 from kd_cli.learn.optim import Constant, Cosine, Linear, Step
 from kd_cli.learn.randomness import global_stream
-from kd_cli.learn.step import SoloLearner
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher
 
 JITTER = Augment(jitter=1, flip=True)

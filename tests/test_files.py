@@ -16,13 +16,13 @@ import pytest
 from conftest import TINY
 from process import Ran, Running
 
+from kd_cli.commands.kd_report import arguments, report
 from kd_cli.errors import StorageError
-from kd_cli.locks import Held, lock, tidy_locks
-from kd_cli.report_cli import arguments, report
-from kd_cli.runs.checkpoint import TrainingState, forget
-from kd_cli.runs.files import MAKING, checksum, making, replacing, tidy, write_json, write_tensors, write_text
-from kd_cli.runs.report import read_run
-from kd_cli.runs.rundir import read_summary
+from kd_cli.report.tables import read_run
+from kd_cli.storage.files import MAKING, checksum, making, replacing, tidy, write_json, write_tensors, write_text
+from kd_cli.storage.locks import Held, lock, tidy_locks
+from kd_cli.storage.run_dir import read_summary
+from kd_cli.storage.training_state import TrainingState, forget
 
 fcntl = pytest.importorskip("fcntl")  # elsewhere locks are filelock's
 HINTS = ("free some space", "choose another", "hydra.run.dir=")
@@ -114,9 +114,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_
     (tmp_path / "own.tmp").touch()
     with replacing(tmp_path / "a.json") as temporary, making(tmp_path) as folder:
         temporary.write_text("whole")
-        code = (
-            f"import sys; from pathlib import Path; from kd_cli.runs.files import tidy; tidy(Path({str(tmp_path)!r}))"
-        )
+        code = f"from pathlib import Path; from kd_cli.storage.files import tidy; tidy(Path({str(tmp_path)!r}))"
         subprocess.run([sys.executable, "-c", code], check=True)
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([temporary.name, folder.name, "own.tmp"])
         folder.rename(tmp_path / "made")
@@ -162,7 +160,7 @@ def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from kd_cli.locks import lock
+from kd_cli.storage.locks import lock
 folder = Path(sys.argv[1])
 for _ in range(40):
     with lock(folder / "x.lock", waiting=lambda seconds: None):

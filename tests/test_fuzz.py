@@ -23,9 +23,9 @@ from conftest import TINY
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from kd_cli.cli import main
+from kd_cli.commands.kd_report import arguments, report
+from kd_cli.commands.kd_run import main
 from kd_cli.errors import KdError
-from kd_cli.report_cli import arguments, report
 
 EXAMPLES = int(os.environ.get("KD_FUZZ", "320"))
 SEED = int(os.environ.get("KD_FUZZ_SEED", "20150309"))
@@ -35,7 +35,7 @@ counts = {"ran": 0, "refused": 0, "diverged": 0, "damaged": 0}
 OWN = """
 import torch
 from torch import nn
-from kd_cli.zoo.data import Source
+from kd_cli.data.sources import Source
 
 def made(*, data_dir, classes=2, shape=(1, 3, 3), n=40, tests=20, kind="float", used=None, constant=False):
     own = torch.Generator().manual_seed(0)
@@ -146,9 +146,9 @@ KEYS = {
     "student.max_norm": NUMBERS,
     "+student.nope": ["1"],
     "student._target_": [
-        "kd_cli.zoo.models.cnn",
+        "kd_cli.models.networks.cnn",
         "kd_own_of_fuzz.normed",
-        "kd_cli.zoo.models.Dropout",
+        "kd_cli.models.networks.Dropout",
         "len",
         "''",
         "1",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_cli.help import WIDTH, conf_dir, defaults_list, description, groups, keys, page
+from kd_cli.commands.help import WIDTH, conf_dir, defaults_list, description, groups, keys, page
 from kd_cli.nearest import did_you_mean, nearest
 
 SHIPPED = conf_dir()
@@ -174,7 +174,8 @@ def test_a_value_is_shown_as_written_and_its_comment_found(text: str, value: str
 
 
 def test_help_imports_neither_torch_nor_hydra() -> None:
-    code = "import sys, kd_cli.help, kd_cli.nearest; print(sorted({'torch', 'hydra', 'omegaconf'} & set(sys.modules)))"
+    code = "import sys, kd_cli.commands.help, kd_cli.nearest\n"
+    code += "print(sorted({'torch', 'hydra', 'omegaconf'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

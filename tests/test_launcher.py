@@ -17,7 +17,7 @@ from hydra.test_utils.launcher_common_tests import (
 from hydra.test_utils.test_utils import SweepTaskFunction
 from hydra.version import _UNSPECIFIED_, VersionBase
 
-from kd_cli.launcher.fused import FusedLauncher, SweepJob, register, without_hydra
+from kd_cli.sweeps.launcher import FusedLauncher, SweepJob, register, without_hydra
 
 # Hydra's suite starts applications that leave version_base open, about which Hydra warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Future Hydra versions:UserWarning")

@@ -14,11 +14,11 @@ from conftest import TINY
 from process import Ran
 from torch import Tensor
 
+from kd_cli.config.run_config import LEAST_T, MOST_T, temperature
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import batch_slices
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Weights
 from kd_cli.losses import hard_cross_entropy, kl_divergence, logit_matching, soft_cross_entropy, uniform_cross_entropy
-from kd_cli.runs.config import LEAST_T, MOST_T, temperature
 
 # Relative errors of a loss and of its gradient, in units of the largest gradient.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}

@@ -17,9 +17,9 @@ from test_report import made_run, only
 
 from kd_cli.errors import StorageError
 from kd_cli.metrics import evaluate_logits
-from kd_cli.runs.pages import axis_of, mean_curve, run_page, sweep_page, write_report, write_run_page
+from kd_cli.report.pages import axis_of, mean_curve, run_page, sweep_page, write_report, write_run_page
+from kd_cli.report.tables import collect, compare
 from kd_cli.runs.pictures import choose, disagreement, mistakes, picture, pictures
-from kd_cli.runs.report import collect, compare
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kd_cli.runs.plots import (
+from kd_cli.report.plots import (
     Point,
     Row,
     Series,

@@ -14,7 +14,7 @@ from process import Ran
 from safetensors.torch import save_file
 from test_data import write_mnist
 
-from kd_cli.zoo.models import mlp
+from kd_cli.models.networks import mlp
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def test_a_setting_of_the_readme_is_taken(words: str, kd_run: Callable[..., Ran]
 def test_kd_report_and_the_help_of_the_readme(
     kd_run: Callable[..., Ran], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kd_cli.report_cli import main
+    from kd_cli.commands.kd_report import main
 
     small = ("teacher.hidden=[16]", "student.hidden=[8]")
     ran = kd_run("-m", "T=1,2", *SMALL, *small)

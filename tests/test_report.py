@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from kd_cli.commands.kd_report import main
 from kd_cli.errors import DataError
 from kd_cli.metrics import gap_closed, mean_std
-from kd_cli.report_cli import main
-from kd_cli.runs.pages import run_page, write_report, write_run_page
-from kd_cli.runs.report import (
+from kd_cli.report.pages import run_page, write_report, write_run_page
+from kd_cli.report.tables import (
     _read_yaml,
     align,
     answer,
@@ -508,7 +508,9 @@ def test_kd_report_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_reports_need_no_torch(tmp_path: Path) -> None:
     made_run(tmp_path / "0")
-    code = "import sys; from kd_cli.report_cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from kd_cli.commands.kd_report import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

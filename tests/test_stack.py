@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_cli.learn import dense, flat
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.dense import is_dense, linear_of_onednn
 from kd_cli.learn.engine import Outcome
+from kd_cli.learn.learner import Autocast, SoloLearner
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Terms, Weights, stack_methods
 from kd_cli.learn.optim import Cosine, FusedAdam
 from kd_cli.learn.randomness import generator
-from kd_cli.learn.stack import StackedLearner, why_not
-from kd_cli.learn.step import Autocast, SoloLearner
+from kd_cli.learn.stacked import dense, flat
+from kd_cli.learn.stacked.dense import is_dense, linear_of_onednn
+from kd_cli.learn.stacked.learner import StackedLearner, why_not
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
-from kd_cli.zoo.models import Dropout, mlp
+from kd_cli.models.networks import Dropout, mlp
 
 JITTER = Augment(jitter=1, flip=True)
 Optimizer = Callable[..., torch.optim.Optimizer]

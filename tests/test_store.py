@@ -14,7 +14,7 @@ from process import Ran, Running
 from torch import Tensor
 
 from kd_cli.errors import StorageError
-from kd_cli.runs.store import Entry, Store
+from kd_cli.storage.store import Entry, Store
 
 KEY, OTHER = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
 FILES = ("weights.safetensors", "outputs.safetensors", "entry.json")

@@ -23,11 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from process import Ran
 from safetensors.torch import load_file
 
-from kd_cli.cli import prepare
-from kd_cli.help import conf_dir
-from kd_cli.launcher.fused import remember_compositions, save_configuration, to_yaml, without_hydra
-from kd_cli.launcher.names import LONGEST, job_dir
-from kd_cli.launcher.task import checked, spread
+from kd_cli.commands.help import conf_dir
+from kd_cli.commands.kd_run import prepare
+from kd_cli.sweeps.launcher import remember_compositions, save_configuration, to_yaml, without_hydra
+from kd_cli.sweeps.names import LONGEST, job_dir
+from kd_cli.sweeps.task import checked, spread
 
 Run = Callable[..., Ran]
 OUT = "hydra.sweep.dir=out"

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from kd_cli.zoo.vision import import_torchvision, network_timeout
+from kd_cli.vision import import_torchvision, network_timeout
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -13,7 +13,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_torchvision_is_imported_without_a_warning():
-    done = python("from kd_cli.zoo.vision import import_torchvision as t; print(t().models.resnet18.__name__)")
+    done = python("from kd_cli.vision import import_torchvision as t; print(t().models.resnet18.__name__)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "resnet18\n", "")
 
 
@@ -23,7 +23,7 @@ def test_importing_twice_gives_the_same_module():
 
 def test_operators_are_defined_only_where_the_import_has_failed():
     code = """
-from kd_cli.zoo import vision
+from kd_cli import vision
 try:
     import torchvision
     works = True
@@ -41,7 +41,7 @@ def test_a_torchvision_that_cannot_be_imported_is_told_with_both_packages(tmp_pa
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
 from kd_cli.errors import ConfigError
-from kd_cli.zoo.vision import import_torchvision
+from kd_cli.vision import import_torchvision
 try:
     import_torchvision()
 except ConfigError as error:
@@ -56,7 +56,7 @@ except ConfigError as error:
 def test_the_zoo_does_not_import_torchvision_or_sklearn_before_it_is_asked_to():
     code = """
 import sys
-import kd_cli.zoo.data, kd_cli.zoo.models
+import kd_cli.data.sources, kd_cli.models.networks
 print([name for name in ("torchvision", "sklearn", "PIL") if name in sys.modules])
 """
     assert python(code).stdout == "[]\n"

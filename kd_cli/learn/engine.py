@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.capture import Recorded, Recorder, why_not_recorded
-from kd_cli.learn.dense import Buffers, each, is_dense
+from kd_cli.learn.cuda_graphs import Recorded, Recorder, why_not_recorded
+from kd_cli.learn.learner import Learner
 from kd_cli.learn.methods import Method, Terms, Weights, has_closed_form
 from kd_cli.learn.optim import Schedule, make_recordable
 from kd_cli.learn.randomness import generator
-from kd_cli.learn.step import Learner
+from kd_cli.learn.stacked.dense import Buffers, each, is_dense
 from kd_cli.learn.teachers import EVAL_BATCH, Teacher, batches
 from kd_cli.losses import examples_last, likeliest
 
@@ -349,7 +349,7 @@ class Steps:
     def __call__(
         self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Iterable[float | Tensor]
     ) -> None:
-        """See `kd_cli.learn.capture.Block`."""
+        """See `kd_cli.learn.cuda_graphs.Block`."""
         size, teacher, T = self.learner.size, self.teacher, self.teaching.weights.T
         labels = each(self.train.labels[index], size)
         known = None

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from kd_cli.config.run_config import TrainSpec, build
+from kd_cli.data.sources import Dataset
 from kd_cli.errors import CheckpointError, ConfigError, KdError
-from kd_cli.learn.dense import is_plain, widths
+from kd_cli.learn.learner import single_precision
 from kd_cli.learn.randomness import global_stream
-from kd_cli.learn.step import single_precision
+from kd_cli.learn.stacked.dense import is_plain, widths
 from kd_cli.learn.teachers import batches, freeze
-from kd_cli.runs.bench import Bench, dtype_of
-from kd_cli.runs.config import TrainSpec, build
-from kd_cli.zoo.data import Dataset
+from kd_cli.runs.device_data import Bench, dtype_of
 
 
 def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -92,7 +92,8 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
 
 def load_module(spec: TrainSpec, state: dict[str, Tensor], bench: Bench, *, role: str) -> nn.Module:
     """The model with trained weights, frozen, on the bench's device."""
-    plain = spec.model["_target_"] == "kd_cli.zoo.models.mlp"  # all that it holds is in its state: no need to draw any
+    # Everything an mlp holds is in its state dict: no random weights need to be drawn first.
+    plain = spec.model["_target_"] == "kd_cli.models.networks.mlp"
     module = (blank_module if plain else build_module)(spec, bench.dataset, role=role)
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):

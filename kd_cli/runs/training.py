@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli.config.run_config import Node, TrainSpec, build, fingerprint, locate
 from kd_cli.errors import ConfigError
-from kd_cli.learn import flat
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.dense import is_dense
 from kd_cli.learn.engine import Examples, Outcome, Plan, fit, steps_together
+from kd_cli.learn.learner import Autocast, Learner, SoloLearner
 from kd_cli.learn.methods import Method, Weights, stack_methods
 from kd_cli.learn.optim import without_compiler
-from kd_cli.learn.stack import ELEMENTWISE, StackedLearner, why_not
-from kd_cli.learn.step import Autocast, Learner, SoloLearner
+from kd_cli.learn.stacked import flat
+from kd_cli.learn.stacked.dense import is_dense
+from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner, why_not
 from kd_cli.learn.teachers import Teacher
-from kd_cli.runs.bench import Bench, device_name
-from kd_cli.runs.checkpoint import StackNotes, TrainingState
-from kd_cli.runs.config import Node, TrainSpec, build, fingerprint, locate
-from kd_cli.runs.files import read_json, write_json
+from kd_cli.runs.device_data import Bench, device_name
 from kd_cli.runs.models import build_module
 from kd_cli.runs.progress import Progress, describe
+from kd_cli.storage.files import read_json, write_json
+from kd_cli.storage.training_state import StackNotes, TrainingState
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_cli.config.run_config import RunConfig, TransferSpec, build, fingerprint
+from kd_cli.data.sources import Dataset, normalise, prepare
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.learn.engine import Examples
 from kd_cli.nearest import did_you_mean
-from kd_cli.runs.bench import Bench
-from kd_cli.runs.config import RunConfig, TransferSpec, build, fingerprint
-from kd_cli.zoo.data import Dataset, normalise, prepare
+from kd_cli.runs.device_data import Bench
 
 RULE_SEED = 20150309  # of numpy's frozen RandomState: which examples a fraction keeps does not depend on a run's seed
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
-from kd_cli.zoo.vision import import_torchvision, network_timeout
+from kd_cli.vision import import_torchvision, network_timeout
 
 
 class Dropout(nn.Module):
@@ -126,7 +126,7 @@ def cnn(
     if len(input_shape) != 3:
         raise ConfigError(
             f"a cnn needs images [channels, height, width], and these have the shape {_by(input_shape)}",
-            hint="a model of kd_cli.zoo.models.mlp takes any shape",
+            hint="a model of kd_cli.models.networks.mlp takes any shape",
         )
     depth, height, breadth = input_shape
     smallest = 2 ** len(counts)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import KdError
-from kd_cli.learn.dense import put_on
 from kd_cli.learn.optim import is_recordable
+from kd_cli.learn.stacked.dense import put_on
 from kd_cli.shipped import is_shipped
 
 log = logging.getLogger(__name__)

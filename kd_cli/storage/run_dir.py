@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import StorageError
-from kd_cli.locks import Held, lock
-from kd_cli.runs.files import (
+from kd_cli.storage.files import (
     checksum,
     checksum_of,
     json_text,
@@ -35,6 +34,7 @@ from kd_cli.runs.files import (
     write_tensors,
     write_text,
 )
+from kd_cli.storage.locks import Held, lock
 
 BEGUN = "run.json"
 METRICS = "metrics.jsonl"

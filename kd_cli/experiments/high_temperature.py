@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kd_cli.config.run_config import RunConfig, run_config
 from kd_cli.errors import DataError
+from kd_cli.export.load import load_student
 from kd_cli.losses import logit_matching, soft_cross_entropy
-from kd_cli.runs import plots
-from kd_cli.runs.bench import load_bench
-from kd_cli.runs.config import RunConfig, run_config
-from kd_cli.runs.files import write_json, write_text
-from kd_cli.runs.load import load_student
-from kd_cli.runs.pages import page
-from kd_cli.runs.plots import Point, Series
-from kd_cli.runs.report import Run, Stat, collect, stat
-from kd_cli.runs.store import Store
+from kd_cli.report import plots
+from kd_cli.report.pages import page
+from kd_cli.report.plots import Point, Series
+from kd_cli.report.tables import Run, Stat, collect, stat
+from kd_cli.runs.device_data import load_bench
+from kd_cli.storage.files import write_json, write_text
+from kd_cli.storage.store import Store
 
 
 def high_temperature(folder: Path) -> list[Path]:

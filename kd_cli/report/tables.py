@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from kd_cli.errors import DataError
-from kd_cli.runs.rundir import METRICS, SUMMARY, intact, verified_summary
+from kd_cli.storage.run_dir import METRICS, SUMMARY, intact, verified_summary
 
 AVERAGED = ("seed", "teacher_training.seed")
 # Where, under what name and with what company a run ran; not what it was.

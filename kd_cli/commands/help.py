@@ -72,7 +72,7 @@ class Default(NamedTuple):
 
 def conf_dir() -> Path:
     """Return the folder of shipped YAML: inside the installed package, else beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 

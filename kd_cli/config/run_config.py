@@ -24,8 +24,8 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
-from kd_cli.runs.checkpoint import interval
 from kd_cli.shipped import is_shipped
+from kd_cli.storage.training_state import interval
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 COMBINE = ("geometric", "arithmetic")  # how an ensemble's distributions are averaged

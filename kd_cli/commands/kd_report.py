@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_cli.errors import KdError
-from kd_cli.runs.pages import write_report, write_run_page
-from kd_cli.runs.report import is_run, read_run, run_table
+from kd_cli.report.pages import write_report, write_run_page
+from kd_cli.report.tables import is_run, read_run, run_table
 
 EPILOG = """examples:
   kd-report multirun/2026-11-21/10-00-00     one sweep: its table, sweep.csv and sweep.html beside the runs
@@ -61,7 +61,7 @@ def report(options: argparse.Namespace) -> None:
     out, name = destination(options.paths, options.out)
     pages = 0
     if options.runs:  # first, so that the sweep's page links to them
-        from kd_cli.runs.report import collect
+        from kd_cli.report.tables import collect
 
         for run in collect(options.paths)[0]:
             write_run_page(run.path)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import ConfigError
-from kd_cli.runs.files import read_json, replacing, storage, tidy, write_json
+from kd_cli.storage.files import read_json, replacing, storage, tidy, write_json
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ def register_resolvers() -> None:
 
     The values are cached with the configuration: a directory is asked for several times and made once.
     """
-    from kd_cli.runs.files import new_folder
+    from kd_cli.storage.files import new_folder
 
     def new_dir(path: str) -> str:
         return str(new_folder(path))

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_cli.config.run_config import RunConfig, build
+from kd_cli.data.sources import Dataset, normalise, prepare
 from kd_cli.errors import ConfigError
-from kd_cli.learn.capture import CudaGraphs, Recorder
+from kd_cli.learn.cuda_graphs import CudaGraphs, Recorder
 from kd_cli.learn.engine import Examples
-from kd_cli.runs.config import RunConfig, build
-from kd_cli.zoo.data import Dataset, normalise, prepare
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli.config.run_config import build
+from kd_cli.data.sources import normalise
 from kd_cli.errors import CheckpointError, KdError
 from kd_cli.learn.teachers import freeze
-from kd_cli.runs.bench import dtype_of
-from kd_cli.runs.config import build
-from kd_cli.runs.files import checksum, read_json
+from kd_cli.runs.device_data import dtype_of
 from kd_cli.runs.models import first_line, mismatches, with_sizes
-from kd_cli.runs.rundir import STUDENT, WEIGHTS, intact
-from kd_cli.zoo.data import normalise
+from kd_cli.storage.files import checksum, read_json
+from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 
-OWN_MODELS = tuple(f"kd_cli.zoo.models.{name}" for name in ("mlp", "cnn", "torchvision_model"))
+OWN_MODELS = tuple(f"kd_cli.models.networks.{name}" for name in ("mlp", "cnn", "torchvision_model"))
 
 
 class Student(nn.Module):

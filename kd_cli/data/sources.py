@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.locks import lock
-from kd_cli.zoo.vision import import_torchvision, network_timeout
+from kd_cli.storage.locks import lock
+from kd_cli.vision import import_torchvision, network_timeout
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,8 @@ def _parts(total: int, count: int) -> tuple[Tensor, Tensor]:
 def _check(source: Source) -> None:
     if not isinstance(source, Source):
         raise DataError(
-            f"a data set function must return a kd_cli.zoo.data.Source, and this one returned a {type(source).__name__}"
+            f"a data set function must return a kd_cli.data.sources.Source, and this one returned "
+            f"a {type(source).__name__}"
         )
     where = f"data set {source.name}"
     names = source.class_names

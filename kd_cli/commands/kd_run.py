@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kd_cli import cores
-from kd_cli import help as help_page
+from kd_cli.commands import cores
+from kd_cli.commands import help as help_page
+from kd_cli.commands.preload import preload_torch
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.nearest import did_you_mean
-from kd_cli.preload import preload_torch
 
 NAMED = 20  # jobs that failed, at the end of a sweep
 OWN_KEYS = {
@@ -90,8 +90,8 @@ def _hydra(argv: Sequence[str]) -> None:
     """Run what the words say, through Hydra, or go on with what was interrupted."""
     import hydra
 
-    from kd_cli.launcher.signals import Stop
-    from kd_cli.launcher.task import Task, resume_run, sweep_command
+    from kd_cli.sweeps.signals import Stop
+    from kd_cli.sweeps.task import Task, resume_run, sweep_command
 
     Stop.listen()
     resumed = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
@@ -134,7 +134,7 @@ def composed_once() -> Iterator[None]:
 
 def stopped(interrupt: KeyboardInterrupt) -> str:
     """What to tell after Ctrl-C: how far it came, and how to go on."""
-    from kd_cli.launcher.task import SweepNotes, Task
+    from kd_cli.sweeps.task import SweepNotes, Task
 
     folder = SweepNotes.folder or Task.folder
     text = f"interrupted{': ' if str(interrupt) else ''}{interrupt}"
@@ -143,7 +143,7 @@ def stopped(interrupt: KeyboardInterrupt) -> str:
 
 def swept() -> Path | None:
     """The directory of the sweep that this process has run, if it has."""
-    from kd_cli.launcher.task import SweepNotes
+    from kd_cli.sweeps.task import SweepNotes
 
     return SweepNotes.folder if SweepNotes.folder and any(SweepNotes.folder.glob("*/.hydra")) else None
 
@@ -153,8 +153,8 @@ def end_sweep(error: BaseException | None = None) -> None:
 
     Returns when the error that ended the sweep is no job's own, which has been told.
     """
-    from kd_cli.launcher.task import FAILED
-    from kd_cli.runs.pages import write_report
+    from kd_cli.report.pages import write_report
+    from kd_cli.sweeps.task import FAILED
 
     folder = swept()
     assert folder is not None
@@ -178,8 +178,8 @@ def end_sweep(error: BaseException | None = None) -> None:
 
 def draw_after(folder: Path) -> None:
     """What the configuration wants drawn from a sweep's runs."""
-    from kd_cli.launcher.task import SweepNotes
-    from kd_cli.runs.config import build
+    from kd_cli.config.run_config import build
+    from kd_cli.sweeps.task import SweepNotes
 
     if SweepNotes.after is not None:
         files = build(SweepNotes.after, folder, where="after_sweep")
@@ -194,9 +194,9 @@ def prepare(argv: Sequence[str]) -> None:
     """Register with Hydra what it must know before it composes: schema, mirrored groups, launcher, resolvers."""
     from hydra.core.config_store import ConfigStore
 
-    from kd_cli.launcher.fused import register
-    from kd_cli.launcher.names import register_resolvers
-    from kd_cli.runs.config import Schema
+    from kd_cli.config.run_config import Schema
+    from kd_cli.sweeps.launcher import register
+    from kd_cli.sweeps.names import register_resolvers
 
     register_resolvers()
     register()
@@ -233,7 +233,7 @@ def explain(error: BaseException, argv: Sequence[str]) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from kd_cli.errors import StorageError
-    from kd_cli.runs.files import storage
+    from kd_cli.storage.files import storage
 
     if isinstance(error, KdError):
         return str(error)

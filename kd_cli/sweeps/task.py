@@ -23,17 +23,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from kd_cli.config.run_config import RunConfig, run_config
 from kd_cli.errors import ConfigError, KdError, StorageError
-from kd_cli.launcher.fused import known_to_hydra, without_hydra
-from kd_cli.launcher.names import SWEPT, register_resolvers
-from kd_cli.launcher.signals import stopping
 from kd_cli.nearest import did_you_mean
-from kd_cli.runs.config import RunConfig, run_config
-from kd_cli.runs.rundir import note_command, refuse_other_run
+from kd_cli.storage.run_dir import note_command, refuse_other_run
+from kd_cli.sweeps.launcher import known_to_hydra, without_hydra
+from kd_cli.sweeps.names import SWEPT, register_resolvers
+from kd_cli.sweeps.signals import stopping
 
 if TYPE_CHECKING:
-    from kd_cli.launcher.fused import SweepJob
     from kd_cli.runs.runner import Job
+    from kd_cli.sweeps.launcher import SweepJob
 
 log = logging.getLogger("kd_cli")
 
@@ -199,7 +199,7 @@ def _task_elsewhere() -> Task:
 
 def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
     """The configuration as plain values. ConfigError for what Hydra itself lets pass."""
-    from kd_cli.help import conf_dir, groups
+    from kd_cli.commands.help import conf_dir, groups
 
     folders = [conf_dir(), *(Path(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line")]
     for override in hydra.overrides.task:
@@ -218,7 +218,7 @@ def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
 
 def data_node(given: Any, folders: list[Path]) -> Any:
     """A data set named by its option, alone or with keys of its own, as the node that its YAML file holds."""
-    from kd_cli.help import groups
+    from kd_cli.commands.help import groups
 
     own = {"name": given} if isinstance(given, str) else given
     if not isinstance(own, dict) or "_target_" in own:
@@ -270,7 +270,7 @@ def resume_run(path: Path) -> None:
 
 def sweep_command(path: Path) -> list[str] | None:
     """The words of the command that began a sweep, to repeat it; None when the directory is not a sweep's."""
-    from kd_cli.runs.files import read_json
+    from kd_cli.storage.files import read_json
 
     noted = path / WORDS
     if not noted.is_file() and not (path / MULTIRUN).is_file():
@@ -297,7 +297,7 @@ def words_of(config: Any) -> list[str]:
 
 def note_words(folder: Path, config: DictConfig) -> None:
     """Note how a sweep was begun. StorageError when the folder is another sweep's."""
-    from kd_cli.runs.files import read_json, storage, write_json
+    from kd_cli.storage.files import read_json, storage, write_json
 
     if (folder / WORDS).exists():
         if config.resume is None:
@@ -315,7 +315,7 @@ def note_words(folder: Path, config: DictConfig) -> None:
 
 def print_run(summary: dict[str, Any], path: Path) -> None:
     """The table that a run ends with, and where it is."""
-    from kd_cli.runs.report import run_table
+    from kd_cli.report.tables import run_table
 
     print(run_table(summary))
     print(f"\nwritten to {os.path.relpath(path)}")

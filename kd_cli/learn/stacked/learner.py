@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from kd_cli.learn.dense import Dense, dropout_masks, each, is_dense, makes_one_product, parameter_counts
-from kd_cli.learn.flat import Flat
+from kd_cli.learn.learner import Autocast, single_precision
 from kd_cli.learn.optim import bare_step, set_rates
 from kd_cli.learn.randomness import Generators
-from kd_cli.learn.step import Autocast, single_precision
-from kd_cli.zoo.models import Dropout, constrain_max_norm
+from kd_cli.learn.stacked.dense import Dense, dropout_masks, each, is_dense, makes_one_product, parameter_counts
+from kd_cli.learn.stacked.flat import Flat
+from kd_cli.models.networks import Dropout, constrain_max_norm
 
 # Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they do
 # to each model what they do to it alone.

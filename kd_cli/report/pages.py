@@ -11,10 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from kd_cli.errors import StorageError
-from kd_cli.runs import plots
-from kd_cli.runs.files import read_json, storage, tidy, write_text
-from kd_cli.runs.plots import Point, Row, Series
-from kd_cli.runs.report import (
+from kd_cli.report import plots
+from kd_cli.report.plots import Point, Row, Series
+from kd_cli.report.tables import (
     LOG,
     ROLES,
     Comparison,
@@ -45,7 +44,8 @@ from kd_cli.runs.report import (
     value_of,
     verdict,
 )
-from kd_cli.runs.rundir import EXAMPLES, intact
+from kd_cli.storage.files import read_json, storage, tidy, write_text
+from kd_cli.storage.run_dir import EXAMPLES, intact
 
 REPORT = "report.html"
 ROWS = 40  # of a row chart; more is what the table is for
