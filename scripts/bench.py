@@ -926,7 +926,7 @@ def traced_run(stop: bool = False) -> None:
         "evaluation": ("learn.engine.validate", "runs.models.predict_module", "metrics.evaluate_logits"),
         "FLOPs": ("runs.models.forward_flops",),
         "models": ("runs.models.build_module", "runs.models.load_module"),
-        "optimizer": ("runs.training.make_optimizer",),
+        "optimizer": ("runs.building.make_optimizer",),
         "pictures, page": (
             "runs.pictures.pictures",
             "storage.run_dir.RunDir.write_pictures",

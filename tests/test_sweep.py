@@ -530,7 +530,7 @@ def test_the_smallest_of_the_fastest_stacks_is_taken(
     made = {"build_module": module, "make_optimizer": None, "why_not": None, "room_for": 10_000, "memory_of_one": 1}
     for name, value in made.items():
         monkeypatch.setattr(training, name, lambda *args, value=value, **keys: value)
-    lesson = SimpleNamespace(spec=SimpleNamespace(seed=0, name="net"), kind=lambda: "kind")
+    lesson = SimpleNamespace(spec=SimpleNamespace(seed=0, name="net"), stack_key=lambda: "kind")
     data = SimpleNamespace(shape=(1, 2, 2), classes=3)
     bench = SimpleNamespace(
         dataset=data, device=torch.device("cpu"), train=SimpleNamespace(images=torch.zeros(1, 1, 2, 2))

@@ -28,10 +28,11 @@ from kd_cli.learn.methods import Method
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher, combine_logits
 from kd_cli.metrics import agreement, evaluate_logits, gap_closed, matching_shift, oracle_shift
 from kd_cli.report.pages import REPORT, write_run_page
+from kd_cli.runs.building import HARD, TrainingTask, check_recipe
 from kd_cli.runs.device_data import Bench, device_name, load_bench
 from kd_cli.runs.models import check_shape, forward_flops, load_module, predict_module, read_checkpoint
 from kd_cli.runs.pictures import pictures
-from kd_cli.runs.training import HARD, Care, Lesson, check_recipe, listed, said_of, train_all
+from kd_cli.runs.training import Care, listed, said_of, train_all
 from kd_cli.runs.transfer import TransferSet, key_of, transfer_set
 from kd_cli.storage.files import checksum
 from kd_cli.storage.run_dir import STACKS, SUMMARY, RunDir, claim, read_identity, read_summary
@@ -258,7 +259,7 @@ class Session:
         companies = [
             together
             for same_teacher in grouped((job for job in jobs if job.summary.get("student_alone")), company)
-            for together in grouped(same_teacher, lambda job: self.lessons(job)[0].kind())
+            for together in grouped(same_teacher, lambda job: self.lessons(job)[0].stack_key())
         ]
         lonely = [group[0] for group in companies if len(group) == 1 and len(group[0].config.settings()) == 1]
         if len(jobs) > 1 and (lonely := alive(lonely)):
@@ -442,7 +443,7 @@ class Session:
 
             outcomes = train_all(
                 new[0].bench,
-                [Lesson(one.spec, HARD) for one in new],
+                [TrainingTask(one.spec, HARD) for one in new],
                 role=role,
                 title=new[0].title,
                 notes=self.notes,
@@ -485,11 +486,11 @@ class Session:
 
     # ------------------------------------------------------------ distillation
 
-    def lessons(self, job: Job) -> list[Lesson]:
+    def lessons(self, job: Job) -> list[TrainingTask]:
         """What the student of a job is taught: one lesson, or one for each setting when the tool is to choose."""
         config = job.config
         beta = config.beta if self.transfer(config).labelled else 0.0
-        return [Lesson(config.student, config.method, T, alpha, beta) for T, alpha in config.settings()]
+        return [TrainingTask(config.student, config.method, T, alpha, beta) for T, alpha in config.settings()]
 
     def distil(self, jobs: list[Job], tell: Callable[[], None]) -> None:
         """The distilled students of jobs with one teacher and transfer set, together; then each job's results."""
@@ -508,7 +509,7 @@ class Session:
     def distil_all(
         self,
         jobs: list[Job],
-        lessons: list[tuple[Job, Lesson]],
+        lessons: list[tuple[Job, TrainingTask]],
         transfer: TransferSet,
         title: str,
         tell: Callable[[], None],
@@ -565,7 +566,7 @@ class Session:
             logits = torch.stack([predict_module(module, images) for module in modules])
         return CachedTeacher(logits.to(self.bench.device), combine=ensemble.combine)
 
-    def finish(self, job: Job, lessons: list[Lesson], outcomes: list[Outcome], title: str) -> None:
+    def finish(self, job: Job, lessons: list[TrainingTask], outcomes: list[Outcome], title: str) -> None:
         """Choose among the settings where there are several, test the student, write the run's files."""
         spec, rundir, dataset = job.config.student, job_rundir(job), self.bench.dataset
         chosen = choose(outcomes)
@@ -786,7 +787,7 @@ def choose(outcomes: Sequence[Outcome]) -> int:
     return min(range(len(outcomes)), key=rank)
 
 
-def curve(config: RunConfig, lessons: list[Lesson], outcomes: list[Outcome], chosen: int) -> dict[str, Any]:
+def curve(config: RunConfig, lessons: list[TrainingTask], outcomes: list[Outcome], chosen: int) -> dict[str, Any]:
     """What was tried, what validation said of it, and what was chosen."""
     return {
         "keys": [key for key in ("T", "alpha") if getattr(config, key) == "auto"],

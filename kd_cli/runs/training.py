@@ -16,17 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.config.run_config import Node, TrainSpec, build, fingerprint, locate
+from kd_cli.config.run_config import TrainSpec, fingerprint
 from kd_cli.errors import ConfigError
-from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Examples, Outcome, Plan, fit, steps_together
-from kd_cli.learn.learner import Autocast, Learner, SoloLearner
-from kd_cli.learn.methods import Method, Weights, stack_methods
-from kd_cli.learn.optim import without_compiler
 from kd_cli.learn.stacked import flat
-from kd_cli.learn.stacked.dense import is_dense
-from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner, why_not
+from kd_cli.learn.stacked.learner import why_not
 from kd_cli.learn.teachers import Teacher
+from kd_cli.runs.building import (
+    TrainingTask,
+    make_learner,
+    make_method,
+    make_optimizer,
+    make_plan,
+    make_weights,
+    stream_of,
+)
 from kd_cli.runs.device_data import Bench, device_name
 from kd_cli.runs.models import build_module
 from kd_cli.runs.progress import Progress, describe
@@ -35,37 +39,9 @@ from kd_cli.storage.training_state import StackNotes, TrainingState
 
 log = logging.getLogger(__name__)
 
-PER_MODEL = ("lr", "weight_decay")  # what an optimiser may hold apart for each model of a stack
 SIZES = (4, 16, 64, 256)  # the stacks that are tried
 ENOUGH = 64  # the smallest after which no larger one is tried when it gains nothing
 ABOUT = 1.1  # times the fastest one's time: measurements of one stack differ by as much
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One model to train: how, and on what loss."""
-
-    spec: TrainSpec
-    method: Node
-    T: float = 1.0
-    alpha: float = 0.0
-    beta: float = 1.0
-
-    def kind(self) -> str:
-        """What must be equal for two lessons to be given in one stack: all but the numbers of each model."""
-        facts = self.spec.identity("")
-        optimizer = {key: value for key, value in self.spec.optimizer.items() if key not in PER_MODEL}
-        method = {key: value for key, value in self.method.items() if key not in stackable_keys(self.method)}
-        return fingerprint({**facts, "seed": None, "optimizer": optimizer, "method": method})
-
-    def hyper(self) -> dict[str, float]:
-        """The optimiser's numbers that each model of a stack has for itself."""
-        return {key: self.spec.optimizer[key] for key in PER_MODEL if key in self.spec.optimizer}
-
-
-def stackable_keys(method: Node) -> Sequence[str]:
-    """The keys of a method that may differ within a stack, by its own word."""
-    return getattr(locate(method["_target_"]), "stackable", ())
 
 
 @dataclass(frozen=True)
@@ -98,12 +74,11 @@ class Care:
 
 Row = dict[str, Any]
 Told = Callable[[int, Row], None]  # is told an epoch's metrics of the model with this number
-HARD: Node = {"_target_": "kd_cli.learn.methods.Hard"}
 
 
 def train_all(
     bench: Bench,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TrainingTask],
     *,
     role: str,
     title: str,
@@ -131,7 +106,7 @@ def train_all(
     care = care or Care()
     groups: dict[str, list[int]] = {}
     for i, lesson in enumerate(lessons):
-        groups.setdefault(lesson.kind(), []).append(i)
+        groups.setdefault(lesson.stack_key(), []).append(i)
     names = names or [lesson.spec.name for lesson in lessons]
     for members in groups.values():
         # Neighbours with equal learning rate and weight decay share one call of the optimiser, those with equal seeds
@@ -152,7 +127,7 @@ def train_all(
             yield from dict(zip(chunk, outcomes, strict=True)).items()
 
         # Those which are left after an interruption have the company that they had before it.
-        stage = fingerprint([role, subject, lessons[members[0]].kind()])
+        stage = fingerprint([role, subject, lessons[members[0]].stack_key()])
         keys = lesson_keys([lessons[i] for i in members], [owners[i] for i in members] if owners is not None else None)
         number = dict(zip(keys, members, strict=True))
         for noted in care.stacks.get(stage) if care.stacks is not None else ():
@@ -174,7 +149,7 @@ def train_all(
             yield from train(chunk)
 
 
-def lesson_keys(lessons: Sequence[Lesson], owners: Sequence[str] | None) -> list[str]:
+def lesson_keys(lessons: Sequence[TrainingTask], owners: Sequence[str] | None) -> list[str]:
     """A name for each lesson, by which it is found again after an interruption; the same lesson twice has two."""
     count: collections.Counter[str] = collections.Counter()
     keys = []
@@ -209,7 +184,7 @@ class Stack:
     """Lessons that are given together."""
 
     bench: Bench
-    lessons: list[Lesson]
+    lessons: list[TrainingTask]
     role: str
     title: str
     teacher: Teacher | None
@@ -286,79 +261,11 @@ def said_of(title: str, spec: TrainSpec, outcome: Outcome) -> str:
     return f"{title}: {epochs} in {outcome.seconds:.1f} s, {describe(outcome.history[-1:])}"
 
 
-def stream_of(role: str) -> str:
-    """The name of the random streams: the student alone and the distilled student share theirs."""
-    return "teacher" if role == "teacher" else "student"
-
-
-def key_of(section: str, role: str) -> str:
-    """The configuration's key for a section of a role's training."""
-    return f"teacher_{section}" if role == "teacher" else section
-
-
-def make_plan(bench: Bench, spec: TrainSpec, role: str, *, diagnostics: bool = False) -> Plan:
-    return Plan(
-        epochs=spec.epochs,
-        batch_size=spec.batch_size,
-        schedule=build(spec.schedule, where=key_of("schedule", role)),
-        augment=Augment(**spec.augment),
-        classes=bench.dataset.classes,
-        fill=bench.fill,
-        keep_best=spec.keep == "best",
-        diagnostics=diagnostics,
-    )
-
-
-def make_optimizer(lesson: Lesson, role: str, parameters: Any) -> torch.optim.Optimizer:
-    where = key_of("optimizer", role)
-    try:
-        with without_compiler():
-            return build(lesson.spec.optimizer, parameters, where=where)
-    except ValueError as error:  # torch's word on a number out of range
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def check_recipe(spec: TrainSpec, role: str) -> None:
-    """Build what a training needs beside the model, so that a mistake is found before anything is trained."""
-    build(spec.schedule, where=key_of("schedule", role))
-    try:
-        Augment(**spec.augment)
-    except ConfigError as error:
-        raise ConfigError(f"{key_of('training', role)}.{error.message}", hint=error.hint) from error
-    make_optimizer(Lesson(spec, HARD), role, [nn.Parameter(torch.zeros(1))])
-
-
-def make_learner(bench: Bench, lessons: Sequence[Lesson], role: str) -> Learner:
-    """Several models as a stack, one as an ordinary module unless it has a closed form."""
-    modules = [build_module(one.spec, bench.dataset, role=stream_of(role), device=bench.device) for one in lessons]
-    autocast = Autocast(bench.device, bench.precision)
-    closed = is_dense(modules[0]) and locate(lessons[0].spec.optimizer["_target_"]) in ELEMENTWISE
-    if len(lessons) == 1 and not closed:
-        optimizer = make_optimizer(lessons[0], role, modules[0].parameters())
-        return SoloLearner(modules[0], optimizer, seed=lessons[0].spec.seed, autocast=autocast)
-    return StackedLearner(
-        modules,
-        lambda groups: make_optimizer(lessons[0], role, groups),
-        hyper=[lesson.hyper() for lesson in lessons],
-        seeds=[lesson.spec.seed for lesson in lessons],
-        autocast=autocast,
-    )
-
-
-def make_method(lessons: Sequence[Lesson]) -> Method:
-    return stack_methods([build(lesson.method, where="method") for lesson in lessons])
-
-
-def make_weights(bench: Bench, lessons: Sequence[Lesson]) -> Weights:
-    rows = [(lesson.T, lesson.alpha, lesson.beta) for lesson in lessons]
-    return Weights(*torch.tensor(rows, dtype=bench.dtype, device=bench.device).T.contiguous())
-
-
 # ---------------------------------------------------------------- how many at once
 
 
 def stack_size(
-    bench: Bench, lessons: Sequence[Lesson], *, role: str, teacher: Teacher | None, notes: Path | None
+    bench: Bench, lessons: Sequence[TrainingTask], *, role: str, teacher: Teacher | None, notes: Path | None
 ) -> tuple[int, str | None]:
     """How many of these models to train at once: the size that is fastest, as measured; 1 and why when none stack.
 
@@ -377,7 +284,7 @@ def stack_size(
         return 1, "two do not fit in memory"
     shared = len({lesson.spec.seed for lesson in lessons}) == 1
     machine = [device_name(bench.device), torch.__version__, torch.get_num_threads()]
-    key = fingerprint([lessons[0].kind(), bench.dataset.shape, bench.dataset.classes, most, shared, *machine])
+    key = fingerprint([lessons[0].stack_key(), bench.dataset.shape, bench.dataset.classes, most, shared, *machine])
     known = _read_notes(notes)
     if key not in known:
         candidates = [1, *(size for size in SIZES if size < most), most]
@@ -422,7 +329,7 @@ def room_for(device: torch.device, each: int) -> int:
     return int(free_memory(device) // each)
 
 
-def memory_of_one(bench: Bench, lesson: Lesson, module: nn.Module) -> int:
+def memory_of_one(bench: Bench, lesson: TrainingTask, module: nn.Module) -> int:
     """Bytes that a model of a stack takes while it trains, by a careful estimate."""
     weights = 5 * sum(p.numel() for p in module.parameters())  # weight, gradient, two of the optimiser, a temporary
     outputs = 0
@@ -454,7 +361,7 @@ def free_memory(device: torch.device) -> float:
         return 2.0 * 1024**3
 
 
-def _time_step(bench: Bench, lessons: Sequence[Lesson], role: str, teacher: Teacher | None) -> float:
+def _time_step(bench: Bench, lessons: Sequence[TrainingTask], role: str, teacher: Teacher | None) -> float:
     """Seconds of one training step of these models, on copies that are thrown away; the best of several epochs."""
     spec = lessons[0].spec
     batch = min(spec.batch_size, len(bench.train))
