@@ -920,7 +920,7 @@ def traced_run(stop: bool = False) -> None:
 
     # Functions and classes' methods by where they are defined. What has moved is counted with the rest.
     watched = {
-        "data": ("runs.device_data.load_bench",),
+        "data": ("runs.device_data.load_device_data",),
         "checks": ("runs.models.check_shape",),
         "training": ("learn.engine.fit",),
         "evaluation": ("learn.engine.validate", "runs.models.predict_module", "metrics.evaluate_logits"),

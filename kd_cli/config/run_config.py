@@ -179,7 +179,7 @@ class RunConfig:
     every: tuple[int, float] = (1, 0.0)  # epochs or seconds between two saved states
     resume: bool = False  # a finished run in the directory is taken as it is, an unfinished one is made again
 
-    def bench_key(self) -> str:
+    def data_key(self) -> str:
         """Runs with equal keys have the same data on the same device, and one store."""
         return fingerprint(
             [

@@ -16,7 +16,7 @@ from kd_cli.report import plots
 from kd_cli.report.pages import page
 from kd_cli.report.plots import Point, Series
 from kd_cli.report.tables import Run, Stat, collect, stat
-from kd_cli.runs.device_data import load_bench
+from kd_cli.runs.device_data import load_device_data
 from kd_cli.storage.files import write_json, write_text
 from kd_cli.storage.store import Store
 
@@ -35,7 +35,7 @@ def high_temperature(folder: Path) -> list[Path]:
     if not soft:
         raise DataError(f"{folder} has no runs by soft targets and by logits with a common seed")
     config = configuration(soft[0])
-    bench = load_bench(config)
+    bench = load_device_data(config)
     store = Store(config.store_dir)
     images = bench.dataset.test.images
 

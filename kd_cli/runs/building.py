@@ -18,10 +18,10 @@ from kd_cli.learn.methods import Method, Weights, stack_methods
 from kd_cli.learn.optim import without_compiler
 from kd_cli.learn.stacked.dense import is_dense
 from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner
-from kd_cli.runs.device_data import Bench
+from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.models import build_module
 
-PER_MODEL = ("lr", "weight_decay")  # what an optimiser may hold apart for each model of a stack
+PER_MODEL = ("lr", "weight_decay")  # optimiser options that may differ between the models of a stack
 HARD: Node = {"_target_": "kd_cli.learn.methods.Hard"}
 
 
@@ -36,19 +36,19 @@ class TrainingTask:
     beta: float = 1.0
 
     def stack_key(self) -> str:
-        """What must be equal for two lessons to be given in one stack: all but the numbers of each model."""
+        """A fingerprint that two tasks share when they can be trained in one stack: all but each model's numbers."""
         facts = self.spec.identity("")
         optimizer = {key: value for key, value in self.spec.optimizer.items() if key not in PER_MODEL}
         method = {key: value for key, value in self.method.items() if key not in stackable_keys(self.method)}
         return fingerprint({**facts, "seed": None, "optimizer": optimizer, "method": method})
 
     def hyper(self) -> dict[str, float]:
-        """The optimiser's numbers that each model of a stack has for itself."""
+        """The optimiser options that may differ between the models of a stack, with this task's values."""
         return {key: self.spec.optimizer[key] for key in PER_MODEL if key in self.spec.optimizer}
 
 
 def stackable_keys(method: Node) -> Sequence[str]:
-    """The keys of a method that may differ within a stack, by its own word."""
+    """The keys of a method that may differ between the models of a stack, as the method declares them."""
     return getattr(locate(method["_target_"]), "stackable", ())
 
 
@@ -62,24 +62,24 @@ def key_of(section: str, role: str) -> str:
     return f"teacher_{section}" if role == "teacher" else section
 
 
-def make_plan(bench: Bench, spec: TrainSpec, role: str, *, diagnostics: bool = False) -> Plan:
+def make_plan(data: DeviceData, spec: TrainSpec, role: str, *, diagnostics: bool = False) -> Plan:
     return Plan(
         epochs=spec.epochs,
         batch_size=spec.batch_size,
         schedule=build(spec.schedule, where=key_of("schedule", role)),
         augment=Augment(**spec.augment),
-        classes=bench.dataset.classes,
-        fill=bench.fill,
+        classes=data.dataset.classes,
+        fill=data.fill,
         keep_best=spec.keep == "best",
         diagnostics=diagnostics,
     )
 
 
-def make_optimizer(lesson: TrainingTask, role: str, parameters: Any) -> torch.optim.Optimizer:
+def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.optim.Optimizer:
     where = key_of("optimizer", role)
     try:
         with without_compiler():
-            return build(lesson.spec.optimizer, parameters, where=where)
+            return build(task.spec.optimizer, parameters, where=where)
     except ValueError as error:  # torch's word on a number out of range
         raise ConfigError(f"{where}: {error}") from error
 
@@ -94,27 +94,27 @@ def check_recipe(spec: TrainSpec, role: str) -> None:
     make_optimizer(TrainingTask(spec, HARD), role, [nn.Parameter(torch.zeros(1))])
 
 
-def make_learner(bench: Bench, lessons: Sequence[TrainingTask], role: str) -> Learner:
+def make_learner(data: DeviceData, tasks: Sequence[TrainingTask], role: str) -> Learner:
     """Several models as a stack, one as an ordinary module unless it has a closed form."""
-    modules = [build_module(one.spec, bench.dataset, role=stream_of(role), device=bench.device) for one in lessons]
-    autocast = Autocast(bench.device, bench.precision)
-    closed = is_dense(modules[0]) and locate(lessons[0].spec.optimizer["_target_"]) in ELEMENTWISE
-    if len(lessons) == 1 and not closed:
-        optimizer = make_optimizer(lessons[0], role, modules[0].parameters())
-        return SoloLearner(modules[0], optimizer, seed=lessons[0].spec.seed, autocast=autocast)
+    modules = [build_module(one.spec, data.dataset, role=stream_of(role), device=data.device) for one in tasks]
+    autocast = Autocast(data.device, data.precision)
+    closed = is_dense(modules[0]) and locate(tasks[0].spec.optimizer["_target_"]) in ELEMENTWISE
+    if len(tasks) == 1 and not closed:
+        optimizer = make_optimizer(tasks[0], role, modules[0].parameters())
+        return SoloLearner(modules[0], optimizer, seed=tasks[0].spec.seed, autocast=autocast)
     return StackedLearner(
         modules,
-        lambda groups: make_optimizer(lessons[0], role, groups),
-        hyper=[lesson.hyper() for lesson in lessons],
-        seeds=[lesson.spec.seed for lesson in lessons],
+        lambda groups: make_optimizer(tasks[0], role, groups),
+        hyper=[task.hyper() for task in tasks],
+        seeds=[task.spec.seed for task in tasks],
         autocast=autocast,
     )
 
 
-def make_method(lessons: Sequence[TrainingTask]) -> Method:
-    return stack_methods([build(lesson.method, where="method") for lesson in lessons])
+def make_method(tasks: Sequence[TrainingTask]) -> Method:
+    return stack_methods([build(task.method, where="method") for task in tasks])
 
 
-def make_weights(bench: Bench, lessons: Sequence[TrainingTask]) -> Weights:
-    rows = [(lesson.T, lesson.alpha, lesson.beta) for lesson in lessons]
-    return Weights(*torch.tensor(rows, dtype=bench.dtype, device=bench.device).T.contiguous())
+def make_weights(data: DeviceData, tasks: Sequence[TrainingTask]) -> Weights:
+    rows = [(task.T, task.alpha, task.beta) for task in tasks]
+    return Weights(*torch.tensor(rows, dtype=data.dtype, device=data.device).T.contiguous())

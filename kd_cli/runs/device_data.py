@@ -16,7 +16,7 @@ from kd_cli.learn.engine import Examples
 
 
 @dataclass(frozen=True)
-class Bench:
+class DeviceData:
     """A data set on a device, in the precision of a run: what models are trained and tested on."""
 
     dataset: Dataset
@@ -74,7 +74,7 @@ def set_precision(precision: str, device: torch.device) -> None:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
-def load_bench(config: RunConfig) -> Bench:
+def load_device_data(config: RunConfig) -> DeviceData:
     """Read the data set and lay it on the device."""
     device = resolve_device(config.device)
     set_precision(config.precision, device)
@@ -89,7 +89,7 @@ def load_bench(config: RunConfig) -> Bench:
     black = torch.zeros(1, *dataset.shape, dtype=dataset.train.images.dtype)
     fill = normalise(black, dataset.mean, dataset.std, dtype).flatten(2)[0, :, 0] if black.ndim == 4 else torch.zeros(1)
     train, val, test = map(examples, (dataset.train, dataset.val, dataset.test))
-    return Bench(dataset, device, config.precision, train, val, test, fill.to(device), config.cuda_graphs)
+    return DeviceData(dataset, device, config.precision, train, val, test, fill.to(device), config.cuda_graphs)
 
 
 def device_name(device: torch.device) -> str:

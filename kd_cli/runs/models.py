@@ -18,7 +18,7 @@ from kd_cli.learn.learner import single_precision
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.stacked.dense import is_plain, widths
 from kd_cli.learn.teachers import batches, freeze
-from kd_cli.runs.device_data import Bench, dtype_of
+from kd_cli.runs.device_data import DeviceData, dtype_of
 
 
 def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -90,11 +90,11 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
         )
 
 
-def load_module(spec: TrainSpec, state: dict[str, Tensor], bench: Bench, *, role: str) -> nn.Module:
-    """The model with trained weights, frozen, on the bench's device."""
+def load_module(spec: TrainSpec, state: dict[str, Tensor], data: DeviceData, *, role: str) -> nn.Module:
+    """The model with trained weights, frozen, on the data's device."""
     # Everything an mlp holds is in its state dict: no random weights need to be drawn first.
     plain = spec.model["_target_"] == "kd_cli.models.networks.mlp"
-    module = (blank_module if plain else build_module)(spec, bench.dataset, role=role)
+    module = (blank_module if plain else build_module)(spec, data.dataset, role=role)
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):
         raise CheckpointError(
@@ -102,7 +102,7 @@ def load_module(spec: TrainSpec, state: dict[str, Tensor], bench: Bench, *, role
             hint="they are another version's; remove them from the store to train it again",
         )
     module.load_state_dict(state, assign=plain)
-    return freeze(module.to(bench.device, dtype_of(spec.precision)))
+    return freeze(module.to(data.device, dtype_of(spec.precision)))
 
 
 def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher, combine_l
 from kd_cli.metrics import agreement, evaluate_logits, gap_closed, matching_shift, oracle_shift
 from kd_cli.report.pages import REPORT, write_run_page
 from kd_cli.runs.building import HARD, TrainingTask, check_recipe
-from kd_cli.runs.device_data import Bench, device_name, load_bench
+from kd_cli.runs.device_data import DeviceData, device_name, load_device_data
 from kd_cli.runs.models import check_shape, forward_flops, load_module, predict_module, read_checkpoint
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.training import Care, listed, said_of, train_all
@@ -133,7 +133,7 @@ def run_many(
                 job.open()
         tell()
         stacks = StackNotes(claimed(jobs)[0] / STACKS) if jobs else None
-        for same_data in grouped(jobs, lambda job: job.config.bench_key()):
+        for same_data in grouped(jobs, lambda job: job.config.data_key()):
             config = same_data[0].config
             store = Store(config.store_dir)
             store.tidy()
@@ -142,7 +142,7 @@ def run_many(
                 continue
             with failing(same_data):
                 care = Care(partial_states(config), config.every, stopping, stacks)
-                Session(load_bench(config), store, care).run(same_data, tell)
+                Session(load_device_data(config), store, care).run(same_data, tell)
             tell()
         if stacks is not None and not any(unfinished(job) for job in jobs):
             stacks.remove()
@@ -167,8 +167,8 @@ def foresee(jobs: Sequence[Job]) -> list[str]:
     """A line for each job: what it would train and what the store has. Reads the data, trains and writes nothing."""
     lines: dict[int, str] = {}
     planned: set[str] = set()
-    for same_data in grouped(jobs, lambda job: job.config.bench_key()):
-        session = Session(load_bench(same_data[0].config), Store(same_data[0].config.store_dir), Care())
+    for same_data in grouped(jobs, lambda job: job.config.data_key()):
+        session = Session(load_device_data(same_data[0].config), Store(same_data[0].config.store_dir), Care())
         for job in same_data:
             job.method = build(job.config.method, where="method")
             session.check_shapes(job)
@@ -225,7 +225,7 @@ def forget_frames(error: BaseException | None) -> None:
 class Session:
     """Jobs on one data set, device and store."""
 
-    def __init__(self, bench: Bench, store: Store, care: Care) -> None:
+    def __init__(self, bench: DeviceData, store: Store, care: Care) -> None:
         self.bench, self.store = bench, store
         self.labels = bench.dataset.test.labels
         self.transfers: dict[str, TransferSet] = {}
@@ -730,7 +730,7 @@ class Wanted:
     facts: dict[str, Any]
     spec: TrainSpec
     title: str
-    bench: Bench  # whose training part it learns from
+    bench: DeviceData  # whose training part it learns from
     state: dict[str, Tensor] | None = None
 
     @property
@@ -805,7 +805,7 @@ def curve(config: RunConfig, lessons: list[TrainingTask], outcomes: list[Outcome
     }
 
 
-def rebuilding(spec: TrainSpec, bench: Bench, shift: Tensor) -> dict[str, Any]:
+def rebuilding(spec: TrainSpec, bench: DeviceData, shift: Tensor) -> dict[str, Any]:
     """What makes a module of the weights: the model, how its input is prepared, what is added to its logits."""
     dataset = bench.dataset
     return {

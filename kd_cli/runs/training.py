@@ -31,7 +31,7 @@ from kd_cli.runs.building import (
     make_weights,
     stream_of,
 )
-from kd_cli.runs.device_data import Bench, device_name
+from kd_cli.runs.device_data import DeviceData, device_name
 from kd_cli.runs.models import build_module
 from kd_cli.runs.progress import Progress, describe
 from kd_cli.storage.files import read_json, write_json
@@ -77,7 +77,7 @@ Told = Callable[[int, Row], None]  # is told an epoch's metrics of the model wit
 
 
 def train_all(
-    bench: Bench,
+    bench: DeviceData,
     lessons: Sequence[TrainingTask],
     *,
     role: str,
@@ -183,7 +183,7 @@ def chunks(members: list[int], size: int) -> list[list[int]]:
 class Stack:
     """Lessons that are given together."""
 
-    bench: Bench
+    bench: DeviceData
     lessons: list[TrainingTask]
     role: str
     title: str
@@ -265,7 +265,7 @@ def said_of(title: str, spec: TrainSpec, outcome: Outcome) -> str:
 
 
 def stack_size(
-    bench: Bench, lessons: Sequence[TrainingTask], *, role: str, teacher: Teacher | None, notes: Path | None
+    bench: DeviceData, lessons: Sequence[TrainingTask], *, role: str, teacher: Teacher | None, notes: Path | None
 ) -> tuple[int, str | None]:
     """How many of these models to train at once: the size that is fastest, as measured; 1 and why when none stack.
 
@@ -329,7 +329,7 @@ def room_for(device: torch.device, each: int) -> int:
     return int(free_memory(device) // each)
 
 
-def memory_of_one(bench: Bench, lesson: TrainingTask, module: nn.Module) -> int:
+def memory_of_one(bench: DeviceData, lesson: TrainingTask, module: nn.Module) -> int:
     """Bytes that a model of a stack takes while it trains, by a careful estimate."""
     weights = 5 * sum(p.numel() for p in module.parameters())  # weight, gradient, two of the optimiser, a temporary
     outputs = 0
@@ -361,7 +361,7 @@ def free_memory(device: torch.device) -> float:
         return 2.0 * 1024**3
 
 
-def _time_step(bench: Bench, lessons: Sequence[TrainingTask], role: str, teacher: Teacher | None) -> float:
+def _time_step(bench: DeviceData, lessons: Sequence[TrainingTask], role: str, teacher: Teacher | None) -> float:
     """Seconds of one training step of these models, on copies that are thrown away; the best of several epochs."""
     spec = lessons[0].spec
     batch = min(spec.batch_size, len(bench.train))

@@ -14,7 +14,7 @@ from kd_cli.data.sources import Dataset, normalise, prepare
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.learn.engine import Examples
 from kd_cli.nearest import did_you_mean
-from kd_cli.runs.device_data import Bench
+from kd_cli.runs.device_data import DeviceData
 
 RULE_SEED = 20150309  # of numpy's frozen RandomState: which examples a fraction keeps does not depend on a run's seed
 
@@ -34,13 +34,13 @@ class TransferSet:
         return not self.facts
 
 
-def transfer_set(config: RunConfig, bench: Bench) -> TransferSet:
+def transfer_set(config: RunConfig, data: DeviceData) -> TransferSet:
     """The transfer set of a run. ConfigError for classes that the data do not have, or when nothing is left."""
     spec = config.transfer
     if spec.data is not None:
-        return _other_data(spec, config, bench)
-    labels = bench.dataset.train.labels
-    omitted = omitted_classes(spec, bench.dataset)
+        return _other_data(spec, config, data)
+    labels = data.dataset.train.labels
+    omitted = omitted_classes(spec, data.dataset)
     keep = torch.ones(len(labels), dtype=torch.bool)
     for c in omitted:
         keep &= labels != c
@@ -52,10 +52,10 @@ def transfer_set(config: RunConfig, bench: Bench) -> TransferSet:
     if not keep.any():
         raise ConfigError("the transfer set is empty", hint="omit fewer classes, or raise transfer.fraction")
     index = keep.nonzero()[:, 0]
-    examples = bench.train
+    examples = data.train
     if len(index) < len(labels):
-        on_device = index.to(bench.device)
-        examples = Examples(bench.train.images[on_device], bench.train.labels[on_device])
+        on_device = index.to(data.device)
+        examples = Examples(data.train.images[on_device], data.train.labels[on_device])
     return TransferSet(examples, index, omitted, spec.labels, spec.examples())
 
 
@@ -77,24 +77,24 @@ def omitted_classes(spec: TransferSpec, dataset: Dataset) -> tuple[int, ...]:
     return tuple(sorted({number("omit", c) for c in spec.omit}))
 
 
-def _other_data(spec: TransferSpec, config: RunConfig, bench: Bench) -> TransferSet:
+def _other_data(spec: TransferSpec, config: RunConfig, data: DeviceData) -> TransferSet:
     """All training images of another data set, prepared as the teacher's own images are."""
     assert spec.data is not None
     if spec.omit or spec.only:
         raise ConfigError("transfer.data has no labels, so transfer.omit and transfer.only cannot choose among it")
     other = prepare(build(spec.data, where="transfer.data", data_dir=config.data_dir), val_fraction=0.0)
-    if other.shape != bench.dataset.shape:
+    if other.shape != data.dataset.shape:
         raise DataError(
-            f"transfer.data is {other.name} with images {tuple(other.shape)}, and {bench.dataset.name} has "
-            f"{tuple(bench.dataset.shape)}: the student must see what the teacher can",
+            f"transfer.data is {other.name} with images {tuple(other.shape)}, and {data.dataset.name} has "
+            f"{tuple(data.dataset.shape)}: the student must see what the teacher can",
             hint="choose data of the same shape",
         )
     images = other.train.images
     if spec.fraction < 1:
         order = np.random.RandomState(RULE_SEED).permutation(len(images))
         images = images[torch.from_numpy(np.sort(order[: max(1, round(spec.fraction * len(images)))]))]
-    normalised = normalise(images, bench.dataset.mean, bench.dataset.std, bench.dtype).to(bench.device)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=bench.device)  # never looked at: beta is 0
+    normalised = normalise(images, data.dataset.mean, data.dataset.std, data.dtype).to(data.device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=data.device)  # never looked at: beta is 0
     facts = {**spec.examples(), "fingerprint": other.fingerprint}
     return TransferSet(Examples(normalised, labels), None, (), False, facts)
 
