@@ -1,8 +1,8 @@
-"""Blocks of steps recorded once and replayed, so that a small network does not wait for its launches.
+"""Blocks of steps recorded once as CUDA graphs and replayed, so that a small network does not wait for kernel launches.
 
-A GPU computes a step of a small network faster than Python can ask for its kernels one by one. A CUDA graph holds the
-kernels of many steps and is launched as one. What Python does between the kernels is done once, at the recording: all
-that changes from step to step must be a tensor that stays where it is, and no step may wait for a number.
+A GPU computes a step of a small network faster than Python can launch its kernels one by one. A CUDA graph holds the
+kernels of many steps and is launched as one. What Python does between the kernels happens once, while recording:
+everything that changes from step to step must be a tensor at a fixed address, and no step may wait for a number.
 """
 
 from __future__ import annotations
@@ -10,30 +10,35 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import KdError
-from kd_cli.learn.optim import is_recordable
-from kd_cli.learn.stacked.dense import put_on
+from kd_cli.learn.batches import Block
+from kd_cli.learn.learner import Learner, Rate
+from kd_cli.learn.objective import Objective
+from kd_cli.learn.optimizers import is_recordable, make_recordable
+from kd_cli.learn.stacked.structure import instance_overrides
+from kd_cli.learn.teachers import Teacher
 from kd_cli.shipped import is_shipped
 
 log = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Where steps are done, recorded and replayed."""
+    """Runs steps, or records them for replay."""
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do the work as it is, in the place where it would be recorded."""
+        """Do the work as it is, on the stream where it would be recorded."""
         ...
 
     def record(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        """Record the work, which is not done; what is returned does it, as often as it is called.
+        """Record the work without doing it; return a function that does it, as often as it is called.
 
-        `generators` are those that the work draws from, beside the device's own; each replay draws on.
+        `generators` are those that the work draws from, beside the device's own; each replay draws further.
         """
         ...
 
@@ -104,62 +109,63 @@ class NotClean(KdError):
     """A recording failed in a way that nothing can follow."""
 
 
-class Block(Protocol):
-    """Consecutive steps on batches of `sizes` examples, at `factors` times the learning rates, one for each step.
+class PlainSteps:
+    """Makes the steps of a block as the learner does."""
 
-    `index` [U,n] and `draws` [U,n,k] hold the examples of all batches, one batch after another.
+    def __init__(self, learner: Learner, teacher: Teacher | None, objective: Objective) -> None:
+        self.learner, self.teacher, self.objective = learner, teacher, objective
+
+    def __call__(self, block: Block, rates: Sequence[Rate], stepped: Callable[[], None] = lambda: None) -> None:
+        """`rates` are factors on the learning rates, one for each batch; `stepped` is called after each step."""
+        self.learner.steps(block, self.teacher, self.objective, rates, stepped)
+
+
+class RecordedSteps:
+    """Makes the steps of a block as they are twice, then records them and replays the recording.
+
+    The first times allocate what stays: an optimiser's state, buffers, a library's workspace. Blocks of other sizes,
+    the last of an epoch, have recordings of their own. When a recording fails, a warning says so once and steps are
+    made as they are from then on.
     """
 
-    def __call__(
-        self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Iterable[float | Tensor]
-    ) -> None: ...
-
-
-class Recorded:
-    """A block of steps that is done twice as it is, and recorded and replayed from then on.
-
-    The first times allocate what lasts: an optimiser's state, buffers, a library's workspace. Blocks of other sizes,
-    the last of an epoch, have recordings of their own. When a recording fails, it says so once and goes on without.
-    """
-
-    def __init__(
-        self,
-        block: Block,
-        recorder: Recorder,
-        *,
-        generators: Sequence[torch.Generator],
-        replayed: Callable[[], None],
-    ) -> None:
-        """`replayed` is told of each step that is done without Python."""
-        self.block, self.recorder, self.generators, self.replayed = block, recorder, generators, replayed
+    def __init__(self, steps: PlainSteps, recorder: Recorder) -> None:
+        self.steps, self.recorder = steps, recorder
         self.done: dict[tuple[int, ...], int] = {}
         self.recorded: dict[tuple[int, ...], tuple[Callable[[], None], tuple[Tensor | None, ...]]] = {}
         self.failed = False
 
-    def __call__(
-        self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], factors: Sequence[float], rates: Tensor
-    ) -> None:
-        """`rates` are the `factors` as a tensor [steps] on the device."""
+    def __call__(self, block: Block, rates: Sequence[float], stepped: Callable[[], None] = lambda: None) -> None:
+        sizes = block.sizes
+        now = (
+            block.index,
+            None if block.augmented is None else block.augmented.draws,
+            torch.tensor(rates, device=block.index.device),
+        )
         if sizes not in self.recorded and not self.failed and self.done.get(sizes, 0) >= 2:
-            self._record(index, draws, sizes, rates)
+            self._record(block, now)
         if sizes not in self.recorded:
-            self.recorder.run(lambda: self.block(index, draws, sizes, factors))
+            self.recorder.run(lambda: self.steps(block, rates, stepped))
             self.done[sizes] = self.done.get(sizes, 0) + 1
             return
         replay, places = self.recorded[sizes]
-        for place, now in zip(places, (index, draws, rates), strict=True):
-            if place is not None and now is not None:
-                place.copy_(now)
+        for place, value in zip(places, now, strict=True):
+            if place is not None and value is not None:
+                place.copy_(value)
         replay()
         for _ in sizes:
-            self.replayed()
+            stepped()
 
-    def _record(self, index: Tensor, draws: Tensor | None, sizes: tuple[int, ...], rates: Tensor) -> None:
-        places = (index.clone(), None if draws is None else draws.clone(), rates.clone())
+    def _record(self, block: Block, now: tuple[Tensor | None, ...]) -> None:
+        index, draws, rates = (None if value is None else value.clone() for value in now)
+        assert index is not None
+        assert rates is not None
+        augmented = None if draws is None or block.augmented is None else replace(block.augmented, draws=draws)
+        fixed = replace(block, index=index, augmented=augmented)
         try:
             replay = self.recorder.record(
-                lambda: self.block(places[0], places[1], sizes, places[2].unbind()),
-                self.generators,
+                # a copy, whose labels are gathered within the recording
+                lambda: self.steps(replace(fixed), rates.unbind()),
+                self.steps.learner.generators.own,
             )
         except NotClean:
             raise
@@ -168,24 +174,38 @@ class Recorded:
             first = (str(error).splitlines() or [repr(error)])[0]
             log.warning("steps cannot be recorded as CUDA graphs, and run one by one: %s", first)
         else:
-            self.recorded[sizes] = replay, places
+            self.recorded[block.sizes] = replay, (index, draws, rates)
 
 
-def why_not_recorded(optimizer: torch.optim.Optimizer, code: Iterable[object]) -> str | None:
-    """Why steps made of this cannot be replayed, or None; `code` is the models and the method.
+def recorded_steps(
+    learner: Learner, teacher: Teacher | None, objective: Objective, recorder: Recorder | None
+) -> PlainSteps | RecordedSteps:
+    """What makes the steps: recorded and replayed where there is a recorder and all parts of a step allow it."""
+    steps = PlainSteps(learner, teacher, objective)
+    if recorder is None:
+        return steps
+    code = [learner.module, objective.method, *(teacher.modules if teacher is not None else ())]
+    if (reason := why_not_recorded(learner.optimizer, code)) is not None:
+        log.info("steps are not recorded as CUDA graphs, and run one by one: %s", reason)
+        return steps
+    make_recordable(learner.optimizer)
+    return RecordedSteps(steps, recorder)
 
-    Somebody's own code may do in Python what changes from step to step, and a replay would leave that out unsaid. It
-    is recorded when it has an attribute `recordable = True`.
+
+def why_not_recorded(optimizer: torch.optim.Optimizer, modules: Iterable[nn.Module]) -> str | None:
+    """Why steps made of these modules cannot be replayed, or None.
+
+    Code outside this package may change in Python from step to step, and a replay would leave that out silently. It is
+    recorded when it has an attribute `recordable = True`.
     """
     if not is_recordable(optimizer):
         return f"the optimiser {type(optimizer).__name__} counts its steps outside the device"
-    for one in code:
-        for part in one.modules() if isinstance(one, nn.Module) else [one]:
-            kind = type(part)
-            if getattr(part, "recordable", False):
-                continue
-            if isinstance(part, nn.Module) and (added := put_on(part)):
-                return f"{kind.__name__} has {added[0].strip('_')} of its own and does not say recordable = True"
-            if not is_shipped(kind.__module__):
-                return f"{kind.__name__} does not say recordable = True"
+    for part in (part for module in modules for part in module.modules()):
+        kind = type(part)
+        if getattr(part, "recordable", False):
+            continue
+        if added := instance_overrides(part):
+            return f"{kind.__name__} has {added[0].strip('_')} of its own and does not say recordable = True"
+        if not is_shipped(kind.__module__):
+            return f"{kind.__name__} does not say recordable = True"
     return None

@@ -1,62 +1,30 @@
-"""One step of training for S models of one architecture. S = 1 is an ordinary module with an ordinary optimiser."""
+"""S models of one architecture that are trained together; S = 1 is a module, a `torch.optim` optimiser and autograd."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd_cli.learn.optim import set_rates
+from kd_cli.learn.batches import Batch, Block, Examples, repeat_groups
+from kd_cli.learn.methods.base import Terms
+from kd_cli.learn.objective import Objective
+from kd_cli.learn.optimizers import set_rates
+from kd_cli.learn.outputs import FeatureHooks, Outputs
 from kd_cli.learn.randomness import Generators, global_stream
+from kd_cli.learn.teachers import Teacher
+from kd_cli.losses import likeliest
 from kd_cli.models.networks import Dropout, constrain_max_norm
 
-
-class Learner(Protocol):
-    """S models that are trained together."""
-
-    size: int
-    optimizer: torch.optim.Optimizer
-    module: nn.Module  # what each of them is
-    generators: Generators
-
-    def train(self, role: str, epoch: int) -> contextlib.AbstractContextManager[None]:
-        """The block in which the models train for one epoch: train mode, their own random numbers."""
-        ...
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Images [U,B,...], each of the U for the S/U models that lie together -> logits [S,B,C], good until the next
-        call. They carry no graph: the loss is a function of them, and `update` goes on from its gradient."""
-        ...
-
-    def update(self, slope: Tensor, factor: float | Tensor) -> None:
-        """One optimiser step, at `factor` times each model's learning rate, from the gradient [S,B,C] of the S losses
-        on the last logits; it may be overwritten. The factor is a tensor while steps are recorded."""
-        ...
-
-    def gradients(self, slope: Tensor) -> list[Tensor]:
-        """The gradient of each parameter, [S,...] for S > 1, from that on the last logits; no step is made."""
-        ...
-
-    def rates(self, factor: float) -> list[float]:
-        """The learning rate of each model at this factor."""
-        ...
-
-    def model_state(self, s: int) -> dict[str, Tensor]:
-        """The state dict of model `s`, copied to the CPU."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """All that training needs to go on."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None: ...
+Rate = float | Tensor  # the factor on each model's learning rate; a tensor while steps are recorded
 
 
 class Autocast:
-    """The arithmetic of the forward pass: as the tensors are, or bfloat16 where it is safe."""
+    """The arithmetic of the forward pass: in the tensors' own type, or in bfloat16 where autocast allows it."""
 
     def __init__(self, device: torch.device, precision: str) -> None:
         self.device, self.enabled = device, precision == "bfloat16"
@@ -67,61 +35,201 @@ class Autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
+NO_AUTOCAST = Autocast(torch.device("cpu"), "float32")
+
+
 def single_precision(logits: Tensor) -> Tensor:
-    """Losses and metrics are computed in float32 at least."""
+    """Logits in float32 at least, in which losses and metrics are computed."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-class SoloLearner:
-    """S = 1: any module, any `torch.optim` optimiser."""
+class Sums:
+    """The terms of S models and their correct predictions, summed over an epoch's examples.
+
+    The sums stay on the device, so that no step waits for them.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size, self.device = size, device
+        self.terms: dict[str, Tensor] = {}
+        self.correct = torch.zeros(size, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def add(self, terms: Terms, logits: Tensor, labels: Tensor) -> None:
+        """Add the means `terms` over the B examples of logits [S,B,C] and labels [S,B] or [1,B]."""
+        if terms.keys() != self.terms.keys():
+            self.terms = {name: torch.zeros(self.size, dtype=torch.float64, device=self.device) for name in terms}
+        torch._foreach_add_(
+            list(self.terms.values()), [t.detach().double() for t in terms.values()], alpha=labels.shape[-1]
+        )
+        self.correct += (likeliest(logits) == labels).sum(-1)
+
+    def means(self, n: int) -> list[dict[str, float | None]]:
+        """For each model the means over n examples: `loss`, `soft_loss` and `hard_loss` (None where the method has no
+        such term), further terms as `name_loss`, `train_accuracy`. The sums start from 0 again."""
+        means = torch.stack([*self.terms.values(), self.correct.double()]).div(n).tolist()  # waits for the device
+        names = ["loss" if name == "loss" else f"{name}_loss" for name in self.terms]
+        for values in (*self.terms.values(), self.correct):
+            values.zero_()
+        columns = dict.fromkeys(["loss", "soft_loss", "hard_loss"]) | dict(zip(names, means[:-1], strict=True))
+        columns["train_accuracy"] = means[-1]
+        return [
+            {name: None if values is None else values[s] for name, values in columns.items()} for s in range(self.size)
+        ]
+
+
+class Learner(ABC):
+    """S models of one architecture and what advances them by the same steps."""
+
+    size: int
+    module: nn.Module  # one of the models
+    optimizer: torch.optim.Optimizer
+    generators: Generators
+    sums: Sums
+
+    @abstractmethod
+    def training(self, role: str, epoch: int) -> contextlib.AbstractContextManager[None]:
+        """A context in which the models train for one epoch: train mode, random numbers of their own."""
+
+    @abstractmethod
+    def step(self, batch: Batch, target: Outputs | None, objective: Objective, rate: Rate) -> None:
+        """Make one optimiser step on a batch at `rate` times each model's learning rate.
+
+        `target` are the teacher's outputs for the batch. The terms are added to `sums`.
+        """
+
+    def steps(
+        self,
+        block: Block,
+        teacher: Teacher | None,
+        objective: Objective,
+        rates: Sequence[Rate],
+        stepped: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make consecutive steps, one on each batch of the block; `stepped` is called after each."""
+        for batch, rate in zip(block, rates, strict=True):
+            target = None if teacher is None else ask(teacher, batch, objective.weights.T)
+            self.step(batch, target, objective, rate)
+            stepped()
+
+    @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """The models' logits at T = 1 in eval mode, without gradients, for the same images [B,...]: [S,B,C]."""
+
+    def predict(self, examples: Examples) -> Tensor:
+        """The models' logits at T = 1 for all examples, in eval mode: [S,N,C]."""
+        return torch.cat([self.logits(images) for images in examples.in_order()], dim=1)
+
+    @abstractmethod
+    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
+        """The gradient of each term that is logged, before weighting, by its name, in eval mode; no step is made."""
+
+    @abstractmethod
+    def rates(self, factor: float) -> list[float]:
+        """The learning rate of each model at this factor."""
+
+    @abstractmethod
+    def model_state(self, s: int) -> dict[str, Tensor]:
+        """The state dict of model `s`, copied to the CPU."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All that the training needs to continue: tensors and plain values."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+
+
+class TermGradient:
+    """The gradient of one term of S models: on the logits, [S,B,C], and on each parameter, [S,...]."""
+
+    def __init__(self, logits: Tensor, parameters: Sequence[Tensor]) -> None:
+        size, batch = logits.shape[:2]
+        self.on_logits = logits.norm(dim=-1).mean(-1) * batch  # a mean over examples; this is an example's own
+        squares = [g.reshape(size, -1).double().square().sum(-1) for g in parameters]
+        self.on_parameters = torch.stack(squares).sum(0).sqrt()
+
+
+class ModuleLearner(Learner):
+    """S = 1: any module, any `torch.optim` optimiser.
+
+    The optimiser holds the module's parameters, and those of the objective's method where it has any. The method's
+    features are collected by hooks on the module.
+    """
 
     size = 1
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, seed: int, autocast: Autocast | None = None
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int,
+        objective: Objective,
+        autocast: Autocast = NO_AUTOCAST,
     ) -> None:
-        self.module, self.optimizer, self.seed = module, optimizer, seed
-        self.autocast = autocast or contextlib.nullcontext
-        self.trainable = [p for group in optimizer.param_groups for p in group["params"]]
+        self.module, self.optimizer, self.seed, self.autocast = module, optimizer, seed, autocast
+        self.method = objective.method
+        self.features = FeatureHooks(module, self.method.student_features, role="student")
+        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.device = next(module.parameters()).device
+        self.sums = Sums(1, self.device)
         self.generators = Generators([seed], self.device)
         for part in module.modules():
             if isinstance(part, Dropout):
                 part.generator = self.generators.own[0]
-        self.bounds: dict[str, float] = getattr(module, "max_norm", None) or {}
+        self.bounds: Mapping[str, float] = getattr(module, "max_norm", None) or {}
         self.bounded = {name: p for name, p in module.named_parameters() if name in self.bounds}
+        self.method.eval()
 
     @contextlib.contextmanager
-    def train(self, role: str, epoch: int) -> Iterator[None]:
+    def training(self, role: str, epoch: int) -> Iterator[None]:
         self.generators.start(role, epoch)
         self.module.train()
+        self.method.train()
         # A user's nn.Dropout knows only the global generator, so that one is seeded too.
         with global_stream(self.seed, role, "global", epoch, device=self.device):
             yield
         self.generators.end()
         self.module.eval()
+        self.method.eval()
 
-    def logits(self, images: Tensor) -> Tensor:
+    def outputs(self, images: Tensor) -> Outputs:
+        """The outputs for images [1,B,...], with their graph."""
         with self.autocast():
-            self.last = self.module(images[0])
-        return single_precision(self.last.detach())[None]
+            logits = self.module(images[0])
+        features = {path: feature[None] for path, feature in self.features.take().items()}
+        return Outputs(single_precision(logits)[None], features)
 
-    def gradients(self, slope: Tensor) -> list[Tensor]:
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        found = torch.autograd.grad(self.last, trained, slope[0].to(self.last.dtype), materialize_grads=True)
-        del self.last
-        return list(found)
-
-    def update(self, slope: Tensor, factor: float | Tensor) -> None:
-        set_rates(self.optimizer, self.base_rates, factor)
-        for p in self.trainable:  # optimizer.zero_grad does the same at ten times the cost
+    def step(self, batch: Batch, target: Outputs | None, objective: Objective, rate: Rate) -> None:
+        set_rates(self.optimizer, self.base_rates, rate)
+        student = self.outputs(batch.images)
+        terms = objective(student, target, batch)
+        for p in self.trained:  # what optimizer.zero_grad does, at a tenth of its cost
             p.grad = None
-        self.last.backward(slope[0].to(self.last.dtype))
-        del self.last  # and with it the graph, whose nodes remember the stream they were made on
+        terms["loss"].sum().backward()
         self.optimizer.step()
         if self.bounded:
             constrain_max_norm(self.bounded, self.bounds)
+        self.sums.add(terms, student.logits, batch.labels)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        return self.outputs(images[None]).logits
+
+    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
+        student = self.outputs(batch.images)
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        found = {}
+        for name, term in objective(student, target, batch).items():
+            if name != "loss":
+                on_logits, *rest = torch.autograd.grad(
+                    term.sum(), [student.logits, *parameters], retain_graph=True, materialize_grads=True
+                )
+                found[name] = TermGradient(on_logits, [gradient[None] for gradient in rest])
+        return found
 
     def rates(self, factor: float) -> list[float]:
         return [self.base_rates[0] * factor]
@@ -131,8 +239,26 @@ class SoloLearner:
 
     def state(self) -> dict[str, Any]:
         set_rates(self.optimizer, self.base_rates, 1.0)
-        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "module": self.module.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
+        self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def ask(teacher: Teacher, batch: Batch, T: Tensor) -> Outputs:
+    """The teacher's outputs for the batches [U,B] of S models: a leading axis of 1 or S."""
+    size = len(T)
+    if teacher.depends_on_T and 1 < len(batch.index) < size:
+        index, images = repeat_groups(batch.index, size), repeat_groups(batch.images, size)
+        batch = Batch(index, images, batch.labels, batch.progress, batch.epoch)
+    found = teacher(batch, T)
+    if len(found.logits) == 1:
+        return found
+    features = {path: repeat_groups(feature, size) for path, feature in found.features.items()}
+    return Outputs(repeat_groups(found.logits, size), features)

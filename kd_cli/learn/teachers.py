@@ -1,39 +1,41 @@
 """The teacher while it teaches: frozen, in eval mode, without gradients.
 
-A teacher, one network or an ensemble, answers with logits for a batch. Cached, they are looked up by the example's
-index; live, the network runs on the very images the student sees, which is needed once these are augmented.
+A teacher is one network or an ensemble. A cached teacher looks its logits up by the example's index; a live one runs
+on the very images that the student sees, which is needed once these are augmented, or when a method reads features.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-EVAL_BATCH = 1000  # examples in one forward pass without gradients
+from kd_cli.learn.batches import Batch
+from kd_cli.learn.outputs import FeatureHooks, Outputs
 
 
-class Teacher(Protocol):
-    """Logits of the teacher for a batch."""
+class Teacher(ABC):
+    """The teacher's outputs for a batch."""
 
-    remembers: bool  # whether it answers without looking at the images
-    has_T: bool  # whether they depend on the temperature, as the arithmetic mean of an ensemble does
+    needs_images: bool  # False where the batch's index is enough
+    depends_on_T: bool = False  # as the arithmetic mean of an ensemble does
+    modules: Sequence[nn.Module] = ()  # the networks that run live
 
-    def __call__(self, index: Tensor, images: Tensor | None, T: Tensor) -> Tensor:
-        """`index` [U,B] into the transfer set, `images` [U,B,...], `T` [S] -> logits [U,B,C].
+    @abstractmethod
+    def __call__(self, batch: Batch, T: Tensor) -> Outputs:
+        """Outputs for index [U,B] and images [U,B,...]: logits [U,B,C]. `T` are the students' temperatures, [S].
 
-        With `has_T`, U is 1 or S, and the logits are [S,B,C]. Who `remembers` may be given no images.
+        Where they depend on T, U is 1 or S, and the logits are [S,B,C].
         """
-        ...
 
 
-class CachedTeacher:
-    """The logits of one or more members on the transfer set, `[M, N, C]` or `[N, C]`, looked up by index."""
+class CachedTeacher(Teacher):
+    """The logits of one or more members on the transfer set, `[M,N,C]` or `[N,C]`, looked up by index."""
 
-    remembers = True
+    needs_images = False
 
     def __init__(self, logits_MNC: Tensor, *, combine: str = "geometric") -> None:
         if logits_MNC.ndim == 2:
@@ -41,29 +43,37 @@ class CachedTeacher:
         if combine == "geometric":  # does not depend on T: one mean for all
             logits_MNC = combine_logits(logits_MNC, combine=combine, T=torch.ones(()))[None]
         self.logits_MNC, self.combine = logits_MNC, combine
-        self.has_T = len(logits_MNC) > 1
+        self.depends_on_T = len(logits_MNC) > 1
 
-    def __call__(self, index: Tensor, images: Tensor | None, T: Tensor) -> Tensor:
+    def __call__(self, batch: Batch, T: Tensor) -> Outputs:
+        index = batch.index
         if len(self.logits_MNC) == 1:
-            return self.logits_MNC[0].index_select(0, index.flatten()).unflatten(0, index.shape)
-        return combine_logits(self.logits_MNC[:, index], combine=self.combine, T=T[:, None, None])
+            return Outputs(self.logits_MNC[0].index_select(0, index.flatten()).unflatten(0, index.shape))
+        return Outputs(combine_logits(self.logits_MNC[:, index], combine=self.combine, T=T[:, None, None]))
 
 
-class LiveTeacher:
-    """The networks of one or more members on the student's own batch."""
+class LiveTeacher(Teacher):
+    """The networks of one or more members, run on the student's own batch.
 
-    remembers = False
+    `features` are module paths whose outputs a method reads; they need a teacher of one member.
+    """
 
-    def __init__(self, modules: Sequence[nn.Module], *, combine: str = "geometric") -> None:
+    needs_images = True
+
+    def __init__(
+        self, modules: Sequence[nn.Module], *, combine: str = "geometric", features: Sequence[str] = ()
+    ) -> None:
         self.modules, self.combine = [freeze(module) for module in modules], combine
-        self.has_T = len(modules) > 1 and combine != "geometric"
+        self.depends_on_T = len(modules) > 1 and combine != "geometric"
+        self.hooks = FeatureHooks(modules[0], features, role="teacher")
 
     @torch.no_grad()
-    def __call__(self, index: Tensor, images: Tensor | None, T: Tensor) -> Tensor:
-        assert images is not None
-        flat = images.flatten(0, 1)
-        members = torch.stack([module(flat).unflatten(0, images.shape[:2]) for module in self.modules])
-        return combine_logits(members, combine=self.combine, T=T[:, None, None])
+    def __call__(self, batch: Batch, T: Tensor) -> Outputs:
+        lead = batch.images.shape[:2]
+        flat = batch.images.flatten(0, 1)
+        members = torch.stack([module(flat).unflatten(0, lead) for module in self.modules])
+        features = {path: feature.unflatten(0, lead) for path, feature in self.hooks.take().items()}
+        return Outputs(combine_logits(members, combine=self.combine, T=T[:, None, None]), features)
 
 
 def combine_logits(logits_MxC: Tensor, *, combine: str, T: Tensor) -> Tensor:
@@ -81,11 +91,5 @@ def combine_logits(logits_MxC: Tensor, *, combine: str, T: Tensor) -> Tensor:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Eval mode and no gradients; the module itself is returned."""
+    """Put the module in eval mode and stop its gradients; return it."""
     return module.eval().requires_grad_(False)
-
-
-def batches(images: Tensor, size: int = EVAL_BATCH) -> Iterator[Tensor]:
-    """Slices of at most `size` examples, in order."""
-    for start in range(0, len(images), size):
-        yield images[start : start + size]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd_cli.config.run_config import RunConfig, build
-from kd_cli.data.sources import Dataset, normalise, prepare
+from kd_cli.data.normalisation import Normalisation
+from kd_cli.data.sources import Dataset, Split, prepare
 from kd_cli.errors import ConfigError
+from kd_cli.learn.batches import Examples
 from kd_cli.learn.cuda_graphs import CudaGraphs, Recorder
-from kd_cli.learn.engine import Examples
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,13 @@ def load_device_data(config: RunConfig) -> DeviceData:
     dataset = prepare(source, val_fraction=config.val_fraction)
     dtype = dtype_of(config.precision)
 
-    def examples(split: Any) -> Examples:
-        images = normalise(split.images, dataset.mean, dataset.std, dtype)
-        return Examples(images.to(device), split.labels.to(device))
+    normalise = Normalisation(dataset.mean, dataset.std, dtype)
+
+    def examples(split: Split) -> Examples:
+        return Examples(split.images.to(device), split.labels.to(device), normalise=normalise)
 
     black = torch.zeros(1, *dataset.shape, dtype=dataset.train.images.dtype)
-    fill = normalise(black, dataset.mean, dataset.std, dtype).flatten(2)[0, :, 0] if black.ndim == 4 else torch.zeros(1)
+    fill = normalise(black).flatten(2)[0, :, 0] if black.ndim == 4 else torch.zeros(1)
     train, val, test = map(examples, (dataset.train, dataset.val, dataset.test))
     return DeviceData(dataset, device, config.precision, train, val, test, fill.to(device), config.cuda_graphs)
 

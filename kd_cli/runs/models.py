@@ -14,10 +14,11 @@ from torch.nn.parameter import UninitializedParameter
 from kd_cli.config.run_config import TrainSpec, build
 from kd_cli.data.sources import Dataset
 from kd_cli.errors import CheckpointError, ConfigError, KdError
+from kd_cli.learn.batches import Examples
 from kd_cli.learn.learner import single_precision
 from kd_cli.learn.randomness import global_stream
-from kd_cli.learn.stacked.dense import is_plain, widths
-from kd_cli.learn.teachers import batches, freeze
+from kd_cli.learn.stacked.structure import is_dense, widths
+from kd_cli.learn.teachers import freeze
 from kd_cli.runs.device_data import DeviceData, dtype_of
 
 
@@ -67,7 +68,7 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
     wanted = f"images {tuple(dataset.shape)} and {dataset.classes} classes"
     try:
         module = blank_module(spec, dataset, role=role)
-        if is_plain(module):  # plain to see, and without torch's compiler, whose import for meta tensors takes a second
+        if is_dense(module):  # plain to see, and without torch's compiler, whose import for meta tensors takes a second
             sizes = widths(module)  # type: ignore[arg-type]
             joints = [math.prod(dataset.shape), *(n for pair in sizes for n in pair), dataset.classes]
             if joints[::2] == joints[1::2]:
@@ -168,7 +169,7 @@ def first_line(error: BaseException) -> str:
 
 def forward_flops(module: nn.Module, image: Tensor) -> int:
     """Floating-point operations of one image's forward pass (a multiply-add is two)."""
-    if is_plain(module):
+    if is_dense(module):
         layers = widths(module)  # type: ignore[arg-type]
         return sum(2 * inputs * outputs for inputs, outputs in layers)
     from torch.utils.flop_counter import FlopCounterMode
@@ -179,7 +180,7 @@ def forward_flops(module: nn.Module, image: Tensor) -> int:
 
 
 @torch.no_grad()
-def predict_module(module: nn.Module, images: Tensor) -> Tensor:
+def predict_module(module: nn.Module, examples: Examples) -> Tensor:
     """Logits at T = 1, on the CPU, in float32 at least; `bfloat16` is for training, and what is reported is what
     the saved weights say."""
-    return single_precision(torch.cat([module(batch) for batch in batches(images)])).cpu()
+    return single_precision(torch.cat([module(images) for images in examples.in_order()])).cpu()

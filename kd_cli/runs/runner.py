@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, TrainSpec, build, fingerprint
+from kd_cli.config.run_config import RunConfig, TrainSpec, fingerprint
 from kd_cli.errors import ConfigError, Diverged, KdError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Interrupted, Outcome
@@ -28,7 +28,7 @@ from kd_cli.learn.methods import Method
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher, combine_logits
 from kd_cli.metrics import agreement, evaluate_logits, gap_closed, matching_shift, oracle_shift
 from kd_cli.report.pages import REPORT, write_run_page
-from kd_cli.runs.building import HARD, TrainingTask, check_recipe
+from kd_cli.runs.building import HARD, TrainingTask, build_method, check_recipe
 from kd_cli.runs.device_data import DeviceData, device_name, load_device_data
 from kd_cli.runs.models import check_shape, forward_flops, load_module, predict_module, read_checkpoint
 from kd_cli.runs.pictures import pictures
@@ -68,11 +68,9 @@ class Job:
 
     def open(self) -> None:
         """Prepare the directory; with `resume`, take the result that is there."""
-        self.method = build(self.config.method, where="method")
-        for key in ("T", "alpha"):
-            if getattr(self.config, key) == "auto" and not getattr(
-                self.method, f"has_{key}", self.method.needs_teacher
-            ):
+        self.method = build_method(self.config.method)
+        for key, has in (("T", self.method.has_T), ("alpha", self.method.has_alpha)):
+            if getattr(self.config, key) == "auto" and not has:
                 raise ConfigError(
                     f"{key}=auto, and method={self.config.method_name} has no {key} to choose",
                     hint=f"leave {key} out, or method=soft_targets",
@@ -170,7 +168,7 @@ def foresee(jobs: Sequence[Job]) -> list[str]:
     for same_data in grouped(jobs, lambda job: job.config.data_key()):
         session = Session(load_device_data(same_data[0].config), Store(same_data[0].config.store_dir), Care())
         for job in same_data:
-            job.method = build(job.config.method, where="method")
+            job.method = build_method(job.config.method)
             session.check_shapes(job)
             wanted = session.wanted_alone(job)
             if needs_teacher(job):
@@ -468,9 +466,9 @@ class Session:
         state = one.state if outcome is None else outcome.state
         assert state is not None
         module = load_module(one.spec, state, self.bench, role="teacher" if role == "teacher" else "student")
-        outputs = {"test": predict_module(module, self.bench.test.images)}
+        outputs = {"test": predict_module(module, self.bench.test)}
         if role == "teacher":  # on all of the training data, whatever the transfer set
-            outputs["train"] = predict_module(module, self.bench.train.images)
+            outputs["train"] = predict_module(module, self.bench.train)
         report = self.report(one.spec, module, outputs["test"], outcome)
         history = outcome.history if outcome else []
         return self.store.put(one.key, weights=state, outputs=outputs, report=report, history=history, facts=one.facts)
@@ -555,15 +553,16 @@ class Session:
         if job.teacher is None:
             return None
         ensemble, spec = job.teacher, job.config.teacher
-        live = Augment(**job.config.student.augment).enabled
+        assert job.method is not None
+        features = job.method.teacher_features
+        live = Augment(**job.config.student.augment).enabled or bool(features)
         if not live and transfer.index is not None:
             logits = torch.stack([entry.outputs()["train"][transfer.index] for entry in ensemble.members])
         else:
             modules = [load_module(spec, entry.weights(), self.bench, role="teacher") for entry in ensemble.members]
             if live:
-                return LiveTeacher(modules, combine=ensemble.combine)
-            images = transfer.examples.images
-            logits = torch.stack([predict_module(module, images) for module in modules])
+                return LiveTeacher(modules, combine=ensemble.combine, features=features)
+            logits = torch.stack([predict_module(module, transfer.examples) for module in modules])
         return CachedTeacher(logits.to(self.bench.device), combine=ensemble.combine)
 
     def finish(self, job: Job, lessons: list[TrainingTask], outcomes: list[Outcome], title: str) -> None:
@@ -581,7 +580,7 @@ class Session:
             raise self.diverged("student", outcome, [job])
         job.say(said_of(title, spec, outcome))
         module = load_module(spec, outcome.state, self.bench, role="student")
-        logits = predict_module(module, self.bench.test.images)
+        logits = predict_module(module, self.bench.test)
         shift = torch.zeros(dataset.classes)
         if self.transfer(job.config).omitted:
             job.summary["omitted"], shift = self.omitted(job, module, logits)
@@ -635,7 +634,7 @@ class Session:
             }
 
         frequency = float(inside[self.bench.dataset.train.labels].mean())
-        on_training = predict_module(module, self.bench.train.images)
+        on_training = predict_module(module, self.bench.train)
         shift = matching_shift(on_training, classes, frequency=frequency)
         told: dict[str, Any] = {
             "classes": [self.bench.dataset.class_names[c] for c in classes],
@@ -668,7 +667,7 @@ class Session:
     def flops_of(self, spec: TrainSpec, module: torch.nn.Module) -> int:
         key = fingerprint(spec.model)
         if key not in self.flops:
-            self.flops[key] = forward_flops(module, self.bench.test.images[0])
+            self.flops[key] = forward_flops(module, self.bench.test.first(1)[0])
         return self.flops[key]
 
     def with_agreement(self, report: Report, logits: Tensor, job: Job) -> Report:

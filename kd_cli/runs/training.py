@@ -18,19 +18,10 @@ from torch import Tensor, nn
 
 from kd_cli.config.run_config import TrainSpec, fingerprint
 from kd_cli.errors import ConfigError
-from kd_cli.learn.engine import Examples, Outcome, Plan, fit, steps_together
-from kd_cli.learn.stacked import flat
-from kd_cli.learn.stacked.learner import why_not
+from kd_cli.learn.engine import BLOCK_LOGITS, Outcome, fit
+from kd_cli.learn.stacked.learner import why_method_not, why_not
 from kd_cli.learn.teachers import Teacher
-from kd_cli.runs.building import (
-    TrainingTask,
-    make_learner,
-    make_method,
-    make_optimizer,
-    make_plan,
-    make_weights,
-    stream_of,
-)
+from kd_cli.runs.building import TrainingTask, build_method, make_optimizer, make_training, stream_of
 from kd_cli.runs.device_data import DeviceData, device_name
 from kd_cli.runs.models import build_module
 from kd_cli.runs.progress import Progress, describe
@@ -201,16 +192,18 @@ class Stack:
         state = self.state()
         outcomes: list[Outcome] | None = None
         try:
-            outcomes = fit(
-                make_learner(self.bench, lessons, self.role),
-                self.bench.train,
-                self.bench.val,
-                role=stream_of(self.role),
-                seeds=[lesson.spec.seed for lesson in lessons],
-                plan=make_plan(self.bench, spec, self.role, diagnostics=self.diagnostics),
-                method=make_method(lessons),
-                weights=make_weights(self.bench, lessons),
+            learner, training = make_training(
+                self.bench,
+                lessons,
+                self.role,
+                train=self.bench.train,
+                val=self.bench.val,
                 teacher=self.teacher,
+                diagnostics=self.diagnostics,
+            )
+            outcomes = fit(
+                learner,
+                training,
                 observer=Progress(many + self.title, spec.epochs, role=self.role, told=told),
                 checkpoint=state,
                 stopping=self.care.stopping,
@@ -250,7 +243,7 @@ class Stack:
             [lesson.spec.identity(""), lesson.method, lesson.T, lesson.alpha, lesson.beta] for lesson in self.lessons
         ]
         bench = [self.bench.dataset.fingerprint, len(self.bench.train), self.bench.device.type, self.diagnostics]
-        machine = [torch.get_num_threads(), torch.__version__, flat.LARGE, flat.PIECE]
+        machine = [torch.get_num_threads(), torch.__version__]
         key = fingerprint([self.role, self.subject, lessons, self.owners, bench, *machine])
         return TrainingState(self.care.folder / f"{key}.state", every=self.care.every, results=self.results)
 
@@ -275,7 +268,7 @@ def stack_size(
         return 1, None
     module = build_module(lessons[0].spec, bench.dataset, role=stream_of(role), device=bench.device)
     optimizer = make_optimizer(lessons[0], role, module.parameters())
-    reason = why_not(module, optimizer, bench.train.images[0])
+    reason = why_not(module, optimizer, bench.train.first(1)[0]) or why_method_not(build_method(lessons[0].method))
     if reason is not None:
         return 1, reason
     each = memory_of_one(bench, lessons[0], module)
@@ -340,12 +333,13 @@ def memory_of_one(bench: DeviceData, lesson: TrainingTask, module: nn.Module) ->
 
     hooks = [m.register_forward_hook(count) for m in module.modules()]
     with torch.no_grad():
-        module.eval()(bench.train.images[:1])
+        module.eval()(bench.train.first(1))
     for hook in hooks:
         hook.remove()
     batch, classes = min(lesson.spec.batch_size, len(bench.train)), bench.dataset.classes
-    step = batch * (3 * outputs + 2 * bench.train.images[0].numel())
-    block = min(steps_together(batch, classes), -(-len(bench.train) // batch)) * batch * classes
+    step = batch * (3 * outputs + 2 * math.prod(bench.train.shape))
+    steps = BLOCK_LOGITS // (batch * classes) + 1
+    block = min(steps, -(-len(bench.train) // batch)) * batch * classes
     losses = 10 * block  # of the logits that wait, their targets, and what a method makes of both
     return int(bench.dtype.itemsize * (weights + step + losses))
 
@@ -365,17 +359,10 @@ def _time_step(bench: DeviceData, lessons: Sequence[TrainingTask], role: str, te
     """Seconds of one training step of these models, on copies that are thrown away; the best of several epochs."""
     spec = lessons[0].spec
     batch = min(spec.batch_size, len(bench.train))
-    plan = make_plan(bench, spec, role)
-    outcome, *_ = fit(
-        make_learner(bench, lessons, role),
-        Examples(bench.train.images[: 3 * batch], bench.train.labels[: 3 * batch]),
-        Examples(bench.train.images[:0], bench.train.labels[:0]),
-        role="timing",
-        seeds=[lesson.spec.seed for lesson in lessons],
-        plan=Plan(5, batch, plan.schedule, plan.augment, classes=plan.classes, fill=plan.fill),
-        method=make_method(lessons),
-        weights=make_weights(bench, lessons),
-        teacher=teacher,
-        recorder=bench.recorder,
+    some = torch.arange(min(3 * batch, len(bench.train)))
+    learner, training = make_training(
+        bench, lessons, role, train=bench.train.subset(some), val=bench.train.subset(some[:0]), teacher=teacher
     )
+    plan = replace(training.plan, epochs=5, batch_size=batch, keep_best=False)
+    outcome, *_ = fit(learner, replace(training, role="timing", plan=plan), recorder=bench.recorder)
     return batch / max(row["examples_per_second"] for row in outcome.history)

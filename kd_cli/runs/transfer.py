@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from kd_cli.config.run_config import RunConfig, TransferSpec, build, fingerprint
-from kd_cli.data.sources import Dataset, normalise, prepare
+from kd_cli.data.normalisation import Normalisation
+from kd_cli.data.sources import Dataset, prepare
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.learn.engine import Examples
+from kd_cli.learn.batches import Examples
 from kd_cli.nearest import did_you_mean
 from kd_cli.runs.device_data import DeviceData
 
@@ -54,8 +55,7 @@ def transfer_set(config: RunConfig, data: DeviceData) -> TransferSet:
     index = keep.nonzero()[:, 0]
     examples = data.train
     if len(index) < len(labels):
-        on_device = index.to(data.device)
-        examples = Examples(data.train.images[on_device], data.train.labels[on_device])
+        examples = data.train.subset(index)
     return TransferSet(examples, index, omitted, spec.labels, spec.examples())
 
 
@@ -93,10 +93,10 @@ def _other_data(spec: TransferSpec, config: RunConfig, data: DeviceData) -> Tran
     if spec.fraction < 1:
         order = np.random.RandomState(RULE_SEED).permutation(len(images))
         images = images[torch.from_numpy(np.sort(order[: max(1, round(spec.fraction * len(images)))]))]
-    normalised = normalise(images, data.dataset.mean, data.dataset.std, data.dtype).to(data.device)
+    normalise = Normalisation(data.dataset.mean, data.dataset.std, data.dtype)
     labels = torch.zeros(len(images), dtype=torch.int64, device=data.device)  # never looked at: beta is 0
     facts = {**spec.examples(), "fingerprint": other.fingerprint}
-    return TransferSet(Examples(normalised, labels), None, (), False, facts)
+    return TransferSet(Examples(images.to(data.device), labels, normalise=normalise), None, (), False, facts)
 
 
 def key_of(config: RunConfig) -> str:

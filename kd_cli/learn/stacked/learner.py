@@ -1,30 +1,36 @@
-"""S models of one architecture, their weights stacked on a leading axis and advanced by the same step.
+"""S models of one architecture, their weights stacked on a leading axis and advanced by the same steps.
 
 Equal to training the S models one by one: each has its own batches, dropout masks, learning rate and weight decay.
-Fully connected networks have their gradients in closed form, which pays for S = 1 too.
+Fully connected networks have their gradients in closed form.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn import functional as F
 
-from kd_cli.learn.learner import Autocast, single_precision
-from kd_cli.learn.optim import bare_step, set_rates
+from kd_cli.learn.batches import Batch, Block, repeat_groups
+from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Learner, Rate, Sums, TermGradient, ask, single_precision
+from kd_cli.learn.methods import Method
+from kd_cli.learn.objective import Objective
+from kd_cli.learn.optimizers import bare_step, set_rates
+from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.randomness import Generators
-from kd_cli.learn.stacked.dense import Dense, dropout_masks, each, is_dense, makes_one_product, parameter_counts
+from kd_cli.learn.stacked.closed_forms import ClosedForm, closed_form
+from kd_cli.learn.stacked.dense import Dense
 from kd_cli.learn.stacked.flat import Flat
-from kd_cli.models.networks import Dropout, constrain_max_norm
+from kd_cli.learn.stacked.structure import is_trained_dense
+from kd_cli.learn.stacked.traced import Traced, is_layered, vmapped
+from kd_cli.learn.teachers import Teacher
+from kd_cli.losses import examples_last
+from kd_cli.models.networks import constrain_max_norm
 
-# Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they do
-# to each model what they do to it alone.
+# Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they
+# change each model as they would change it by itself.
 ELEMENTWISE = (
     torch.optim.SGD,
     torch.optim.Adam,
@@ -50,8 +56,8 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
         return f"{type(module).__name__} has weights that are not trained"
     if len({p.dtype for p in module.parameters()}) > 1:
         return f"{type(module).__name__} has weights of several types"
-    if isinstance(module, nn.Sequential) and all(type(layer) in LAYERS for layer in module.children()):
-        several = sum(len(list(layer.parameters())) for layer in module) > len(list(module.parameters()))
+    if is_layered(module):
+        several = sum(len(list(layer.parameters())) for layer in module.children()) > len(list(module.parameters()))
         return f"{type(module).__name__} has layers that share weights" if several else None
     if any("Dropout" in type(m).__name__ for m in module.modules()):
         return f"{type(module).__name__} has dropout inside a forward of its own"
@@ -59,7 +65,7 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
         parameters = {name: torch.stack([p.detach()] * 2) for name, p in module.named_parameters()}
         with torch.enable_grad():
             parameters = {name: p.requires_grad_() for name, p in parameters.items()}
-            logits = _vmapped(module)(parameters, torch.stack([image[None]] * 2))
+            logits = vmapped(module)(parameters, torch.stack([image[None]] * 2))
             slopes = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     except Exception as error:  # whatever torch finds in a user's forward
         return f"torch.vmap cannot run {type(module).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
@@ -68,7 +74,17 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
     return None
 
 
-class StackedLearner:
+def why_method_not(method: Method) -> str | None:
+    """Why students of this method cannot be stacked, or None when they can."""
+    name = type(method).__name__
+    if any(True for _ in method.parameters()):
+        return f"{name} has parameters of its own"
+    if method.student_features or method.teacher_features:
+        return f"{name} reads features"
+    return None
+
+
+class StackedLearner(Learner):
     """S models as one: parameters [S, ...].
 
     `modules` are the S models with their initial weights, which are copied. `optimizer` builds an optimiser from
@@ -82,68 +98,94 @@ class StackedLearner:
         *,
         hyper: Sequence[dict[str, float]],
         seeds: Sequence[int],
-        autocast: Autocast | None = None,
+        autocast: Autocast = NO_AUTOCAST,
     ) -> None:
-        self.size = len(modules)
-        self.seeds = list(seeds)
-        self.module = modules[0]
-        dense = is_dense(self.module)
-        layers = parameter_counts(self.module) if dense else []  # type: ignore[arg-type]
-        self.flat = Flat([dict(module.named_parameters()) for module in modules], layers)
+        self.size, self.module = len(modules), modules[0]
+        self.flat = Flat([dict(module.named_parameters()) for module in modules])
         self.parameters = self.flat.parameters
         self.device = self.flat.values.device
-        self.bounds: dict[str, float] = getattr(self.module, "max_norm", None) or {}
-        self.generators = Generators(self.seeds, self.device)
-        if dense:
+        self.bounds: Mapping[str, float] = getattr(self.module, "max_norm", None) or {}
+        self.generators = Generators(seeds, self.device)
+        self.sums = Sums(self.size, self.device)
+        if is_trained_dense(self.module):
             self.network: Dense | Traced = Dense(
                 self.module,  # type: ignore[arg-type]
                 self.flat.parameters,
                 self.flat.gradients,
                 generators=self.generators,
-                dtype=torch.bfloat16 if autocast is not None and autocast.enabled else self.flat.values.dtype,
+                dtype=torch.bfloat16 if autocast.enabled else self.flat.values.dtype,
             )
         else:
             self.network = Traced(self.module, self.flat, self.generators, autocast)
-
         groups = list(self.flat.groups(hyper))
         self.runs = [run for run, _ in groups]
-        each_has = len(groups) // len(self.flat.pieces)
-        self.groups = [slice(i * each_has, (i + 1) * each_has) for i in range(len(self.flat.pieces))]
-        starts = list(itertools.accumulate(layers, initial=0))  # of layers, in the parameters
-        self.pieces = {starts.index(piece.start): i for i, piece in enumerate(self.flat.pieces)}  # by their first layer
         self.optimizer = optimizer([group for _, group in groups])
-        self.step = bare_step(self.optimizer)
+        self.optimizer_step = bare_step(self.optimizer)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._form: tuple[Objective, ClosedForm | None] | None = None
 
     @contextlib.contextmanager
-    def train(self, role: str, epoch: int) -> Iterator[None]:
+    def training(self, role: str, epoch: int) -> Iterator[None]:
         self.generators.start(role, epoch)
         yield
         self.generators.end()
 
+    def step(self, batch: Batch, target: Outputs | None, objective: Objective, rate: Rate) -> None:
+        # A copy in the usual layout: the method may keep it, and the next step overwrites the network's own.
+        leaf = self._logits(batch.images).clone(memory_format=torch.contiguous_format).requires_grad_()
+        terms = objective(Outputs(leaf), target, batch)
+        self._update(torch.autograd.grad(terms["loss"].sum(), leaf)[0], rate)
+        self.sums.add(terms, leaf, repeat_groups(batch.labels, self.size))
+
+    def steps(
+        self,
+        block: Block,
+        teacher: Teacher | None,
+        objective: Objective,
+        rates: Sequence[Rate],
+        stepped: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make consecutive steps; with a closed form, targets and losses are computed once for the block."""
+        form = self._closed_form(objective)
+        if form is None:
+            super().steps(block, teacher, objective, rates, stepped)
+            return
+        T, sizes = objective.weights.T, block.sizes
+        labels = repeat_groups(block.labels, self.size)
+        for_block = teacher is not None and not teacher.needs_images and not teacher.depends_on_T
+        known = ask(teacher, block.lookup(), T).logits if teacher is not None and for_block else None
+        targets: Sequence[Tensor] = ()
+        logits: list[Tensor] = []
+        answers: list[Tensor] = []
+        for i, (batch, rate, true) in enumerate(zip(block, rates, labels.split(sizes, 1), strict=True)):
+            found = self._logits(batch.images)
+            logits.append(found.clone())
+            if teacher is not None and not for_block:
+                answers.append(ask(teacher, batch, T).logits)
+                target = form.target(found, answers[-1], true)
+            else:
+                targets = targets or form.target(found, known, labels).split(sizes, 1)
+                target = targets[i]
+            self._update(form.gradient(found, target), rate)
+            stepped()
+        teacher_logits = torch.cat(answers, 1) if answers else known
+        self._add_losses(objective, logits, teacher_logits, labels)
+
+    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        return single_precision(self.network.logits(images))
+        return self._logits(images[None])
 
-    def gradients(self, slope: Tensor) -> list[Tensor]:
-        slopes = list(self.flat.gradients.values())
-        found: list[Tensor] = []
-
-        def keep(piece: int) -> None:  # the next one writes where this one did
-            found[:0] = [slope.clone() for slope in slopes[self.flat.pieces[piece]]]
-
-        self._backward(slope, keep)
+    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
+        logits = self._logits(batch.images).clone(memory_format=torch.contiguous_format).requires_grad_()
+        found = {}
+        for name, term in objective(Outputs(logits), target, batch).items():
+            if name != "loss":
+                slope = torch.autograd.grad(term.sum(), logits, retain_graph=True)[0]
+                self._logits(batch.images)  # a backward pass uses up what its forward pass kept
+                on_logits = slope.clone()
+                self.network.backward(slope)
+                found[name] = TermGradient(on_logits, list(self.flat.gradients.values()))
         return found
-
-    def update(self, slope: Tensor, factor: float | Tensor) -> None:
-        set_rates(self.optimizer, self.base_rates, factor)
-        self._backward(slope, lambda piece: self.step(self.groups[piece]))
-        if self.bounds:
-            constrain_max_norm(self.parameters, self.bounds)
-
-    def _backward(self, slope: Tensor, ready: Callable[[int], None]) -> None:
-        """From the gradient on the logits; `ready` is told the number of each of the flat's pieces when its gradients
-        are there, the last one first."""
-        self.network.backward(slope, lambda layer: ready(self.pieces[layer]) if layer in self.pieces else None)
 
     def rates(self, factor: float) -> list[float]:
         rates = [0.0] * self.size
@@ -163,124 +205,31 @@ class StackedLearner:
     def load_state(self, state: dict[str, Any]) -> None:
         self.flat.values.copy_(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = bare_step(self.optimizer)
 
+    def _logits(self, images: Tensor) -> Tensor:
+        """Images [U,B,...] -> logits [S,B,C] without a graph, which the next call overwrites."""
+        return single_precision(self.network.logits(images))
 
-class Traced:
-    """S networks whose gradients autograd finds; layer by layer where each has a form for S, else by `torch.vmap`."""
+    def _update(self, slope: Tensor, rate: Rate) -> None:
+        """Make an optimiser step from the gradient on the last logits [S,B,C], which is overwritten."""
+        set_rates(self.optimizer, self.base_rates, rate)
+        self.network.backward(slope)
+        self.optimizer_step()
+        if self.bounds:
+            constrain_max_norm(self.parameters, self.bounds)
 
-    def __init__(
-        self,
-        module: nn.Module,
-        flat: Flat,
-        generators: Generators,
-        autocast: Autocast | None,
+    def _closed_form(self, objective: Objective) -> ClosedForm | None:
+        if self._form is None or self._form[0] is not objective:
+            self._form = objective, closed_form(objective)
+        return self._form[1]
+
+    @torch.no_grad()
+    def _add_losses(
+        self, objective: Objective, logits: Sequence[Tensor], teacher: Tensor | None, labels: Tensor
     ) -> None:
-        self.module, self.generators, self.size = module, generators, flat.size
-        self.autocast = autocast or contextlib.nullcontext
-        self.parameters = {name: p.detach().requires_grad_() for name, p in flat.parameters.items()}
-        self.slopes = list(flat.gradients.values())
-        self.layered = isinstance(module, nn.Sequential) and all(type(layer) in LAYERS for layer in module.children())
-
-    def logits(self, images: Tensor) -> Tensor:
-        with self.autocast():
-            if self.layered:
-                logits = self._layers(images if len(images) == 1 else each(images, self.size))
-            else:
-                shared = len(images) == 1
-                forward = _vmapped(self.module, shared=shared)
-                logits = forward(self.parameters, images[0] if shared else each(images, self.size))
-        self.last = logits
-        return logits.detach()
-
-    def _layers(self, x: Tensor) -> Tensor:
-        for i, layer in self.module._modules.items():  # named_children leaves out a layer that comes again
-            assert layer is not None
-            own = {name: self.parameters[f"{i}.{name}"] for name, _ in layer.named_parameters()}
-            x = LAYERS[type(layer)](layer, own, x, self.generators.now)
-        return x
-
-    def backward(self, slope: Tensor, ready: Callable[[int], None]) -> None:
-        """Gradients on the parameters: each model's own, whatever those of the others are. All are there when `ready`
-        is told so, of layer 0."""
-        found = torch.autograd.grad(
-            self.last, list(self.parameters.values()), slope.to(self.last.dtype), materialize_grads=True
-        )
-        del self.last  # and with it the graph, whose nodes remember the stream they were made on
-        torch._foreach_copy_(self.slopes, found)
-        ready(0)
-
-
-def _vmapped(module: nn.Module, *, shared: bool = False) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    """The forward pass of S models by `torch.vmap`: parameters [S,...], images [S,B,...] or shared [B,...]."""
-
-    def forward(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return functional_call(module, parameters, (images,))
-
-    return vmap(forward, in_dims=(0, None if shared else 0))
-
-
-# ---------------------------------------------------------------- layers with a form of their own
-# Each maps x [S,B,...], or [1,B,...] while all models still see the same, to [S,B,...].
-
-Layer = Callable[[Any, dict[str, Tensor], Tensor, list[torch.Generator] | None], Tensor]
-
-
-def _linear(layer: nn.Linear, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
-    weight, bias = own["weight"], own.get("bias")
-    # All models see the same: one tall product instead of S small ones, and the input is read once.
-    if len(x) == 1 and makes_one_product(weight):
-        y = F.linear(x[0], weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
-    else:
-        y = torch.bmm(x.expand(len(weight), *x.shape[1:]), weight.mT)
-    return y if bias is None else y + bias[:, None]
-
-
-def _conv(layer: nn.Conv2d, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
-    weight, bias = own["weight"], own.get("bias")
-    size, out = weight.shape[:2]
-    # A model's own group of channels also where all see the same images: shared, the rounding depends on the company.
-    y = F.conv2d(
-        each(x, size).transpose(0, 1).flatten(1, 2),
-        weight.flatten(0, 1),
-        None if bias is None else bias.flatten(),
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        groups=size,
-    )
-    return y.unflatten(1, (size, out)).transpose(0, 1)
-
-
-def _pool(layer: nn.Module, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
-def _relu(layer: nn.ReLU, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
-    return F.relu(x)
-
-
-def _flatten(layer: nn.Flatten, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
-    return x.flatten(2)
-
-
-def _dropout(layer: Dropout, own: dict[str, Tensor], x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
-    if generators is None or layer.p == 0:  # evaluation
-        return x
-    return x * dropout_masks(x, layer.p, generators)
-
-
-def _identity(layer: nn.Module, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
-    return x
-
-
-LAYERS: dict[type[nn.Module], Layer] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv,
-    nn.MaxPool2d: _pool,
-    nn.AvgPool2d: _pool,
-    nn.ReLU: _relu,
-    nn.Flatten: _flatten,
-    nn.Identity: _identity,
-    Dropout: _dropout,
-}
+        """Add the losses of a block's batches, from their logits, to the sums."""
+        across = examples_last(logits[0])  # a layout in which the losses are faster
+        together = torch.cat([part.mT for part in logits], 2).mT if across else torch.cat(list(logits), 1)
+        batch = Batch(labels, labels, labels)
+        terms = objective(Outputs(together), None if teacher is None else Outputs(teacher), batch)
+        self.sums.add(terms, together, labels)

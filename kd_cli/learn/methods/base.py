@@ -1,0 +1,101 @@
+"""The contract of a distillation method.
+
+A method turns the outputs of S students and of their teacher into the loss that is minimised and the named terms that
+are logged. It is a `torch.nn.Module`: parameters that it registers in `setup` (projections, learned temperatures) are
+trained with the student's, moved to its device and kept in the training's state; they are no part of the student that
+a run ships. Your own method is one class in one Python file and one YAML file in `method/` that names it under
+`_target_`; `PerModelMethod` is the simpler base where each student's loss depends on that student alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from kd_cli.errors import ConfigError
+from kd_cli.learn.batches import Batch
+from kd_cli.learn.outputs import Outputs
+
+Terms = Mapping[str, Tensor]  # "loss" and what else is logged, [S] each
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The temperature and the loss weights of S models: [S] each."""
+
+    T: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is told of the training before it begins.
+
+    `student` and `teacher` are outputs for two examples in eval mode, `[1,2,...]`, whose shapes and types are those
+    of the training; `teacher` is None for a method without one. `smallest_batch` and `examples` count examples.
+    """
+
+    classes: int
+    examples: int
+    smallest_batch: int
+    student: Outputs
+    teacher: Outputs | None
+
+
+class Method(nn.Module, ABC):
+    """A loss of S students, `[S]`, from their outputs, the teacher's, and the labels.
+
+    The class attributes are what the rest of the program asks of a method; an instance may set them for itself in
+    its constructor.
+    """
+
+    needs_teacher: bool = True
+    needs_labels: bool = True  # False where the loss does without labels once beta is 0
+    has_T: bool = True  # whether the loss depends on the temperature
+    has_alpha: bool = True  # whether the loss depends on alpha
+    min_classes: int = 2
+    min_batch: int = 1  # examples
+    student_features: Sequence[str] = ()  # module paths whose outputs the loss reads
+    teacher_features: Sequence[str] = ()
+    stackable: Sequence[str] = ()  # constructor's keys that may differ between the students of a stack
+    couples_models: bool = False  # whether a student's loss depends on the other students
+    couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
+    recordable: bool = False  # whether a step can be replayed without Python: nothing in forward changes but tensors
+
+    def setup(self, setting: Setting) -> None:
+        """Create the parameters that the outputs' shapes ask for, and raise ConfigError for what cannot be trained.
+
+        It is called once before training, under a generator of its own. An override calls `super().setup(setting)`.
+        """
+        name = type(self).__name__
+        if setting.classes < self.min_classes:
+            raise ConfigError(f"{name} needs {self.min_classes} classes or more, and the data have {setting.classes}")
+        if setting.smallest_batch < self.min_batch:
+            raise ConfigError(
+                f"{name} needs batches of {self.min_batch} examples or more, and the smallest has "
+                f"{setting.smallest_batch}",
+                hint="a larger training.batch_size",
+            )
+
+    @classmethod
+    def stack(cls, methods: Sequence[Self]) -> Self:
+        """One method for S students from S methods that differ in the `stackable` keys at most."""
+        return methods[0]
+
+    @abstractmethod
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        """Return `loss`, [S], which is minimised, and the terms to log beside it, [S] each, before weighting.
+
+        `student.logits` are [S,B,C], `teacher.logits` [1,B,C] or [S,B,C] (None without a teacher), `batch.labels` and
+        `batch.index` [S,B]. Losses are means over the examples. A term `name` becomes the column `name_loss` of
+        metrics.jsonl.
+        """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Terms:
+        terms: Terms = super().__call__(*args, **kwargs)
+        return terms

@@ -1,0 +1,52 @@
+"""Soft targets and logit matching: the student learns from the teacher's logits."""
+
+from __future__ import annotations
+
+from kd_cli import losses
+from kd_cli.learn.batches import Batch
+from kd_cli.learn.methods.base import Method, Terms, Weights
+from kd_cli.learn.outputs import Outputs
+
+
+class SoftTargets(Method):
+    """`alpha * T^2 * L_soft + beta * L_hard`; Hinton, Vinyals & Dean 2015, section 2.
+
+    `L_soft` is the cross entropy with the teacher's probabilities, both at T; `L_hard` that with the labels at T = 1.
+    `square_T=False` leaves the factor T^2 out, to show what it is for.
+    """
+
+    needs_labels = False
+    recordable = True
+
+    def __init__(self, square_T: bool = True) -> None:
+        super().__init__()
+        self.square_T = square_T
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        assert teacher is not None
+        soft = losses.soft_cross_entropy(student.logits, teacher.logits, T=weights.T)
+        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        alpha = weights.alpha * weights.T**2 if self.square_T else weights.alpha
+        return {"loss": alpha * soft + weights.beta * hard, "soft": soft, "hard": hard}
+
+
+class Logits(Method):
+    """`alpha * 1/2 * sum (z - v)^2 + beta * L_hard`: matching logits (Bucilua et al. 2006, Ba & Caruana 2014).
+
+    It has no temperature. With `center`, each example's mean logit is subtracted first: the softmax does not see it,
+    and the result is the exact high-temperature limit of the soft targets' gradient, times the number of classes.
+    """
+
+    needs_labels = False
+    has_T = False
+    recordable = True
+
+    def __init__(self, center: bool = True) -> None:
+        super().__init__()
+        self.center = center
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        assert teacher is not None
+        soft = losses.logit_matching(student.logits, teacher.logits, center=self.center)
+        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        return {"loss": weights.alpha * soft + weights.beta * hard, "soft": soft, "hard": hard}

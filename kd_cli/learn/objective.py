@@ -1,0 +1,34 @@
+"""What S students minimise: a method with its temperature and loss weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from kd_cli.learn.batches import Batch, repeat_groups
+from kd_cli.learn.methods.base import Method, Terms, Weights
+from kd_cli.learn.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method and the weights [S] that it is called with."""
+
+    method: Method
+    weights: Weights
+
+    @property
+    def size(self) -> int:
+        return len(self.weights.T)
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Terms:
+        """The loss of each student, [S], and the terms that are logged beside it."""
+        if len(batch.labels) != self.size:
+            index, labels = (repeat_groups(x, self.size) for x in (batch.index, batch.labels))
+            batch = replace(batch, index=index, labels=labels)
+        return self.method(student, teacher, batch, self.weights)
+
+    def to(self, device: torch.device) -> Objective:
+        self.method.to(device)
+        return self

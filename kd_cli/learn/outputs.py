@@ -1,0 +1,82 @@
+"""What a network gives for a batch: its logits, and the outputs of inner modules that a method asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.errors import ConfigError
+from kd_cli.nearest import nearest
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Logits `[S,B,C]` of S models at T = 1, and by module path the outputs `[S,B,...]` of inner modules.
+
+    A teacher that answers all S students alike has a leading axis of 1.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+class FeatureHooks:
+    """Forward hooks that keep the outputs of the modules at `paths` of `module`, until `take` collects them.
+
+    Raises ConfigError for a path that the module does not have; `role` names the module in the message.
+    """
+
+    def __init__(self, module: nn.Module, paths: Sequence[str], *, role: str) -> None:
+        check_paths(module, paths, role=role)
+        self.role = role
+        self.kept: dict[str, Any] = {}
+        for path in paths:
+            module.get_submodule(path).register_forward_hook(self._hook(path))
+
+    def _hook(self, path: str) -> Any:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self.kept[path] = output
+
+        return keep
+
+    def take(self) -> dict[str, Tensor]:
+        """Return and forget the outputs `[B,...]` of the last forward pass. ConfigError for one that is no tensor."""
+        kept, self.kept = self.kept, {}
+        for path, output in kept.items():
+            if not isinstance(output, Tensor):
+                raise ConfigError(
+                    f"{self.role}: the module {path!r} returns a {type(output).__name__}; a feature must be a tensor",
+                    hint="name a module inside or behind it",
+                )
+        return kept
+
+
+def check_paths(module: nn.Module, paths: Iterable[str], *, role: str) -> None:
+    """Raise ConfigError for a path that is no module of this network, with the nearest paths that are."""
+    known = [path for path, _ in module.named_modules() if path]
+    for path in paths:
+        if path not in known:
+            close = nearest(path, known)
+            raise ConfigError(
+                f"the {role} has no module {path!r}",
+                hint=f"the nearest: {', '.join(close)}" if close else f"it has {', '.join(known[:12])}",
+            )
+
+
+@torch.no_grad()
+def sample_outputs(module: nn.Module, images: Tensor, paths: Sequence[str], *, role: str) -> Outputs:
+    """The outputs of a network in eval mode for a few images `[B,...]`, as `[1,B,...]`; for shapes, not for values."""
+    hooks = FeatureHooks(module, paths, role=role)
+    training = module.training
+    logits = module.eval()(images)
+    module.train(training)
+    features = hooks.take()
+    for path in paths:
+        module.get_submodule(path)._forward_hooks.popitem()
+        if path not in features:
+            raise ConfigError(f"the {role}'s forward pass does not reach its module {path!r}")
+    return Outputs(logits[None], {path: feature[None] for path, feature in features.items()})
