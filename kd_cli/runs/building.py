@@ -36,11 +36,15 @@ class TrainingTask:
     beta: float = 1.0
 
     def stack_key(self) -> str:
-        """A fingerprint that two tasks share when they can be trained in one stack: all but each model's numbers."""
+        """A fingerprint that two tasks share when they can be trained in one stack."""
+        return fingerprint(self.stack_facts())
+
+    def stack_facts(self) -> dict[str, Any]:
+        """What must be equal for two tasks to be trained in one stack: all but each model's own numbers."""
         facts = self.spec.identity("")
         optimizer = {key: value for key, value in self.spec.optimizer.items() if key not in PER_MODEL}
         method = {key: value for key, value in self.method.items() if key not in stackable_keys(self.method)}
-        return fingerprint({**facts, "seed": None, "optimizer": optimizer, "method": method})
+        return {**facts, "seed": None, "optimizer": optimizer, "method": method}
 
     def hyper(self) -> dict[str, float]:
         """The optimiser options that may differ between the models of a stack, with this task's values."""
