@@ -967,7 +967,7 @@ def traced_run(stop: bool = False) -> None:
     run_job = hydra.run_job
 
     def job(*args, **kwargs):
-        for module in ("torch", "kd_cli.runs.runner"):
+        for module in ("torch", "kd_cli.runs.run_many"):
             stage(f"import {module.partition('.')[0]}", importlib.import_module)(module)
         watch()
         return stage("the rest", run_job)(*args, **kwargs)

@@ -28,7 +28,7 @@ RUN = ["teacher=tinymlp", "student=tinymlp", *MODEL, "training.epochs=1", "teach
 MEASURED = """
 import atexit, json, resource, sys, time
 from kd_cli.commands import kd_run as cli
-from kd_cli.runs import runner, training
+from kd_cli.runs import run_many, stacks
 from kd_cli.report import pages
 spent = {"training": 0.0, "report": 0.0}
 def timed(module, name, key):
@@ -40,7 +40,7 @@ def timed(module, name, key):
         finally:
             spent[key] += time.process_time() - started
     setattr(module, name, call)
-timed(training, "fit", "training")
+timed(stacks, "fit", "training")
 timed(pages, "write_report", "report")
 def end(path=sys.argv.pop(1)):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -22,7 +22,7 @@ _context.set_forkserver_preload(
     [
         *("torch", "torch._dynamo", "torch.utils.flop_counter", "safetensors.torch", "sklearn.datasets"),
         *("hydra.main", "hydra._internal.hydra", "hydra._internal.utils"),
-        *("kd_cli.commands.kd_run", "kd_cli.runs.runner", "kd_cli.report.tables"),
+        *("kd_cli.commands.kd_run", "kd_cli.runs.run_many", "kd_cli.report.tables"),
     ]
 )
 

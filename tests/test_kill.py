@@ -37,9 +37,10 @@ SCENARIOS = {
     ],
 }
 STACKS = """
-import kd_cli.runs.training as training
-training._time_step = lambda *args: 1.0  # the largest stack is the fastest, whatever else this machine does
-training.room_for = lambda *args: 4
+import kd_cli.runs.stack_size as stack_size
+stack_size.seconds_of_step = lambda *args: 1.0  # the largest stack is the fastest, whatever else this machine does
+stack_size.memory_of_one = lambda *args: 1
+stack_size.free_memory = lambda *args: 4
 """
 # Kills at operation number `at`; for `at` = 0 counts them into a file.
 OPERATIONS = """

@@ -140,8 +140,8 @@ def test_float16_is_refused(kd_run: Callable[..., Ran]) -> None:
 def test_a_diverged_student_leaves_its_neighbours_as_they_are(kd_run: Callable[..., Ran]) -> None:
     """In the same place of the same stack, with a harmless weight and with one that makes infinities at once."""
     prelude = """
-import kd_cli.runs.training as training
-training._time_step = lambda *args: 1.0  # the largest stack is the fastest
+import kd_cli.runs.stack_size as stack_size
+stack_size.seconds_of_step = lambda *args: 1.0  # the largest stack is the fastest
 """
     found = []
     for middle in ("3", "1e38"):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from conftest import TINY
 from hydra import initialize_config_dir
@@ -25,6 +24,8 @@ from safetensors.torch import load_file
 
 from kd_cli.commands.help import conf_dir
 from kd_cli.commands.kd_run import prepare
+from kd_cli.runs.stack_size import smallest_fast_size
+from kd_cli.runs.stacks import parts
 from kd_cli.sweeps.launcher import remember_compositions, save_configuration, to_yaml, without_hydra
 from kd_cli.sweeps.names import LONGEST, job_dir
 from kd_cli.sweeps.task import checked, spread
@@ -151,7 +152,7 @@ def test_what_does_not_stack_runs_one_by_one_and_a_line_says_why(kd_run: Run, tm
     ]
     assert "the optimiser Adadelta has no stacked form" in sweep(kd_run, *optimizer).err
     ran = sweep(kd_run, "student.hidden=[4],[5]", "hydra.sweep.dir=architecture")
-    assert "run one by one: no other job has the same teacher, architecture" in ran.err
+    assert "run one by one: those that differ in student.hidden are not trained together" in ran.err
     assert [summary(job)["student"]["parameters"] for job in jobs(tmp_path / "architecture")] == [310, 385]
 
 
@@ -341,7 +342,8 @@ def test_fail_fast_ends_a_sweep_at_its_first_failure(kd_run: Run, tmp_path: Path
 
 FAILING = """
 import resource
-import kd_cli.runs.runner as runner
+import kd_cli.runs.run_many as runner
+from kd_cli.runs.distil import Distillation
 def failing(self, *args, **keys):
     import numpy as np
     ballast = np.ones(12_000_000)  # 96 MB
@@ -350,7 +352,7 @@ def failing(self, *args, **keys):
     except ValueError as cause:
         held = lambda: ballast
         raise RuntimeError("my bug") from cause
-runner.Session.finish = failing
+Distillation.finish = failing
 def end(*args, main=runner.run_many, **keys):
     main(*args, **keys)
     print("peak MB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -370,14 +372,14 @@ def test_failed_jobs_give_their_memory_back(kd_run: Run) -> None:
 # ---------------------------------------------------------------- resuming
 
 KILLED = """
-import kd_cli.runs.runner as runner
-def killed(self, *args, finish=runner.Session.finish, done=[], **keys):
+from kd_cli.runs.distil import Distillation
+def killed(self, *args, finish=Distillation.finish, done=[], **keys):
     import os, signal
     if len(done) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     finish(self, *args, **keys)
     done.append(1)
-runner.Session.finish = killed
+Distillation.finish = killed
 """
 
 
@@ -512,32 +514,29 @@ def test_jobs_of_a_parallel_launcher_spread_over_the_gpus(
         ({1: 1.0, 4: 0.5, 16: 0.52, 64: 0.2, 256: 0.3}, 64, 5),
     ],
 )
-def test_the_smallest_of_the_fastest_stacks_is_taken(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, each: dict[int, float], expected: int, tried: int
-) -> None:
-    from types import SimpleNamespace
+def test_the_smallest_of_the_fastest_stacks_is_taken(each: dict[int, float], expected: int, tried: int) -> None:
+    best, seconds = smallest_fast_size(300, lambda size: each[size])
+    assert best == expected
+    assert list(seconds) == list(each)[:tried]
 
-    from kd_cli.runs import training
 
-    asked: list[int] = []
+def test_what_was_measured_is_kept_for_the_next_sweep(kd_run: Run) -> None:
+    first = sweep(kd_run, "seed=0,1", "hydra.sweep.dir=first")
+    measured = re.findall(r"2 × tinymlp: (\d+) at once, .* measured", first.err)
+    notes = Path(os.environ["KD_STORE"]) / "stack-sizes.json"
+    assert list(json.loads(notes.read_text()).values()) == [int(size) for size in measured]
+    before = notes.read_bytes()
+    assert "measured" not in sweep(kd_run, "seed=2,3", "hydra.sweep.dir=second").err
+    assert notes.read_bytes() == before
 
-    def time_step(bench: Any, lessons: Any, *rest: Any) -> float:
-        asked.append(len(lessons))
-        return each[len(lessons)] * len(lessons)
 
-    monkeypatch.setattr(training, "_time_step", time_step)
-    module = SimpleNamespace(parameters=list)
-    made = {"build_module": module, "make_optimizer": None, "why_not": None, "room_for": 10_000, "memory_of_one": 1}
-    for name, value in made.items():
-        monkeypatch.setattr(training, name, lambda *args, value=value, **keys: value)
-    lesson = SimpleNamespace(spec=SimpleNamespace(seed=0, name="net"), stack_key=lambda: "kind")
-    data = SimpleNamespace(shape=(1, 2, 2), classes=3)
-    bench = SimpleNamespace(
-        dataset=data, device=torch.device("cpu"), train=SimpleNamespace(images=torch.zeros(1, 1, 2, 2))
-    )
-    arguments: Any = (bench, [lesson] * 300)
-    keys: Any = {"role": "student", "teacher": None, "notes": tmp_path / "notes.json"}
-    assert training.stack_size(*arguments, **keys) == (expected, None)
-    assert len(asked) == tried
-    assert training.stack_size(*arguments, **keys) == (expected, None)  # as noted
-    assert len(asked) == tried
+@pytest.mark.parametrize("n", range(1, 40))
+def test_stacks_are_as_equal_as_can_be(n: int) -> None:
+    keys = [str(i) for i in range(n)]
+    for size in range(1, 12):
+        stacks = parts(keys, size)
+        assert [key for stack in stacks for key in stack] == keys
+        lengths = [len(stack) for stack in stacks]
+        assert max(lengths) <= size
+        assert max(lengths) - min(lengths) <= 1
+        assert min(lengths) > 1 or n == 1 or size <= 2  # nothing is left over by itself

@@ -72,6 +72,7 @@ class Dataset:
     std: tuple[float, ...]
     fingerprint: str
     split_rule: str
+    notes: tuple[str, ...] = ()  # what was left out, changed, filled in or guessed to make it
 
     @property
     def classes(self) -> int:

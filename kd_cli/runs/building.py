@@ -12,7 +12,7 @@ from torch import nn
 from kd_cli.config.run_config import Node, TrainSpec, build, fingerprint, locate
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.batches import Batch, Examples, batch_sizes
+from kd_cli.learn.batches import Batch, batch_sizes
 from kd_cli.learn.engine import Plan, Training
 from kd_cli.learn.learner import Autocast, Learner, ModuleLearner
 from kd_cli.learn.methods import FunctionMethod, Method, Setting, Weights
@@ -44,11 +44,15 @@ class TrainingTask:
     beta: float = 1.0
 
     def stack_key(self) -> str:
-        """A fingerprint that two tasks share when they can be trained in one stack: all but each model's numbers."""
+        """A fingerprint that two tasks share when they can be trained in one stack."""
+        return fingerprint(self.stack_facts())
+
+    def stack_facts(self) -> dict[str, Any]:
+        """What must be equal for two tasks to be trained in one stack: all but each model's own numbers."""
         facts = self.spec.identity("")
         optimizer = {key: value for key, value in self.spec.optimizer.items() if key not in PER_MODEL}
         method = {key: value for key, value in self.method.items() if key not in stackable_keys(self.method)}
-        return fingerprint({**facts, "seed": None, "optimizer": optimizer, "method": method})
+        return {**facts, "seed": None, "optimizer": optimizer, "method": method}
 
     def hyper(self) -> dict[str, float]:
         """The optimiser options that may differ between the models of a stack, with this task's values."""
@@ -121,8 +125,6 @@ def make_training(
     tasks: Sequence[TrainingTask],
     role: str,
     *,
-    train: Examples,
-    val: Examples,
     teacher: Teacher | None = None,
     diagnostics: bool = False,
 ) -> tuple[Learner, Training]:
@@ -131,13 +133,13 @@ def make_training(
     plan = make_plan(data, spec, role, diagnostics=diagnostics)
     modules = [build_module(task.spec, data.dataset, role=stream_of(role), device=data.device) for task in tasks]
     objective = make_objective(data, tasks)
-    setting = make_setting(objective.method, modules[0], teacher, train, plan, classes=data.dataset.classes)
+    setting = make_setting(objective.method, modules[0], teacher, data, plan)
     with global_stream(spec.seed, stream_of(role), "method", device=data.device):
         objective.method.setup(setting)
     objective.method.to(data.device, data.dtype)
     learner = make_learner(data, tasks, role, modules, objective)
     seeds = [task.spec.seed for task in tasks]
-    return learner, Training(train, val, stream_of(role), seeds, plan, objective, teacher)
+    return learner, Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
 
 
 def make_learner(
@@ -176,14 +178,13 @@ def make_objective(data: DeviceData, tasks: Sequence[TrainingTask]) -> Objective
     return Objective(type(methods[0]).stack(methods), weights)
 
 
-def make_setting(
-    method: Method, student: nn.Module, teacher: Teacher | None, train: Examples, plan: Plan, *, classes: int
-) -> Setting:
+def make_setting(method: Method, student: nn.Module, teacher: Teacher | None, data: DeviceData, plan: Plan) -> Setting:
     """What the method is shown of the training before it begins: sizes, and the outputs for two examples."""
+    train = data.train
     index = (torch.arange(2, device=train.device) % len(train))[None]
     batch = Batch(index, train.images(index), train.labels[index])
     return Setting(
-        classes=classes,
+        classes=data.dataset.classes,
         examples=len(train),
         smallest_batch=min(batch_sizes(len(train), plan.batch_size)),
         student=sample_outputs(student, batch.images[0], method.student_features, role="student"),

@@ -1,8 +1,7 @@
-"""What a person sees while models train: a bar on a terminal, a line per stage everywhere."""
+"""The progress of a training: a bar on a terminal, and each epoch's metrics for whoever writes them down."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +10,15 @@ from tqdm import tqdm
 
 from kd_cli.learn.engine import Observer
 
-log = logging.getLogger(__name__)
+OnEpoch = Callable[[int, dict[str, Any]], None]  # called with the number of a model and its metrics of an epoch
 
 
 class Progress(Observer):
-    """A bar with loss, accuracy and time left, which leaves no trace; without a terminal there is none."""
+    """Shows a bar with loss, accuracy and time left while a training runs; nothing where there is no terminal."""
 
-    def __init__(self, title: str, epochs: int, *, role: str, told: Callable[[int, dict[str, Any]], None]) -> None:
+    def __init__(self, title: str, epochs: int, *, role: str, on_epoch: OnEpoch) -> None:
         self.title, self.epochs, self.done = title, epochs, 0
-        self.role, self.told = role, told
+        self.role, self.on_epoch = role, on_epoch
 
     def start(self, steps: int, models: int) -> None:
         self.bar = tqdm(
@@ -38,7 +37,7 @@ class Progress(Observer):
     def epoch(self, rows: list[dict[str, Any]]) -> None:
         self.done += 1
         for s, row in enumerate(rows):
-            self.told(s, {**row, "role": self.role})
+            self.on_epoch(s, {**row, "role": self.role})
         self.bar.set_postfix_str(f"epoch {self.done}/{self.epochs}, {describe(rows)}", refresh=False)
 
     def finish(self) -> None:
@@ -46,16 +45,16 @@ class Progress(Observer):
 
 
 def describe(rows: list[dict[str, Any]]) -> str:
-    """The loss and the accuracy in an epoch's rows; the mean over the models that are still finite."""
+    """Loss and accuracy of an epoch's rows, averaged over the models for which they are numbers."""
 
     def mean(key: str) -> float | None:
         values = [row[key] for row in rows if row[key] is not None and row[key] == row[key]]
         return sum(values) / len(values) if values else None
 
-    parts = []
+    found = []
     if (loss := mean("loss")) is not None:
-        parts.append(f"loss {loss:.4g}")
+        found.append(f"loss {loss:.4g}")
     for key, name in (("train_accuracy", "training"), ("val_accuracy", "validation")):
         if (value := mean(key)) is not None:
-            parts.append(f"{name} {value:.2%}")
-    return ", ".join(parts)
+            found.append(f"{name} {value:.2%}")
+    return ", ".join(found)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import ConfigError
-from kd_cli.storage.files import read_json, replacing, storage, tidy, write_json
+from kd_cli.storage.files import replacing, storage, tidy
 
 log = logging.getLogger(__name__)
 
@@ -119,28 +119,3 @@ def _obsolete(path: Path) -> bool:
         return bool(results) and all(os.path.exists(result) for result in results)
     except (ValueError, TypeError):
         return False  # damaged: told when it is used
-
-
-class StackNotes:
-    """Which models were trained together, so that those which are left after an interruption have the same company.
-
-    A model's last digit can depend on the size of its stack.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            found = read_json(path)
-        except (OSError, ValueError):
-            found = {}
-        self.known: dict[str, list[list[str]]] = found if isinstance(found, dict) else {}
-
-    def get(self, stage: str) -> list[list[str]]:
-        return self.known.get(stage, [])
-
-    def add(self, stage: str, stacks: list[list[str]]) -> None:
-        self.known[stage] = self.get(stage) + stacks
-        write_json(self.path, self.known)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)

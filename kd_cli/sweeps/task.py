@@ -11,7 +11,6 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from kd_cli.sweeps.names import SWEPT, register_resolvers
 from kd_cli.sweeps.signals import stopping
 
 if TYPE_CHECKING:
-    from kd_cli.runs.runner import Job
+    from kd_cli.runs.jobs import Job, Say
     from kd_cli.sweeps.launcher import SweepJob
 
 log = logging.getLogger("kd_cli")
@@ -114,12 +113,13 @@ class Task:
         if number is not None and cfg.device == "auto":
             config = spread(config, number)
 
-        from kd_cli.runs.runner import Job, foresee, run_many
+        from kd_cli.runs.jobs import Job
+        from kd_cli.runs.run_many import dry_run, run_many
 
-        job = Job(config, path, command())
+        job = Job(config, path, command(), on_completed=write_missing_page)
         Task.folder = path
         if cfg.dry_run:
-            told = foresee([job])[0]
+            told = dry_run([job])[0]
             print(told if number is None else f"{path.name}: {told}")
             leave_nothing(path)
             return None
@@ -139,7 +139,8 @@ class Task:
 
     def together(self, jobs: list[SweepJob]) -> None:
         """All jobs of a sweep, which have been read: each gets its result or its error."""
-        from kd_cli.runs.runner import Job, run_many
+        from kd_cli.runs.jobs import Job
+        from kd_cli.runs.run_many import run_many
 
         started = time.monotonic()
         running: dict[int, SweepJob] = {}
@@ -154,7 +155,7 @@ class Task:
                 note(job, logging.ERROR, failure(job.path, job.error), job.error)
                 job.end()
             else:
-                todo.append(Job(config, job.path, command(), say=saying(job)))
+                todo.append(Job(config, job.path, command(), saying(job), write_missing_page))
                 running[id(todo[-1])] = job
 
         def finished(job: Job) -> None:
@@ -176,7 +177,8 @@ class Task:
 
     def dry_run(self, jobs: list[SweepJob]) -> None:
         """Print what the jobs of a sweep would do."""
-        from kd_cli.runs.runner import Job, foresee
+        from kd_cli.runs.jobs import Job
+        from kd_cli.runs.run_many import dry_run
 
         todo = []
         for job in jobs:
@@ -185,7 +187,7 @@ class Task:
                 hydra, folder = config.hydra, Path(str(config.hydra.sweep.dir))
                 path = folder / str(hydra.sweep.subdir)
                 todo.append(Job(checked(without_hydra(config), hydra), path, command()))
-        for one, line in zip(todo, foresee(todo), strict=True):
+        for one, line in zip(todo, dry_run(todo), strict=True):
             print(f"{one.path.name}: {line}")
 
 
@@ -238,7 +240,8 @@ def data_node(given: Any, folders: list[Path]) -> Any:
 
 def resume_run(path: Path) -> None:
     """Go on with a run from its last saved epoch, by the configuration that it recorded itself."""
-    from kd_cli.runs.runner import Job, run_many
+    from kd_cli.runs.jobs import Job
+    from kd_cli.runs.run_many import run_many
 
     if (path.absolute().parent / MULTIRUN).is_file():
         raise ConfigError(
@@ -260,7 +263,7 @@ def resume_run(path: Path) -> None:
         raise ConfigError(f"{path / '.hydra'} cannot be read: {error}", hint="start the run anew") from error
     config = checked(cfg, recorded.hydra)
     logging.config.dictConfig(logs)  # type: ignore[arg-type]
-    job = Job(config, path, command())
+    job = Job(config, path, command(), on_completed=write_missing_page)
     Task.folder = path
     run_many([job], stopping=stopping)
     if job.error is not None:
@@ -365,14 +368,29 @@ def failure(path: Path, error: Exception) -> str:
     return f"failed: {os.path.relpath(path)}: {error}"
 
 
-def saying(job: SweepJob) -> Callable[[str], None]:
-    return lambda message: note(job, logging.INFO, message)
+def saying(job: SweepJob) -> Say:
+    """Write to a job's log, and to the terminal unless `shown` is false."""
+
+    def say(message: str, *, shown: bool = True) -> None:
+        note(job, logging.INFO, message, shown=shown)
+
+    return say
 
 
-def note(job: SweepJob, level: int, message: str, error: Exception | None = None) -> None:
-    """Say something of a job now, on the terminal, and later in the job's own log."""
+def write_missing_page(path: Path) -> None:
+    """Write the page of a completed run, unless it is there."""
+    from kd_cli.report.pages import REPORT, write_run_page
+
+    if not (path / REPORT).exists():
+        write_run_page(path)
+
+
+def note(job: SweepJob, level: int, message: str, error: Exception | None = None, *, shown: bool = True) -> None:
+    """Log something of a job now, on the terminal if it is to be shown, and later in the job's own log."""
     exc_info = None if error is None or isinstance(error, KdError) else (type(error), error, error.__traceback__)
     record = log.makeRecord(log.name, level, __file__, 0, message, (), exc_info)
     job.records.append(record)
+    if not shown:
+        return
     prefix = "" if error is not None or job.path is None else f"{job.path.name}: "
     log.handle(log.makeRecord(log.name, level, __file__, 0, prefix + message, (), exc_info))

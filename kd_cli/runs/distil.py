@@ -1,0 +1,196 @@
+"""Distilled students: those of jobs that need the same are trained together, then each job gets its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.config.run_config import TrainSpec, fingerprint
+from kd_cli.learn.augment import Augment
+from kd_cli.learn.engine import Outcome
+from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
+from kd_cli.metrics import gap_closed, matching_shift, oracle_shift
+from kd_cli.runs.auto import choice_report, choose
+from kd_cli.runs.building import TrainingTask
+from kd_cli.runs.jobs import Job, alive, failing
+from kd_cli.runs.models import load_module, predict_module
+from kd_cli.runs.pictures import pictures
+from kd_cli.runs.stacks import Member, Stage, report_line
+from kd_cli.runs.summary import diverged_error, rebuilding, with_agreement
+from kd_cli.storage.run_dir import SUMMARY
+
+if TYPE_CHECKING:
+    from kd_cli.runs.session import Session
+
+
+def student_tasks(session: Session, job: Job) -> list[TrainingTask]:
+    """The trainings of a job's student: one, or one for each setting to choose from."""
+    config = job.config
+    beta = config.beta if session.transfer(config).labelled else 0.0
+    return [TrainingTask(config.student, config.method, T, alpha, beta) for T, alpha in config.settings()]
+
+
+class Distillation:
+    """Students of jobs with one teacher, one transfer set, and models that differ only in their numbers."""
+
+    def __init__(self, session: Session, jobs: Sequence[Job]) -> None:
+        """Jobs that have ended are among them: their students may belong to a stack that is trained."""
+        self.session, self.jobs = session, jobs
+        self.config = jobs[0].config
+        self.transfer = session.transfer(self.config)
+        self.title = f"student {self.config.student.name} by {self.config.method_name}"
+        self.tasks = {id(job): student_tasks(session, job) for job in jobs}
+
+    def run(self, report_ended: Callable[[], None]) -> None:
+        """Train the students; each job's results are written as soon as all its settings are trained."""
+        places = [(job, k) for job in self.jobs for k in range(len(self.tasks[id(job)]))]
+        outcomes: dict[int, dict[int, Outcome]] = {}
+
+        def on_epoch(i: int, row: dict[str, Any]) -> None:
+            job = places[i][0]
+            if not job.ended and len(self.tasks[id(job)]) == 1:  # else the chosen one's rows follow the choice
+                job.directory.append_metrics([row])
+
+        for i, outcome in self.session.trainer.train(self.stage(), [self.member(*place) for place in places], on_epoch):
+            job, k = places[i]
+            own = outcomes.setdefault(id(job), {})
+            own[k] = outcome
+            if len(own) == len(self.tasks[id(job)]) and not job.ended:
+                del outcomes[id(job)]  # a finished student's weights are on the disk
+                with failing([job]):
+                    self.finish(job, [own[k] for k in sorted(own)])
+                report_ended()
+
+    def stage(self) -> Stage:
+        teacher = self.jobs[0].summary["teacher"]
+        return Stage(
+            replace(self.session.data, train=self.transfer.examples),
+            "student",
+            self.title,
+            teacher=self.teacher(alive(self.jobs)[0]),
+            subject=fingerprint([teacher and teacher["fingerprint"], self.transfer.facts]),
+            diagnostics=self.config.diagnostics,
+        )
+
+    def member(self, job: Job, k: int) -> Member:
+        key = f"{job.identity or job.path.name} {k}"
+        return Member(key, self.tasks[id(job)][k], job.path.name, job.path.absolute() / SUMMARY, not job.ended)
+
+    def teacher(self, job: Job) -> Teacher | None:
+        """The teacher as the student meets it: its stored logits, or live where the student's input is augmented."""
+        if job.teacher is None:
+            return None
+        ensemble, data, index = job.teacher, self.session.data, self.transfer.index
+        assert job.method is not None
+        features = job.method.teacher_features
+        live = Augment(**job.config.student.augment).enabled or bool(features)
+        if not live and index is not None:
+            logits = torch.stack([entry.outputs()["train"][index] for entry in ensemble.members])
+        else:
+            spec = job.config.teacher
+            modules = [load_module(spec, entry.weights(), data, role="teacher") for entry in ensemble.members]
+            if live:
+                return LiveTeacher(modules, combine=ensemble.combine, features=features)
+            logits = torch.stack([predict_module(module, self.transfer.examples) for module in modules])
+        return CachedTeacher(logits.to(data.device), combine=ensemble.combine)
+
+    def finish(self, job: Job, outcomes: Sequence[Outcome]) -> None:
+        """Choose among the settings where there are several, test the student, write the run's files."""
+        spec, data, tasks = job.config.student, self.session.data, self.tasks[id(job)]
+        chosen = choose(outcomes)
+        task, outcome = tasks[chosen], outcomes[chosen]
+        self.report_choice(job, outcomes, chosen)
+        module = load_module(spec, outcome.state, data, role="student")
+        logits = predict_module(module, data.test)
+        shift = torch.zeros(data.dataset.classes)
+        if self.transfer.omitted:
+            job.summary["omitted"], shift = self.correct_omitted(job, module, logits)
+            logits = logits + shift
+        report = self.session.model_report(spec, module, logits, outcome)
+        report = {"fingerprint": self.fingerprint(job, spec, task), **report, "from_store": False}
+        job.summary["student"] = with_agreement(report, logits, job.teacher)
+        if job.teacher is not None:
+            errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
+            job.summary["gap_closed"] = gap_closed(*errors)
+        job.directory.write_student(outcome.state, rebuilding(spec, data.dataset, shift))
+        self.write_pictures(job, logits, T=task.T)
+        job.directory.write_summary(job.summary | {"status": "completed"})
+        job.on_completed(job.path)
+        job.summary["status"] = "completed"
+
+    def report_choice(self, job: Job, outcomes: Sequence[Outcome], chosen: int) -> None:
+        """Log and note the setting that was chosen. Raises Diverged when its training did."""
+        tasks, title = self.tasks[id(job)], self.title
+        task, outcome = tasks[chosen], outcomes[chosen]
+        job.summary |= {"T": task.T, "alpha": task.alpha}
+        if len(tasks) > 1:
+            job.summary["auto"] = choice_report(job.config, tasks, outcomes, chosen)
+            title = f"{title} at T = {task.T:g}, alpha = {task.alpha:g}, chosen on validation data"
+            job.directory.append_metrics(outcome.history)
+        if outcome.diverged is not None:
+            raise diverged_error("student", outcome, [job])
+        job.say(report_line(title, job.config.student, outcome))
+
+    def fingerprint(self, job: Job, spec: TrainSpec, task: TrainingTask) -> str:
+        """The fingerprint of a distilled student."""
+        facts = {
+            "kind": "student",
+            **spec.identity(self.session.data.dataset.fingerprint),
+            "method": job.config.method,
+            "weights": [task.T, task.alpha, task.beta],
+            "teacher": job.teacher and job.teacher.fingerprint,
+            "transfer": self.transfer.facts,
+        }
+        return fingerprint(facts)
+
+    def write_pictures(self, job: Job, logits: Tensor, *, T: float) -> None:
+        dataset = self.session.data.dataset
+        assert job.alone is not None
+        found = pictures(
+            dataset.test.images,
+            dataset.test.labels,
+            job.teacher.test if job.teacher else None,
+            logits,
+            dataset.class_names,
+            alone_logits=job.alone.outputs()["test"],
+            T=T,
+        )
+        job.directory.write_pictures(found)
+
+    def correct_omitted(self, job: Job, module: nn.Module, logits: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """What leaving classes out did, and the shift of their logits that corrects it without test data."""
+        dataset, classes = self.session.data.dataset, list(self.transfer.omitted)
+        inside = torch.zeros(dataset.classes)
+        inside[classes] = 1.0
+
+        def tested(shift: float) -> dict[str, Any]:
+            wrong = (logits + shift * inside).argmax(-1) != dataset.test.labels
+            omitted = inside[dataset.test.labels].bool()
+            return {
+                "shift": shift,
+                "errors": int(wrong.sum()),
+                "omitted_errors": int(wrong[omitted].sum()),
+                "omitted_total": int(omitted.sum()),
+            }
+
+        frequency = float(inside[dataset.train.labels].mean())
+        on_training = predict_module(module, self.session.data.train)
+        shift = matching_shift(on_training, classes, frequency=frequency)
+        corrects = job.config.transfer.correct_bias
+        report: dict[str, Any] = {
+            "classes": [dataset.class_names[c] for c in classes],
+            "before": tested(0.0),
+            "corrected": tested(shift),
+            "oracle": tested(oracle_shift(logits, dataset.test.labels, classes)),
+            "result": "corrected" if corrects else "before",
+        }
+        before, corrected, oracle = (report[key]["errors"] for key in ("before", "corrected", "oracle"))
+        job.say(
+            f"without {', '.join(report['classes'])}: {before} errors, {corrected} after the bias correction "
+            f"({oracle} with a shift tuned on the test data)"
+        )
+        return report, inside * (shift if corrects else 0.0)

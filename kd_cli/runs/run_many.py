@@ -1,0 +1,101 @@
+"""Run jobs together: what they share is read and trained once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from kd_cli.config.run_config import RunConfig
+from kd_cli.errors import KdError
+from kd_cli.runs.checkpoints import Checkpoints
+from kd_cli.runs.device_data import load_device_data
+from kd_cli.runs.jobs import Job, alive, failing, grouped
+from kd_cli.runs.session import Session
+from kd_cli.runs.trained_once import wanted_alone, wanted_teacher
+from kd_cli.storage.run_dir import STACKS, claim
+from kd_cli.storage.stack_plan import StackPlan
+from kd_cli.storage.store import Store
+from kd_cli.storage.training_state import forget
+
+
+def run_many(
+    jobs: Sequence[Job],
+    *,
+    finished: Callable[[Job], None] = lambda job: None,
+    fail_fast: bool = False,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run jobs together; `finished` is called once for each job when it ends.
+
+    A job that fails keeps its error and fails no other, unless `fail_fast` stops those that have not ended. When
+    `stopping()` is true, training stops at the end of the epoch, its state is saved, and Interrupted is raised.
+    """
+    reported: set[int] = set()
+
+    def report_ended() -> None:
+        for job in jobs:
+            if id(job) not in reported and job.ended:
+                reported.add(id(job))
+                finished(job)
+        if fail_fast and any(job.error is not None for job in jobs):
+            for job in alive(jobs):
+                job.error = KdError("not run: another job failed, and fail_fast=true")
+
+    with ExitStack() as claims:
+        with failing(jobs):
+            for folder in claimed_folders(jobs):
+                claims.enter_context(claim(folder))
+        for job in alive(jobs):
+            with failing([job]):
+                job.open()
+        report_ended()
+        plan = StackPlan(claimed_folders(jobs)[0] / STACKS) if jobs else StackPlan(None)
+        for same_data in grouped(jobs, lambda job: job.config.data_key()):
+            config = same_data[0].config
+            store = Store(config.store_dir)
+            store.tidy()
+            forget(partial_states(config))
+            if not alive(same_data):
+                continue
+            with failing(same_data):
+                checkpoints = Checkpoints(partial_states(config), config.every, stopping, plan)
+                Session(load_device_data(config), store, checkpoints).run(same_data, report_ended)
+            report_ended()
+        if not any(job.unfinished for job in jobs):
+            plan.remove()
+
+
+def claimed_folders(jobs: Sequence[Job]) -> list[Path]:
+    """The folders that no other process may work in meanwhile: a run's own, or the sweep's."""
+    return [jobs[0].path] if len(jobs) == 1 else sorted({job.path.parent for job in jobs})
+
+
+def partial_states(config: RunConfig) -> Path:
+    """The folder of the states of unfinished trainings."""
+    return config.store_dir / "partial"
+
+
+def dry_run(jobs: Sequence[Job]) -> list[str]:
+    """A line for each job: what it would train and what the store has. Reads the data, trains and writes nothing."""
+    lines: dict[int, str] = {}
+    planned: set[str] = set()
+    for same_data in grouped(jobs, lambda job: job.config.data_key()):
+        session = Session(load_device_data(same_data[0].config), Store(same_data[0].config.store_dir), Checkpoints())
+        for job in same_data:
+            job.method = build_method(job.config.method)
+            session.check_models(job)
+            wanted = wanted_alone(session, job)
+            if job.needs_teacher:
+                wanted = wanted_teacher(session, job) + wanted
+            parts = []
+            for one in wanted:
+                known = session.store.get(one.key) is not None
+                state = "in the store" if known else "shared" if one.key in planned else "to train"
+                planned.add(one.key)
+                parts.append(f"{one.title}: {state}")
+            n = len(job.config.settings())
+            students = f"{n} students" if n > 1 else "student"
+            parts.append(f"{students} {job.config.student.name} by {job.config.method_name}: to train")
+            lines[id(job)] = "; ".join(parts)
+    return [lines[id(job)] for job in jobs]

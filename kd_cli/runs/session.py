@@ -1,0 +1,155 @@
+"""Jobs on one data set, device and store: teachers, then students alone, then distilled students."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from kd_cli.config.run_config import RunConfig, TrainSpec, fingerprint
+from kd_cli.errors import ConfigError
+from kd_cli.learn.engine import Outcome
+from kd_cli.runs.building import check_recipe
+from kd_cli.runs.checkpoints import Checkpoints
+from kd_cli.runs.device_data import DeviceData
+from kd_cli.runs.distil import Distillation, student_tasks
+from kd_cli.runs.jobs import Job, alive, failing, grouped
+from kd_cli.runs.method_check import check_method
+from kd_cli.runs.models import check_shape, forward_flops
+from kd_cli.runs.stacks import Trainer
+from kd_cli.runs.summary import Report, ensemble_report, first_summary, results_on_test, validation, with_agreement
+from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_teacher
+from kd_cli.runs.transfer import TransferSet, transfer_set
+from kd_cli.runs.transfer import key_of as transfer_key
+from kd_cli.runs.unstacked import log_unstacked
+from kd_cli.storage.store import Store
+
+
+class Session:
+    """Jobs on one data set, device and store, and what they share."""
+
+    def __init__(self, data: DeviceData, store: Store, checkpoints: Checkpoints) -> None:
+        self.data, self.store = data, store
+        self.trainer = Trainer(checkpoints, store.root / "stack-sizes.json")
+        self.transfers: dict[str, TransferSet] = {}
+        self.user_weights: dict[str, Wanted] = {}
+        self.checked: set[tuple[str, str]] = set()  # fingerprints of models that take the data, and of sound recipes
+        self.ensembles: dict[str, tuple[Ensemble, Report]] = {}
+        self.flops: dict[str, int] = {}
+        self.shown: set[str] = set()  # notes that have been on the terminal
+
+    def run(self, jobs: Sequence[Job], report_ended: Callable[[], None]) -> None:
+        """Run the jobs, those that need the same together; `report_ended` is called when some may have ended.
+
+        Jobs that an earlier process finished are among them: their students may belong to a stack that is trained.
+        """
+        opened = [job for job in jobs if job.method is not None]
+        for job in alive(opened):
+            with failing([job]):
+                self.prepare(job)
+        report_ended()
+        self.teachers([job for job in opened if job.needs_teacher])
+        report_ended()
+        self.students_alone(opened)
+        report_ended()
+
+        def same_examples(job: Job) -> Hashable:
+            teacher = job.summary.get("teacher") or {}
+            return teacher.get("fingerprint"), transfer_key(job.config), job.config.diagnostics
+
+        ready = [job for job in opened if job.summary.get("student_alone")]
+        groups = [
+            group
+            for same_teacher in grouped(ready, same_examples)
+            for group in grouped(same_teacher, lambda job: student_tasks(self, job)[0].stack_key())
+        ]
+        log_unstacked(self, [(group, student_tasks(self, group[0])[0]) for group in groups])
+        for group in groups:
+            with failing(group):
+                if alive(group):
+                    Distillation(self, group).run(report_ended)
+
+    def prepare(self, job: Job) -> None:
+        """Check what is trained for a job before anything is, and begin its summary."""
+        self.check_models(job)
+        for sentence in self.data.dataset.notes:
+            self.note(job, sentence)
+        if not self.transfer(job.config).labelled:
+            self.check_unlabelled(job)
+        job.summary = first_summary(job, self.data, self.transfer(job.config))
+
+    def note(self, job: Job, sentence: str) -> None:
+        """Add a note to a job; one that several jobs have is shown on the terminal once."""
+        job.note(sentence, shown=sentence not in self.shown)
+        self.shown.add(sentence)
+
+    def check_models(self, job: Job) -> None:
+        """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
+        roles = {"student": job.config.student} | ({"teacher": job.config.teacher} if job.needs_teacher else {})
+        for role, spec in roles.items():
+            model = (role, fingerprint(spec.model))
+            recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
+            if model not in self.checked:
+                check_shape(spec, self.data.dataset, role=role)
+            if recipe not in self.checked:
+                check_recipe(spec, role)
+            self.checked |= {model, recipe}
+        config, examples = job.config, len(self.transfer(job.config).examples)
+        pair = (
+            "method",
+            fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples]),
+        )
+        if pair not in self.checked:
+            check_method(config, self.data, examples=examples)
+            self.checked.add(pair)
+
+    def check_unlabelled(self, job: Job) -> None:
+        """Note what missing labels mean; ConfigError for a method that has then nothing to learn from."""
+        assert job.method is not None
+        if job.method.needs_labels:
+            raise ConfigError(
+                f"method={job.config.method_name} learns from labels, and the transfer set has none",
+                hint="method=soft_targets or method=logits",
+            )
+        if job.config.beta > 0:
+            self.note(job, f"the transfer set has no labels: beta = {job.config.beta:g} has no effect")
+
+    def transfer(self, config: RunConfig) -> TransferSet:
+        """The transfer set of a run; runs with the same one share it."""
+        key = transfer_key(config)
+        if key not in self.transfers:
+            self.transfers[key] = transfer_set(config, self.data)
+        return self.transfers[key]
+
+    def teachers(self, jobs: Sequence[Job]) -> None:
+        """Give each job that has not ended its teacher."""
+        for job, entries, from_store in Shared(self, jobs, wanted_teacher, "teacher").obtain():
+            teacher = Ensemble(entries, job.config.combine)
+            if teacher.fingerprint not in self.ensembles:
+                report = ensemble_report(teacher, self.data.dataset)
+                self.ensembles[teacher.fingerprint] = teacher, report
+            job.teacher, report = self.ensembles[teacher.fingerprint]
+            job.summary["teacher"] = {**report, "from_store": from_store}
+
+    def students_alone(self, jobs: Sequence[Job]) -> None:
+        """Give each job that has not ended its student trained without a teacher."""
+        for job, (entry,), from_store in Shared(self, jobs, wanted_alone, "student_alone").obtain():
+            job.alone = entry
+            report = {"fingerprint": entry.fingerprint, **entry.report, "from_store": from_store}
+            job.summary["student_alone"] = with_agreement(report, entry.outputs()["test"], job.teacher)
+
+    def model_report(self, spec: TrainSpec, module: torch.nn.Module, logits: Tensor, outcome: Outcome | None) -> Report:
+        """What a summary says of a trained model; `outcome` is None for weights that the user brought."""
+        key = fingerprint(spec.model)
+        if key not in self.flops:
+            self.flops[key] = forward_flops(module, self.data.test.first(1)[0])
+        return {
+            "name": spec.name,
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "flops": self.flops[key],
+            "epochs": spec.epochs if outcome else None,
+            "seconds": round(outcome.seconds, 3) if outcome else 0.0,
+            "val": validation(outcome) if outcome else None,
+            "test": results_on_test(logits, self.data.dataset),
+        }

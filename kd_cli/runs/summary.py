@@ -1,0 +1,136 @@
+"""What summary.json says: of the run, of its models, of what made it fail."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from kd_cli.config.run_config import RunConfig, TrainSpec
+from kd_cli.data.sources import Dataset
+from kd_cli.errors import Diverged
+from kd_cli.learn.engine import Outcome
+from kd_cli.metrics import agreement, evaluate_logits
+from kd_cli.runs.device_data import DeviceData, device_name
+from kd_cli.runs.jobs import Job, alive
+from kd_cli.runs.transfer import TransferSet
+
+if TYPE_CHECKING:
+    from kd_cli.runs.trained_once import Ensemble
+
+Report = dict[str, Any]
+
+
+def first_summary(job: Job, data: DeviceData, transfer: TransferSet) -> dict[str, Any]:
+    """A summary with all its keys, before there are results."""
+    config, dataset = job.config, data.dataset
+    return {
+        "status": "running",
+        "command": job.command,
+        "dataset": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "train": len(dataset.train),
+            "val": len(dataset.val),
+            "test": len(dataset.test),
+            "classes": dataset.classes,
+            "split": dataset.split_rule,
+        },
+        "notes": job.notes,
+        "teacher": None,
+        "student_alone": None,
+        "student": None,
+        "gap_closed": None,
+        "transfer": transfer_summary(transfer, config),
+        "T": config.T,
+        "alpha": config.alpha,
+        "beta": config.beta,
+        "method": config.method_name,
+        "seed": config.student.seed,
+        "device": device_name(data.device),
+        "precision": config.precision,
+        "versions": versions().copy(),
+    }
+
+
+def transfer_summary(transfer: TransferSet, config: RunConfig) -> dict[str, Any]:
+    return {"examples": len(transfer.examples), "labels": transfer.labelled, **config.transfer.examples()}
+
+
+def results_on_test(logits: Tensor, dataset: Dataset) -> dict[str, Any]:
+    """The results of logits [M,C] on the test data."""
+    return vars(evaluate_logits(logits, dataset.test.labels)).copy()
+
+
+def ensemble_report(teacher: Ensemble, dataset: Dataset) -> Report:
+    """What a summary says of the teacher: its one member's report, or the ensemble's and its members'."""
+    reports = [{"fingerprint": entry.fingerprint, **entry.report} for entry in teacher.members]
+    if len(reports) == 1:
+        return reports[0]
+    first = reports[0]
+    return {
+        "fingerprint": teacher.fingerprint,
+        "name": f"{len(reports)} {first['name']}, {teacher.combine} mean",
+        "parameters": sum(report["parameters"] for report in reports),
+        "flops": sum(report["flops"] for report in reports),
+        "epochs": first["epochs"],
+        "seconds": round(sum(report["seconds"] for report in reports), 3),
+        "val": None,
+        "test": results_on_test(teacher.test, dataset),
+        "members": reports,
+    }
+
+
+def with_agreement(report: Report, logits: Tensor, teacher: Ensemble | None) -> Report:
+    """A report with the share of the test examples that the model and the teacher put in the same class."""
+    agree = agreement(logits, teacher.test) if teacher is not None else None
+    return {**report, "test": {**report["test"], "agreement": agree}}
+
+
+def validation(outcome: Outcome) -> dict[str, Any]:
+    """The validation results of the epoch whose weights were kept."""
+    row = outcome.history[(outcome.epoch or len(outcome.history)) - 1]
+    return {key: row[f"val_{key}"] for key in ("accuracy", "nll")}
+
+
+def diverged_error(role: str, outcome: Outcome, jobs: Iterable[Job]) -> Diverged:
+    """The error that says when the loss stopped being a number and what to try; written to the jobs' summaries too."""
+    prefix = "teacher_" if role == "teacher" else ""
+    error = Diverged(
+        f"{role.replace('_', ' ')}: the loss is not a finite number in epoch {outcome.diverged}",
+        hint=f"try a smaller {prefix}optimizer.lr, {prefix}schedule.warmup=0.1, or smaller alpha and beta",
+    )
+    for job in alive(jobs):
+        job.summary |= {"status": "diverged", "cause": error.message}
+        job.directory.write_summary(job.summary)
+    return error
+
+
+def rebuilding(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str, Any]:
+    """What rebuilds the module around its weights: the model, its input's normalisation, a shift of its logits."""
+    return {
+        "model": spec.model,
+        "name": spec.name,
+        "input_shape": list(dataset.shape),
+        "classes": list(dataset.class_names),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "shift": shift.tolist() if shift.any() else None,
+        "precision": spec.precision,
+    }
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("kd-cli", "torch", "torchvision", "hydra-core", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

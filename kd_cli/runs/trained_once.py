@@ -1,0 +1,225 @@
+"""Teachers and students alone: each is trained once for its fingerprint, kept in the store, and shared by all jobs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kd_cli.config.run_config import RunConfig, TrainSpec, fingerprint
+from kd_cli.learn.engine import Interrupted, Outcome
+from kd_cli.learn.teachers import combine_logits
+from kd_cli.runs.building import HARD, TrainingTask, stream_of
+from kd_cli.runs.device_data import DeviceData
+from kd_cli.runs.jobs import Job, failing, grouped
+from kd_cli.runs.models import load_module, predict_module, read_checkpoint
+from kd_cli.runs.stacks import Member, Stage, report_line
+from kd_cli.runs.summary import diverged_error
+from kd_cli.storage.files import checksum
+from kd_cli.storage.store import Entry
+
+if TYPE_CHECKING:
+    from kd_cli.runs.session import Session
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model that jobs need: what its fingerprint is made of, and how it is trained, or its weights."""
+
+    facts: dict[str, Any]
+    spec: TrainSpec
+    title: str
+    data: DeviceData  # whose training part it learns from
+    state: dict[str, Tensor] | None = None  # the user's own weights
+
+    @functools.cached_property
+    def key(self) -> str:
+        return fingerprint(self.facts)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The teacher: one entry of the store, or several whose distributions are averaged."""
+
+    members: list[Entry]
+    combine: str
+
+    @property
+    def fingerprint(self) -> str:
+        if len(self.members) == 1:
+            return self.members[0].fingerprint
+        return fingerprint([self.combine, *(entry.fingerprint for entry in self.members)])
+
+    @functools.cached_property
+    def test(self) -> Tensor:
+        """Logits at T = 1 on the test data: [M,C]."""
+        members = torch.stack([entry.outputs()["test"] for entry in self.members])
+        return combine_logits(members, combine=self.combine, T=torch.ones(()))
+
+
+# ---------------------------------------------------------------- what a job needs
+
+
+def wanted_teacher(session: Session, job: Job) -> list[Wanted]:
+    """The members of the teacher: one network, or several that differ in their seed alone."""
+    config = job.config
+    if config.checkpoint is not None:
+        key = fingerprint([config.checkpoint, config.teacher.identity("")])
+        if key not in session.user_weights:
+            session.user_weights[key] = user_weights(session.data, config)
+        return [session.user_weights[key]]
+    specs = [replace(config.teacher, seed=config.teacher.seed + m) for m in range(config.members)]
+    data = session.data.dataset.fingerprint
+    return [Wanted({"kind": "teacher", **s.identity(data)}, s, f"teacher {s.name}", session.data) for s in specs]
+
+
+def wanted_alone(session: Session, job: Job) -> list[Wanted]:
+    """The student alone, on the transfer set; on the training data where the transfer set has no labels at all."""
+    spec, transfer = job.config.student, session.transfer(job.config)
+    facts = {"kind": "alone", **spec.identity(session.data.dataset.fingerprint)}
+    data = session.data
+    if transfer.index is not None and not transfer.whole:
+        facts["transfer"] = transfer.facts
+        data = replace(data, train=transfer.examples)
+    return [Wanted(facts, spec, f"student {spec.name} alone", data)]
+
+
+def user_weights(data: DeviceData, config: RunConfig) -> Wanted:
+    """The weights in `teacher.checkpoint` as a teacher."""
+    spec = config.teacher
+    path = Path(str(config.checkpoint)).expanduser()
+    state = read_checkpoint(path, spec, data.dataset)
+    identity = spec.identity(data.dataset.fingerprint)
+    facts = {
+        "kind": "checkpoint",
+        "file": checksum(path),
+        **{key: identity[key] for key in ("data", "model", "precision", "code", "format")},
+    }
+    return Wanted(facts, spec, f"teacher {spec.name}", data, state)
+
+
+# ---------------------------------------------------------------- from the store, or trained
+
+
+class Shared:
+    """The models of one role that a session's jobs need, each once."""
+
+    def __init__(
+        self, session: Session, jobs: Sequence[Job], wanted: Callable[[Session, Job], list[Wanted]], role: str
+    ) -> None:
+        """`jobs` also names those that have ended: a noted stack is trained with the members that it had."""
+        self.session, self.role = session, role
+        self.keys: dict[int, list[str]] = {}  # of a job's models, by its id
+        self.models: dict[str, Wanted] = {}
+        self.users: dict[str, list[Job]] = {}  # the jobs that have not ended, by the models that they need
+        self.entries: dict[str, Entry] = {}
+        self.trained: set[str] = set()  # in this process
+        self.jobs = [job for job in jobs if not job.ended]
+        for job in jobs:
+            with failing([job]):
+                models = wanted(session, job)
+                self.keys[id(job)] = [model.key for model in models]
+                for model in models:
+                    self.models.setdefault(model.key, model)
+                    if not job.ended:
+                        self.users.setdefault(model.key, []).append(job)
+
+    def obtain(self) -> Iterator[tuple[Job, list[Entry], bool]]:
+        """Each job's entries, and whether the store had them; what it lacks is trained. A job's failure is kept."""
+        self._look_up(self.users)
+        if missing := [key for key in self.users if key not in self.entries]:
+            users = [job for key in missing for job in self.users[key]]
+            with failing(users), self.session.store.lock(missing, self._stop_waiting):
+                self._look_up(missing)  # another process may have trained some of them while we waited
+                self._train({key for key in missing if key not in self.entries})
+        for job in self.jobs:
+            keys = self.keys.get(id(job), [])
+            if not job.ended and all(key in self.entries for key in keys):
+                yield job, [self.entries[key] for key in keys], self._report(job, keys)
+
+    def _look_up(self, keys: Iterable[str]) -> None:
+        found = {key: self.session.store.get(key) for key in keys}
+        self.entries |= {key: entry for key, entry in found.items() if entry is not None}
+
+    def _train(self, missing: set[str]) -> None:
+        """Train the missing models and put them into the store; the user's own weights are put there as they are."""
+        for key in missing:
+            self.users[key][0].directory.will_train(key)
+        for key in sorted(key for key in missing if self.models[key].state is not None):
+            self._keep(key, None)
+        to_train = [model for model in self.models.values() if model.state is None]
+        for models in grouped(to_train, lambda model: id(model.data.train)):
+            if any(model.key in missing for model in models):
+                self._train_on_same_data(models, missing)
+
+    def _train_on_same_data(self, models: list[Wanted], missing: set[str]) -> None:
+        def on_epoch(i: int, row: dict[str, Any]) -> None:
+            job = self.users[models[i].key][0]  # the other users get the rows when it is trained
+            if not job.ended:
+                job.directory.append_metrics(self._rows(job, models[i].key, [row]))
+
+        subject = fingerprint(models[0].facts.get("transfer"))
+        stage = Stage(models[0].data, self.role, models[0].title, subject=subject)
+        members = [
+            Member(
+                key=model.key,
+                task=TrainingTask(model.spec, HARD),
+                name=self.users[model.key][0].path.name if model.key in self.users else model.title,
+                result=self.session.store.root / model.key / "entry.json",
+                needed=model.key in missing,
+            )
+            for model in models
+        ]
+        for i, outcome in self.session.trainer.train(stage, members, on_epoch):
+            self._keep(models[i].key, outcome)
+
+    def _keep(self, key: str, outcome: Outcome | None) -> None:
+        """Measure a model and put it into the store; when it diverged, its users fail."""
+        model, users, session = self.models[key], self.users[key], self.session
+        with failing(users):
+            if outcome is not None:
+                if outcome.diverged is not None:
+                    raise diverged_error(self.role, outcome, users)
+                users[0].say(report_line(model.title, model.spec, outcome))
+            state = model.state if outcome is None else outcome.state
+            assert state is not None
+            module = load_module(model.spec, state, session.data, role=stream_of(self.role))
+            outputs = {"test": predict_module(module, session.data.test)}
+            if self.role == "teacher":  # on all of the training data, whatever the transfer set
+                outputs["train"] = predict_module(module, session.data.train)
+            self.entries[key] = session.store.put(
+                key,
+                weights=state,
+                outputs=outputs,
+                report=session.model_report(model.spec, module, outputs["test"], outcome),
+                history=outcome.history if outcome else [],
+                facts=model.facts,
+            )
+            self.trained.add(key)
+
+    def _report(self, job: Job, keys: list[str]) -> bool:
+        """Log where a job's models come from, and write their rows; whether the store had all of them.
+
+        The job that trains a model notes it beforehand, so that it says the same when it is resumed.
+        """
+        for key in keys:
+            if key not in job.directory.trained:
+                job.say(f"{self.models[key].title}: from the store, {key}")
+            if key not in self.trained or job is not self.users[key][0]:  # else written during training
+                job.directory.append_metrics(self._rows(job, key, self.entries[key].history))
+        return not job.directory.trained.intersection(keys)
+
+    def _rows(self, job: Job, key: str, history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        """A model's rows for metrics.jsonl; those of an ensemble's member with its number."""
+        keys = self.keys[id(job)]
+        return [{**row, "member": keys.index(key)} for row in history] if len(keys) > 1 else list(history)
+
+    def _stop_waiting(self) -> None:
+        """Raises Interrupted when asked to stop while another process trains what this one needs."""
+        if self.session.trainer.checkpoints.stopping():
+            raise Interrupted("stopped while another process trains the same model")
