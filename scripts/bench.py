@@ -44,6 +44,7 @@ from typing import Any
 
 import torch
 import yaml
+from kd_cli.learn.optim import Constant
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset
@@ -56,7 +57,6 @@ from kd_cli.learn.cuda_graphs import CudaGraphs
 from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording
 from kd_cli.learn.learner import Autocast, Learner
 from kd_cli.learn.methods import SoftTargets, Weights
-from kd_cli.learn.optim import Constant
 from kd_cli.learn.stacked.learner import StackedLearner
 from kd_cli.learn.teachers import CachedTeacher, batches, freeze
 from kd_cli.vision import import_torchvision

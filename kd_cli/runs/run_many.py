@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kd_cli.config.run_config import RunConfig
 from kd_cli.errors import KdError
+from kd_cli.runs.building import build_method
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import load_device_data
 from kd_cli.runs.jobs import Job, alive, failing, grouped
