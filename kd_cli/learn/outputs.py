@@ -31,6 +31,7 @@ class FeatureHooks:
     """
 
     def __init__(self, module: nn.Module, paths: Sequence[str], *, role: str) -> None:
+        paths = [str(path) for path in paths]  # YAML reads the path of a layer of an nn.Sequential as a number
         check_paths(module, paths, role=role)
         self.role = role
         self.kept: dict[str, Any] = {}
@@ -70,6 +71,7 @@ def check_paths(module: nn.Module, paths: Iterable[str], *, role: str) -> None:
 @torch.no_grad()
 def sample_outputs(module: nn.Module, images: Tensor, paths: Sequence[str], *, role: str) -> Outputs:
     """The outputs of a network in eval mode for a few images `[B,...]`, as `[1,B,...]`; for shapes, not for values."""
+    paths = [str(path) for path in paths]
     hooks = FeatureHooks(module, paths, role=role)
     training = module.training
     logits = module.eval()(images)
