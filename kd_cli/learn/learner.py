@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd_cli.learn.optim import set_rates
 from kd_cli.learn.randomness import Generators, global_stream
-from kd_cli.models.networks import Dropout, constrain_max_norm
+from kd_cli.models.layers import Dropout, constrain_max_norm
 
 
 class Learner(Protocol):

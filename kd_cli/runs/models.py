@@ -93,7 +93,7 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
 def load_module(spec: TrainSpec, state: dict[str, Tensor], bench: Bench, *, role: str) -> nn.Module:
     """The model with trained weights, frozen, on the bench's device."""
     # Everything an mlp holds is in its state dict: no random weights need to be drawn first.
-    plain = spec.model["_target_"] == "kd_cli.models.networks.mlp"
+    plain = spec.model["_target_"] == "kd_cli.models.mlp.mlp"
     module = (blank_module if plain else build_module)(spec, bench.dataset, role=role)
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):

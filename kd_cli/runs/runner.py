@@ -88,18 +88,6 @@ class Job:
         self.identity = self.rundir.identity
 
 
-def run(config: RunConfig, path: Path, *, command: str) -> dict[str, Any]:
-    """One run from its configuration to its summary, in the directory `path`.
-
-    Raises KdError for what a person can mend; Diverged after a summary that says so.
-    """
-    job = Job(config, path, command)
-    run_many([job])
-    if job.error is not None:
-        raise job.error
-    return job.summary
-
-
 def run_many(
     jobs: Sequence[Job],
     *,

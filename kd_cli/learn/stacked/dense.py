@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kd_cli.learn.randomness import Generators
 from kd_cli.losses import FEW
-from kd_cli.models.networks import Dropout, draw_dropout
+from kd_cli.models.layers import Dropout, draw_dropout
 
 
 def is_dense(module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from kd_cli.learn.optim import bare_step, set_rates
 from kd_cli.learn.randomness import Generators
 from kd_cli.learn.stacked.dense import Dense, dropout_masks, each, is_dense, makes_one_product, parameter_counts
 from kd_cli.learn.stacked.flat import Flat
-from kd_cli.models.networks import Dropout, constrain_max_norm
+from kd_cli.models.layers import Dropout, constrain_max_norm
 
 # Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they do
 # to each model what they do to it alone.
