@@ -16,7 +16,8 @@ from kd_cli.learn.methods import Method, SoftTargets, Weights
 from kd_cli.learn.optim import Constant, Schedule
 from kd_cli.learn.randomness import generator, global_stream
 from kd_cli.learn.teachers import Teacher
-from kd_cli.models.networks import cnn, mlp
+from kd_cli.models.cnn import cnn
+from kd_cli.models.mlp import mlp
 
 SHAPE, CLASSES = (1, 6, 6), 4
 SIZES: dict[str, Any] = {"input_shape": SHAPE, "num_classes": CLASSES}

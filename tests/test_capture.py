@@ -47,7 +47,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
 
 
 def convolutional() -> nn.Module:
-    from kd_cli.models.networks import Dropout
+    from kd_cli.models.layers import Dropout
 
     return nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), Dropout(0.5), nn.Linear(48, CLASSES)

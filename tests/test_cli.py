@@ -88,7 +88,7 @@ def refused(ran: Ran) -> str:
         ("student.dropout=1", "dropout is 1; it must be a number, at least 0 and below 1"),
         ("teacher.checkpoint=nowhere.pt", "teacher.checkpoint is nowhere.pt, and there is no such file"),
         ("student._target_=nowhere.Net", "_target_ is nowhere.Net, and no module of that name can be imported"),
-        ("student._target_=kd_cli.models.networks.mpl", "has no mpl\n\nhint: did you mean mlp"),
+        ("student._target_=kd_cli.models.mlp.mpl", "has no mpl\n\nhint: did you mean mlp"),
         ("T=", "T"),
         ("T", "T"),
         ("=", "="),

@@ -24,7 +24,7 @@ from kd_cli.storage.locks import Held, lock, tidy_locks
 from kd_cli.storage.run_dir import read_summary
 from kd_cli.storage.training_state import TrainingState, forget
 
-fcntl = pytest.importorskip("fcntl")  # elsewhere locks are filelock's
+fcntl = pytest.importorskip("fcntl")
 HINTS = ("free some space", "choose another", "hydra.run.dir=")
 
 

@@ -146,9 +146,9 @@ KEYS = {
     "student.max_norm": NUMBERS,
     "+student.nope": ["1"],
     "student._target_": [
-        "kd_cli.models.networks.cnn",
+        "kd_cli.models.cnn.cnn",
         "kd_own_of_fuzz.normed",
-        "kd_cli.models.networks.Dropout",
+        "kd_cli.models.layers.Dropout",
         "len",
         "''",
         "1",

@@ -9,10 +9,12 @@ import torch
 import yaml
 from torch import nn
 
-from kd_cli.data import sources as data
+from kd_cli.config.run_config import locate
 from kd_cli.errors import ConfigError
-from kd_cli.models import networks as models
-from kd_cli.models.networks import Dropout, cnn, constrain_max_norm, mlp, torchvision_model
+from kd_cli.models.cnn import cnn
+from kd_cli.models.layers import Dropout, constrain_max_norm
+from kd_cli.models.mlp import mlp
+from kd_cli.models.torchvision import torchvision_model
 from kd_cli.vision import import_torchvision
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -336,8 +338,7 @@ def test_every_key_of_a_shipped_file_has_a_reader_and_a_comment(file):
     assert lines[0].startswith("# ")
     assert all(" # " in line for line in lines[2:])
     node = yaml.safe_load(file.read_text())
-    home, _, name = node.pop("_target_").rpartition(".")
-    builder = getattr({"kd_cli.models.networks": models, "kd_cli.data.sources": data}[home], name)
+    builder = locate(node.pop("_target_"))
     if file.parent.name == "dataset":
         assert 0 < node.pop("val_fraction") < 1
     given = ["data_dir"] if file.parent.name == "dataset" else ["input_shape", "num_classes"]
@@ -349,7 +350,7 @@ def test_every_key_of_a_shipped_file_has_a_reader_and_a_comment(file):
 @pytest.mark.parametrize("file", sorted((CONF / "model").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_model_takes_the_digits(file):
     node = yaml.safe_load(file.read_text())
-    builder = getattr(models, node.pop("_target_").rpartition(".")[2])
+    builder = locate(node.pop("_target_"))
     network = builder(input_shape=(1, 8, 8), num_classes=10, **node).eval()
     with torch.no_grad():
         assert network(torch.rand(2, 1, 8, 8)).shape == (2, 10)

@@ -14,7 +14,7 @@ from process import Ran
 from safetensors.torch import save_file
 from test_data import write_mnist
 
-from kd_cli.models.networks import mlp
+from kd_cli.models.mlp import mlp
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -26,7 +26,8 @@ from kd_cli.learn.stacked import dense, flat
 from kd_cli.learn.stacked.dense import is_dense, linear_of_onednn
 from kd_cli.learn.stacked.learner import StackedLearner, why_not
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
-from kd_cli.models.networks import Dropout, mlp
+from kd_cli.models.layers import Dropout
+from kd_cli.models.mlp import mlp
 
 JITTER = Augment(jitter=1, flip=True)
 Optimizer = Callable[..., torch.optim.Optimizer]

@@ -25,9 +25,9 @@ from kd_cli.export.load import load_student
 PACKAGE = Path(kd_cli.__file__).parent
 # What may unpickle, and why it is safe.
 ALLOWED = {
-    ("launcher/fused.py", "pickle.dumps"),  # configurations, packed and
-    ("launcher/fused.py", "pickle.loads"),  # unpacked in the memory of one process
-    ("zoo/models.py", "pickle.UnpicklingError"),
+    ("sweeps/launcher.py", "pickle.dumps"),  # configurations, packed and
+    ("sweeps/launcher.py", "pickle.loads"),  # unpacked in the memory of one process
+    ("models/torchvision.py", "pickle.UnpicklingError"),
 }
 UNPICKLES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 
@@ -87,9 +87,9 @@ def change(run: Path, **values: object) -> None:
     "model",
     [
         {"_target_": "os.system", "command": "touch executed"},
-        {"_target_": "kd_cli.models.networks.torch.hub.load", "repo": "x"},
+        {"_target_": "kd_cli.models.mlp.torch.hub.load", "repo": "x"},
         {"_target_": "kd_cli.config.run_config.locate", "target": "antigravity"},
-        {"_target_": "kd_cli.models.networks.mlp", "hidden": [{"_target_": "pathlib.Path.touch", "self": "executed"}]},
+        {"_target_": "kd_cli.models.mlp.mlp", "hidden": [{"_target_": "pathlib.Path.touch", "self": "executed"}]},
     ],
 )
 def test_a_student_names_no_code_to_import(student: Path, model: dict[str, object]) -> None:
@@ -102,7 +102,7 @@ def test_a_student_names_no_code_to_import(student: Path, model: dict[str, objec
 def test_a_users_own_model_is_loaded_when_trusted(
     student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "own_model_of_a_test.py").write_text("from kd_cli.models.networks import mlp as mine\n")
+    (tmp_path / "own_model_of_a_test.py").write_text("from kd_cli.models.mlp import mlp as mine\n")
     monkeypatch.syspath_prepend(tmp_path)
     model = json.loads((student / "student.json").read_text())["model"]
     change(student, model=model | {"_target_": "own_model_of_a_test.mine"})
@@ -115,9 +115,9 @@ def test_a_users_own_model_is_loaded_when_trusted(
     "values",
     [
         {"model": None},
-        {"model": {"_target_": "kd_cli.models.networks.mlp", "hidden": [-1]}},
-        {"model": {"_target_": "kd_cli.models.networks.mlp", "hidden": "no"}},
-        {"model": {"_target_": "kd_cli.models.networks.mlp", "hidden": [9]}},
+        {"model": {"_target_": "kd_cli.models.mlp.mlp", "hidden": [-1]}},
+        {"model": {"_target_": "kd_cli.models.mlp.mlp", "hidden": "no"}},
+        {"model": {"_target_": "kd_cli.models.mlp.mlp", "hidden": [9]}},
         {"input_shape": None},
         {"input_shape": [1, 9, 9]},
         {"input_shape": [1, 2.5]},

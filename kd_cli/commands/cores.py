@@ -71,8 +71,8 @@ def others(folder: Path | None = None) -> bool:
         return False
     for _ in range(50):  # another one that begins at this moment holds it alone, or takes it before ours has changed
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            break
+            if try_lock(handle, shared=True):
+                break
         time.sleep(0.001)
     return found
 

@@ -25,7 +25,6 @@ from omegaconf.errors import InterpolationToMissingValueError
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
 from kd_cli.shipped import is_shipped
-from kd_cli.storage.training_state import interval
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 COMBINE = ("geometric", "arithmetic")  # how an ensemble's distributions are averaged
@@ -404,6 +403,24 @@ def _missing(node: Any, path: str) -> Iterator[str]:
     elif isinstance(node, list | tuple):
         for i, value in enumerate(node):
             yield from _missing(value, f"{path}[{i}]")
+
+
+def interval(given: Any) -> tuple[int, float]:
+    """`checkpoint.every` as epochs and seconds, one of them 0: 5 is every 5 epochs, `30s` every 30 seconds."""
+    text = str(given)
+    try:
+        if text.endswith("s"):
+            seconds = float(text[:-1])
+            if seconds >= 0:
+                return 0, seconds
+        elif int(text) >= 1:
+            return int(text), 0.0
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"checkpoint.every is {given!r}; it must be a number of epochs or of seconds",
+        hint="checkpoint.every=5 or checkpoint.every=30s",
+    )
 
 
 def augmentation(training: Node) -> Node:

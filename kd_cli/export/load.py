@@ -17,7 +17,7 @@ from kd_cli.runs.models import first_line, mismatches, with_sizes
 from kd_cli.storage.files import checksum, read_json
 from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 
-OWN_MODELS = tuple(f"kd_cli.models.networks.{name}" for name in ("mlp", "cnn", "torchvision_model"))
+OWN_MODELS = tuple(f"kd_cli.models.{name}" for name in ("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model"))
 
 
 class Student(nn.Module):

@@ -18,7 +18,7 @@ from kd_cli.learn.outputs import FeatureHooks, Outputs
 from kd_cli.learn.randomness import Generators, global_stream
 from kd_cli.learn.teachers import Teacher
 from kd_cli.losses import likeliest
-from kd_cli.models.networks import Dropout, constrain_max_norm
+from kd_cli.models.layers import Dropout, constrain_max_norm
 
 Rate = float | Tensor  # the factor on each model's learning rate; a tensor while steps are recorded
 

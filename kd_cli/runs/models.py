@@ -94,7 +94,7 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
 def load_module(spec: TrainSpec, state: dict[str, Tensor], data: DeviceData, *, role: str) -> nn.Module:
     """The model with trained weights, frozen, on the data's device."""
     # Everything an mlp holds is in its state dict: no random weights need to be drawn first.
-    plain = spec.model["_target_"] == "kd_cli.models.networks.mlp"
+    plain = spec.model["_target_"] == "kd_cli.models.mlp.mlp"
     module = (blank_module if plain else build_module)(spec, data.dataset, role=role)
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):

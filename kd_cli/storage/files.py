@@ -1,7 +1,7 @@
-"""Files that others read: written under a temporary name in the same folder, flushed, then renamed.
+"""Files that other processes read: written under a temporary name in the same folder, flushed, then renamed.
 
-Who writes a temporary file holds a lock on it. So what a killed process has left behind can be told from what a running
-one is writing, and is removed at the next use.
+The writer holds a lock on its temporary file, so `tidy` removes the files that killed processes left behind and spares
+those that running processes are writing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from kd_cli.errors import StorageError
 from kd_cli.storage.locks import fcntl, is_at, try_lock
 
 TEMPORARY, MAKING = ".tmp", ".making-"  # the end of a temporary file's name, the beginning of a temporary folder's
+DIGEST = 16  # bytes of a checksum
 
 
 @contextlib.contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn the machine's refusal to write under `path` into a StorageError that says what to do."""
+    """Turn an OSError from writing under `path` into a StorageError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -43,7 +44,7 @@ def storage(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder, renamed to `path` when the block ends well, removed when it does not."""
+    """A temporary path in the same folder, renamed to `path` when the block succeeds, removed when it raises."""
 
     def make() -> tuple[int, Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
@@ -67,7 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """A temporary folder in `folder`, removed at the end of the block unless it was renamed."""
+    """A temporary folder in `folder`, removed at the end of the block unless the block renamed it."""
 
     def make() -> tuple[int, Path]:
         path = Path(tempfile.mkdtemp(dir=folder, prefix=MAKING))
@@ -83,19 +84,19 @@ def making(folder: Path) -> Iterator[Path]:
 
 
 def _owned(make: Callable[[], tuple[int, Path]]) -> tuple[int, Path]:
-    """A temporary file or folder and its handle, which holds a lock: `tidy` lets it be as long as we live."""
+    """A temporary file or folder and its open handle, whose lock keeps `tidy` from removing it while we run."""
     while True:
         handle, path = make()
         if fcntl is None or (try_lock(handle) and is_at(handle, path)):
             return handle, path
-        os.close(handle)  # tidy came between and took it
+        os.close(handle)  # `tidy` removed it before it was locked
 
 
 def tidy(folder: Path) -> None:
-    """Remove temporary files and folders that a killed process has left in `folder`, none of a running one."""
+    """Remove temporary files and folders that killed processes left in `folder`."""
     if fcntl is None:
         return
-    with contextlib.suppress(OSError):  # a folder that is not there, or not ours to change
+    with contextlib.suppress(OSError):  # the folder is missing, or we may not write there
         left = [p for p in folder.iterdir() if p.name.startswith(".") and p.name.endswith(TEMPORARY)]
         for path in [*left, *folder.glob(f"{MAKING}*")]:
             with contextlib.suppress(OSError):
@@ -120,11 +121,12 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors; tensors that share memory are written one by one."""
     from safetensors.torch import save
 
-    # Not save_file: it makes a file of its own under the name, which is then not the one that is locked.
-    content = save({name: t.contiguous() for name, t in tensors.items()}, metadata)
+    # Not save_file: it replaces the temporary file by another one, which is not locked.
+    content = save({name: t.contiguous() for name, t in tensors.items()})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -134,18 +136,23 @@ def read_json(path: Path) -> Any:
 
 
 def checksum(path: Path) -> str:
-    """BLAKE2b of a file's bytes, in hexadecimal."""
+    """The checksum of a file's bytes: 16 bytes of BLAKE2b, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).hexdigest()
 
 
-def checksum_of(text: str) -> str:
-    """The checksum of a file that holds this text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def checksum_of(content: bytes | str) -> str:
+    """The checksum of a file with this content; text is encoded as UTF-8."""
+    return digest(content.encode() if isinstance(content, str) else content).hex()
+
+
+def digest(content: bytes) -> bytes:
+    """The checksum as bytes."""
+    return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
 def new_folder(path: str | Path) -> Path:
-    """Make a folder that did not exist before: `path`, else `path-2`, `path-3`, ...; two callers never get the same."""
+    """Make a folder that did not exist: `path`, else `path-2`, `path-3`, ...; two callers never get the same one."""
     path = Path(path)
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Locks between processes, by files that are gone afterwards."""
+"""Locks between processes: advisory locks of the operating system on files that are removed afterwards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+WINDOWS_BYTE = 1 << 30  # the byte that is locked on Windows, beyond the end of any lock file
+
 
 class Held(Exception):
     """Another process holds the lock."""
@@ -20,20 +22,11 @@ class Held(Exception):
 
 @contextlib.contextmanager
 def lock(path: Path, *, waiting: Callable[[float], None] | None = None) -> Iterator[None]:
-    """Hold a lock that no other process or thread holds, by a file that is gone afterwards.
+    """Hold an exclusive lock between processes and threads; the file at `path` is removed at the end.
 
-    `waiting` is called again and again with the seconds waited, and may raise; without it a lock that is held elsewhere
-    raises Held at once.
+    While another process holds the lock, `waiting` is called repeatedly with the seconds waited, and may raise. Raises
+    Held at once without `waiting`.
     """
-    if fcntl is None:
-        from filelock import FileLock, Timeout
-
-        try:
-            with FileLock(path, timeout=0 if waiting is None else -1):
-                yield
-        except Timeout as error:
-            raise Held(str(path)) from error
-        return
     started, pause = time.monotonic(), 0.002
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -43,9 +36,9 @@ def lock(path: Path, *, waiting: Callable[[float], None] | None = None) -> Itera
         except BaseException:
             os.close(handle)
             raise
-        taken = is_at(handle, path)  # else its holder has removed it just now
+        held = is_at(handle, path)  # if not, its holder removed the file between our two calls
         os.close(handle)
-        if taken:
+        if held:
             if waiting is None:
                 raise Held(str(path))
             waiting(time.monotonic() - started)
@@ -54,36 +47,47 @@ def lock(path: Path, *, waiting: Callable[[float], None] | None = None) -> Itera
     try:
         yield
     finally:
-        # While it is held: whoever has opened this very file finds that the name is no longer its, and tries again.
-        path.unlink(missing_ok=True)
+        # Removed before it is unlocked: a process that has opened this file finds that the path no longer names it.
+        with contextlib.suppress(PermissionError):  # Windows removes no open file
+            path.unlink(missing_ok=True)
         os.close(handle)
 
 
 def tidy_locks(folder: Path) -> None:
-    """Remove the files of locks that killed processes held."""
+    """Remove lock files that killed processes left behind."""
     for path in folder.glob("*.lock"):
         with contextlib.suppress(Held, OSError), lock(path):
             pass
 
 
-def try_lock(handle: int) -> bool:
+def try_lock(handle: int, *, shared: bool = False) -> bool:
+    """Lock an open file and return whether it succeeded; the lock ends when the file is closed, or its process ends.
+
+    A `shared` lock excludes exclusive ones only; Windows has none.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if fcntl is not None:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            os.lseek(handle, WINDOWS_BYTE, os.SEEK_SET)
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
         return False
     return True
 
 
 def is_at(handle: int, path: Path) -> bool:
-    """Whether the open file is the one that the path names."""
+    """Whether `path` names the open file."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
 
 
-def room_for_files(count: int) -> None:
-    """Let this process open so many files more than it may by default, as far as the machine allows."""
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files by `count`, as far as the machine allows."""
     if fcntl is None or count < 200:
         return
     import resource

@@ -1,14 +1,14 @@
 """The only writer of a run directory.
 
 .hydra/                  the composed configuration and the overrides
-run.log                  what happened, dated
-run.json                 the command that began it, a number of its own, and what it trained for the store
+run.log                  the log, with dates
+run.json                 the command that started the run, the run's random identity, the fingerprints it trained
 metrics.jsonl            a JSON object per epoch and role
 student.safetensors      the distilled student's weights
-student.json             what rebuilds it: model, shapes, normalisation, class names
-examples.json            test examples, disagreements, reliability: what report.html shows
-report.html              a page with the pictures of this run
-.checksums.json          of the finished run's files, by which damage is noticed
+student.json             what `load_student` rebuilds it from: model, shapes, normalisation, class names
+examples.json            what report.html shows: test examples, disagreements, reliability
+report.html              a page with the charts of this run
+.checksums.json          checksums of the finished run's files, to detect damage
 summary.json             the result; written last and atomically: its presence means done
 """
 
@@ -58,7 +58,7 @@ def refuse_other_run(path: Path) -> None:
 
 
 def note_command(path: Path, command: str) -> str:
-    """Note how a run is begun, before anything else is written; returns the number that it is given."""
+    """Write run.json, the first file of a run, and return the random identity that the run receives."""
     identity = secrets.token_hex(8)
     with storage(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def note_command(path: Path, command: str) -> str:
 class RunDir:
     """One run's directory. Refuses a directory that already holds a run.
 
-    With `again`, what an unfinished run has left there is removed first.
+    `again` removes the files of an unfinished run first.
     """
 
     def __init__(self, path: Path, *, again: bool = False) -> None:
@@ -83,7 +83,7 @@ class RunDir:
         refuse_other_run(path)
 
     def begin(self, command: str) -> str:
-        """Note the command that made the run; returns the one that was noted when it was begun before."""
+        """Record the command of the run; return the recorded one where the run was started before."""
         try:
             noted = read_json(self.path / BEGUN)
             self.command, self.trained = str(noted["command"]), set(noted["trained"])
@@ -94,7 +94,7 @@ class RunDir:
         return self.command
 
     def will_train(self, fingerprint: str) -> None:
-        """Note that this run is the one to train a model for the store, so that it says so also when it is resumed."""
+        """Record that this run trains a model for the store, so that it says so when it is resumed, too."""
         self.trained.add(fingerprint)
         self._note()
 
@@ -110,16 +110,16 @@ class RunDir:
             file.write(lines)
 
     def write_student(self, weights: Mapping[str, Any], rebuild: dict[str, Any]) -> None:
-        """The distilled student's weights and what rebuilds the module around them."""
+        """Write the distilled student's weights, and the values from which `load_student` rebuilds its module."""
         write_tensors(self.path / WEIGHTS, weights)
         write_json(self.path / STUDENT, {**rebuild, "checksum": checksum(self.path / WEIGHTS)})
 
     def write_pictures(self, examples: dict[str, Any]) -> None:
-        """What report.html shows of single test examples."""
-        write_text(self.path / EXAMPLES, finite_json(examples) + "\n")  # in one line: for programs, and small
+        """Write what report.html shows of single test examples."""
+        write_text(self.path / EXAMPLES, finite_json(examples) + "\n")  # one line keeps it small; programs read it
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """The last file: after it the run is done. Checksums tell later whether the files are still what they were."""
+        """Write the summary, the last file of a run, and before it the checksums that detect later damage."""
         self._order_metrics()
         files = [self.path / name for name in SUMMED]
         text = json_text(finite(summary))
@@ -128,7 +128,7 @@ class RunDir:
         write_text(self.path / SUMMARY, text)
 
     def _order_metrics(self) -> None:
-        """The rows by role, member and epoch, each once, whatever was trained before what and after an interruption."""
+        """Sort the rows by role, member and epoch and keep one of each, whatever order the run trained them in."""
         path = self.path / METRICS
         if not path.exists():
             return
@@ -147,17 +147,17 @@ def _place(row: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def verified_summary(path: Path) -> dict[str, Any]:
-    """The summary in a file. ValueError when it is not what was written."""
+    """The summary in a file. ValueError when the file was changed since it was written."""
     summary = read_json(path)
     if not isinstance(summary, dict):
         raise ValueError("it holds no mapping")
     if not intact(path):
-        raise ValueError("it is not what was written")
+        raise ValueError("it was changed since it was written")
     return summary
 
 
 def intact(path: Path) -> bool:
-    """Whether a file of a finished run is what the run wrote; yes where the run noted no checksums."""
+    """Whether a file of a finished run has its recorded checksum; true for runs without recorded checksums."""
     try:
         sums = read_json(path.parent / SUMS)
     except FileNotFoundError:
@@ -172,19 +172,19 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     try:
         summary = verified_summary(path / SUMMARY)
         if not isinstance(summary["status"], str):
-            raise ValueError("status is no text")
+            raise ValueError("status is not a string")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
-        told = f"it has no {error}" if isinstance(error, KeyError) else error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise StorageError(
-            f"{path / SUMMARY} cannot be read: {told}", hint="remove it to make this run again"
+            f"{path / SUMMARY} cannot be read: {reason}", hint="remove it to make this run again"
         ) from error
     return summary
 
 
 def read_identity(path: Path) -> str:
-    """The number that a run was given when it began; empty where that is not to be had."""
+    """The random identity of a run; empty where run.json is missing or damaged."""
     try:
         return str(read_json(path / BEGUN)["identity"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -193,7 +193,7 @@ def read_identity(path: Path) -> str:
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's or a sweep's directory. StorageError when one is there already."""
+    """Keep other processes out of the directory of a run or a sweep. StorageError when one works there already."""
     with contextlib.ExitStack() as stack:
         with storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -201,17 +201,17 @@ def claim(folder: Path) -> Iterator[None]:
                 stack.enter_context(lock(folder / CLAIM))
             except Held as error:
                 raise StorageError(
-                    f"another process is at work in {folder}", hint="wait for its end, or choose another directory"
+                    f"another process is at work in {folder}", hint="wait until it ends, or choose another directory"
                 ) from error
             tidy(folder)
         yield
 
 
 def finite_json(value: Any) -> str:
-    """The value as JSON in one line, which has null for what is not finite."""
+    """The value as JSON in one line, with null for numbers that are not finite."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # rare, and looking for it takes longer than all else
+    except ValueError:  # rare, and replacing values takes longer than writing them
         return json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
 
 

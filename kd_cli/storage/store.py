@@ -1,10 +1,10 @@
-"""What is trained once and used by many runs: teachers and students alone, under their fingerprints.
+"""Models that are trained once and used by many runs: teachers and students alone, under their fingerprints.
 
     <store>/<fingerprint>/weights.safetensors    the state dict
                           outputs.safetensors    logits at T = 1: `test`, for teachers also `train`
-                          entry.json             what a run reports of it, its history, checksums of all three
+                          entry.json             its report and history, and checksums of all three files
 
-An entry appears whole or not at all: it is written in a temporary folder and renamed. One process makes it while the
+An entry is written in a temporary folder and renamed, so it is complete or absent. One process makes it while the
 others wait for its lock.
 """
 
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_cli.config.run_config import fingerprint as checksum_of
+from kd_cli.config.run_config import fingerprint as fingerprint_of
 from kd_cli.storage.files import checksum, making, read_json, storage, tidy, write_json, write_tensors
-from kd_cli.storage.locks import lock, room_for_files, tidy_locks
+from kd_cli.storage.locks import allow_open_files, lock, tidy_locks
 
 log = logging.getLogger(__name__)
 
@@ -55,19 +55,19 @@ class Store:
         self.root = root
 
     def get(self, fingerprint: str) -> Entry | None:
-        """The entry, or None. A damaged one is set aside under a name that says so, and None is returned."""
+        """The entry, or None. A damaged one is moved to a folder named damaged-..., and None is returned."""
         path = self.root / fingerprint
         if not path.exists():
             return None
         try:
             entry = read_json(path / "entry.json")
-            if entry.pop("checksum") != checksum_of(entry):
-                raise ValueError("entry.json is not what was written")
+            if entry.pop("checksum") != fingerprint_of(entry):
+                raise ValueError("entry.json was changed since it was written")
             if entry["fingerprint"] != fingerprint:
                 raise ValueError(f"it is the entry {entry['fingerprint']}")
             for name, expected in entry["checksums"].items():
                 if checksum(path / name) != expected:
-                    raise ValueError(f"{name} is not what was written")
+                    raise ValueError(f"{name} was changed since it was written")
             return Entry(fingerprint, path, entry["report"], entry["history"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._set_aside(path, error)
@@ -75,31 +75,31 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, fingerprints: Iterable[str], stopping: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the entries while making them; other processes wait. The order is sorted: no deadlock.
+        """Hold the locks of entries while making them; other processes wait.
 
-        `stopping` is called while waiting, and may raise.
+        Locks are taken in sorted order, which rules out deadlocks. `stopping` is called while waiting, and may raise.
         """
-        told = False
+        said = False
 
         def waiting(seconds: float) -> None:
-            nonlocal told
+            nonlocal said
             stopping()
-            if seconds > 2 and not told:
+            if seconds > 2 and not said:
                 log.info("waiting for another process that trains the same model for %s", self.root)
-                told = True
+                said = True
 
         with contextlib.ExitStack() as stack:
             with storage(self.root):
                 folder = self.root / "locks"
                 folder.mkdir(parents=True, exist_ok=True)
                 wanted = sorted(set(fingerprints))
-                room_for_files(2 * len(wanted))
+                allow_open_files(2 * len(wanted))
                 for fingerprint in wanted:
                     stack.enter_context(lock(folder / f"{fingerprint}.lock", waiting=waiting))
             yield
 
     def tidy(self) -> None:
-        """Remove what killed processes have left."""
+        """Remove the temporary files and locks that killed processes left behind."""
         tidy(self.root)
         tidy_locks(self.root / "locks")
 
@@ -113,7 +113,7 @@ class Store:
         history: list[dict[str, Any]],
         facts: dict[str, Any],
     ) -> Entry:
-        """Write a new entry; call it under its lock. `facts` are what the fingerprint was made of, for a reader."""
+        """Write a new entry, whose lock the caller holds. `facts` are the values that the fingerprint was made of."""
         final = self.root / fingerprint
         with storage(final):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -128,9 +128,9 @@ class Store:
                     "checksums": {name: checksum(folder / name) for name in names},
                     "history": history,
                 }
-                write_json(folder / "entry.json", {**entry, "checksum": checksum_of(entry)})
+                write_json(folder / "entry.json", {**entry, "checksum": fingerprint_of(entry)})
                 folder.chmod(0o755)
-                if final.exists():  # damaged in a way that setting aside could not mend
+                if final.exists():  # it is damaged, and could not be moved away
                     shutil.rmtree(final)
                 folder.rename(final)
         return Entry(fingerprint, final, report, history)
@@ -142,4 +142,4 @@ class Store:
             aside = Path(tempfile.mkdtemp(dir=self.root, prefix=f"damaged-{path.name}-"))
             with contextlib.suppress(FileNotFoundError):
                 path.rename(aside / path.name)
-        log.warning("store: %s is damaged (%s); it was moved to %s and is made again", path.name, cause, aside)
+        log.warning("store: %s is damaged (%s); it was moved to %s and is trained again", path.name, cause, aside)

@@ -1,14 +1,13 @@
-"""Training that was interrupted goes on: its state, written at epoch ends, under the fingerprint of what is trained.
+"""The state of a training, saved at the end of an epoch, from which an interrupted training continues.
 
-Two states are kept, the last and the one before it. Each file is the checksum of what follows, a line of JSON that
-names the files which make the state obsolete once they are there, then tensors and plain values that torch reads
-without unpickling code.
+The last two states are kept. A file holds the checksum of its remaining bytes, a line of JSON with the paths of the
+results that make the state obsolete once they exist, and tensors and plain values that torch reads without unpickling
+code.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -18,35 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_cli.errors import ConfigError
-from kd_cli.storage.files import replacing, storage, tidy
+from kd_cli.storage.files import DIGEST, digest, replacing, storage, tidy
 
 log = logging.getLogger(__name__)
 
-DIGEST = 16  # bytes
-FORGOTTEN = 30 * 24 * 3600.0  # seconds after which a state that nobody came back for is removed
-
-
-def interval(given: Any) -> tuple[int, float]:
-    """`checkpoint.every` as epochs and seconds, one of them 0: 5 is every 5 epochs, `30s` every 30 seconds."""
-    text = str(given)
-    try:
-        if text.endswith("s"):
-            seconds = float(text[:-1])
-            if seconds >= 0:
-                return 0, seconds
-        elif int(text) >= 1:
-            return int(text), 0.0
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"checkpoint.every is {given!r}; it must be a number of epochs or of seconds",
-        hint="checkpoint.every=5 or checkpoint.every=30s",
-    )
+FORGOTTEN = 30 * 24 * 3600.0  # seconds after which the state of an abandoned training is removed
 
 
 class TrainingState:
-    """The state of one training, a model's or a stack's, in a file of its own; `results` are the files it ends with."""
+    """The saved state of the training of one model or one stack; `results` are the files that this training writes."""
 
     def __init__(self, path: Path, *, every: tuple[int, float], results: Sequence[Path] = ()) -> None:
         self.results = results
@@ -54,15 +33,12 @@ class TrainingState:
         self.epochs, self.seconds = every
         self.saved = time.monotonic()
 
-    def exists(self) -> bool:
-        return self.path.exists() or self.previous.exists()
-
     def due(self, epoch: int) -> bool:
-        """Whether the state after this epoch is to be saved."""
+        """Whether to save the state after this epoch."""
         return epoch % self.epochs == 0 if self.epochs else time.monotonic() - self.saved >= self.seconds
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state; the one before it is kept until then, and beside it."""
+        """Write the state and keep the previous one beside it."""
         import torch
 
         buffer = io.BytesIO()
@@ -71,13 +47,13 @@ class TrainingState:
         with storage(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as temporary:
-            temporary.write_bytes(hashlib.blake2b(payload, digest_size=DIGEST).digest() + payload)
+            temporary.write_bytes(digest(payload) + payload)
             with contextlib.suppress(FileNotFoundError):
                 self.path.replace(self.previous)
         self.saved = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The last state that is whole, or None."""
+        """The newest undamaged state, or None."""
         import torch
 
         for path in (self.path, self.previous):
@@ -86,29 +62,29 @@ class TrainingState:
             except FileNotFoundError:
                 continue
             payload = content[DIGEST:]
-            if hashlib.blake2b(payload, digest_size=DIGEST).digest() != content[:DIGEST]:
+            if digest(payload) != content[:DIGEST]:
                 log.warning("%s is damaged and is not used", path)
                 continue
             return torch.load(io.BytesIO(payload.partition(b"\n")[2]), map_location="cpu", weights_only=True)
         return None
 
     def remove(self) -> None:
-        """Call it when what was trained has been kept elsewhere."""
+        """Remove both states, once the results of the training are stored."""
         for path in (self.path, self.previous):
             path.unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:
-    """Remove states whose results are there, those that nobody came back for in a month, and temporary files."""
+    """Remove states whose results exist, states that are older than a month, and temporary files."""
     tidy(folder)
     for path in folder.glob("*"):
-        with contextlib.suppress(OSError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process removed it first
             if time.time() - path.stat().st_mtime > FORGOTTEN or _obsolete(path):
                 path.unlink()
 
 
 def _obsolete(path: Path) -> bool:
-    """Whether all results of the training are there: it was stopped before it could remove its state."""
+    """Whether all results of the training exist: it was killed before it removed its state."""
     if path.name.startswith("."):
         return False
     with path.open("rb") as file:
@@ -118,4 +94,4 @@ def _obsolete(path: Path) -> bool:
         results = json.loads(line)
         return bool(results) and all(os.path.exists(result) for result in results)
     except (ValueError, TypeError):
-        return False  # damaged: told when it is used
+        return False  # damaged: `load` warns about it

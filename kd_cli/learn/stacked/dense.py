@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kd_cli.learn.batches import repeat_groups
 from kd_cli.learn.randomness import Generators
 from kd_cli.losses import FEW
-from kd_cli.models.networks import Dropout, draw_dropout
+from kd_cli.models.layers import Dropout, draw_dropout
 
 
 class Dense:

@@ -27,7 +27,7 @@ from kd_cli.learn.stacked.structure import is_trained_dense
 from kd_cli.learn.stacked.traced import Traced, is_layered, vmapped
 from kd_cli.learn.teachers import Teacher
 from kd_cli.losses import examples_last
-from kd_cli.models.networks import constrain_max_norm
+from kd_cli.models.layers import constrain_max_norm
 
 # Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they
 # change each model as they would change it by itself.

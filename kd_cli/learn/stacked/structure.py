@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from kd_cli.models.networks import Dropout
+from kd_cli.models.layers import Dropout
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 DENSE_LAYERS = (nn.Linear, nn.ReLU, nn.Flatten, nn.Identity, Dropout)

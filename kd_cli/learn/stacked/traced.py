@@ -16,7 +16,7 @@ from kd_cli.learn.learner import Autocast
 from kd_cli.learn.randomness import Generators
 from kd_cli.learn.stacked.dense import dropout_masks, makes_one_product
 from kd_cli.learn.stacked.flat import Flat
-from kd_cli.models.networks import Dropout
+from kd_cli.models.layers import Dropout
 
 
 class Traced:

@@ -1,0 +1,38 @@
+"""Checks of the arguments that the model builders share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kd_cli.errors import ConfigError
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def share(key: str, value: float) -> float:
+    if not is_number(value) or not 0 <= value < 1:
+        raise ConfigError(f"{key} is {value!r}; it must be a number, at least 0 and below 1")
+    return float(value)
+
+
+def sizes(key: str, values: Sequence[int]) -> list[int]:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ConfigError(
+            f"{key} is {values!r}; it must be a list of whole numbers", hint=f"for example {key}=[300,100]"
+        )
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{key} has {value!r}; it must be a whole number, 1 or more")
+    return list(values)
+
+
+def check_sizes(input_shape: tuple[int, ...], num_classes: int) -> None:
+    sizes("input_shape", input_shape)
+    sizes("num_classes", [num_classes])
+
+
+def by(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)

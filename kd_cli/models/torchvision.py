@@ -1,0 +1,140 @@
+"""torchvision's classification models."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.errors import ConfigError
+from kd_cli.models.arguments import by, check_sizes, sizes
+from kd_cli.vision import import_torchvision, network_timeout
+
+
+class Adapted(nn.Module):
+    """A network for RGB images, given images of another size or with one channel."""
+
+    def __init__(self, network: nn.Module, *, repeat: bool, image_size: int | None) -> None:
+        super().__init__()
+        self.network = network
+        self.repeat = repeat
+        self.image_size = image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.image_size is not None:
+            size = (self.image_size, self.image_size)
+            images = nn.functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        if self.repeat:
+            images = images.expand(-1, 3, -1, -1)
+        return self.network(images)
+
+
+def torchvision_model(
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    name: str,
+    pretrained: bool = False,
+    image_size: int | None = None,
+) -> nn.Module:
+    """Any of torchvision's classification models, with one output tensor; one channel is repeated to three.
+
+    `pretrained` starts from the ImageNet weights that torchvision recommends, all but a head of another number of
+    classes; `image_size` resizes the images for the network. Raises ConfigError: an unknown name, weights that cannot
+    be downloaded or do not fit, images that the network cannot take.
+    """
+    models = import_torchvision().models
+    check_sizes(input_shape, num_classes)
+    names = models.list_models(module=models)
+    if name not in names:
+        close = get_close_matches(str(name), names, n=3, cutoff=0.4)
+        raise ConfigError(
+            f"name is {name!r}, and torchvision has no classification model of that name",
+            hint=f"the nearest: {', '.join(close)}" if close else f"it has {', '.join(names)}",
+        )
+    if not isinstance(pretrained, bool):
+        raise ConfigError(f"pretrained is {pretrained!r}; it must be true or false")
+    if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+        raise ConfigError(f"{name} needs images [1 or 3, height, width], and these have the shape {by(input_shape)}")
+    if image_size is not None:
+        (image_size,) = sizes("image_size", [image_size])
+
+    options = _options(name, (image_size, image_size) if image_size else input_shape[1:], pretrained)
+    network = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if pretrained:
+        _load_pretrained(network, name, models.get_model_weights(name).DEFAULT, num_classes)
+    if input_shape[0] == 1 or image_size is not None:
+        network = Adapted(network, repeat=input_shape[0] == 1, image_size=image_size)
+    _try_shapes(network, name, input_shape, num_classes)
+    return network
+
+
+def _options(name: str, size: tuple[int, ...], pretrained: bool) -> dict[str, Any]:
+    """What single architectures must be told, for images of (height, width)."""
+    if name in ("googlenet", "inception_v3"):
+        # init_weights=True is the default, but left unsaid it warns; these weights expect inputs scaled otherwise
+        return {"aux_logits": False, "init_weights": True, "transform_input": pretrained}
+    if name.startswith("vit_") and size[0] == size[1]:
+        return {"image_size": size[0]}
+    if name.startswith("maxvit"):
+        return {"input_size": size}
+    return {}
+
+
+def _load_pretrained(network: nn.Module, name: str, weights: Any, num_classes: int) -> None:
+    """Load torchvision's weights, all but those of a head for another number of classes and of auxiliary heads."""
+    try:
+        with network_timeout():
+            state = weights.get_state_dict(map_location="cpu", progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ConfigError(
+            f"the pretrained weights for {name} could not be downloaded from {weights.url}: {error}",
+            hint="pretrained=false trains from scratch; teacher.checkpoint=FILE takes weights you have",
+        ) from error
+
+    # The state is changed in place: it carries the layers' format versions, which a new dictionary would lack.
+    own = network.state_dict()
+    head = set()
+    for key in list(state):
+        value = state.pop(key)
+        key = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key)  # DenseNet's files are that old
+        if key not in own:  # an auxiliary head
+            continue
+        if value.shape == own[key].shape:
+            state[key] = value
+        elif value.shape[1:] == own[key].shape[1:] and len(own[key]) == num_classes:
+            head.add(key)
+        else:
+            raise ConfigError(
+                f"the pretrained weights for {name} do not fit: {key} is {by(value.shape)}, and the model's "
+                f"is {by(own[key].shape)}",
+                hint=f"image_size={weights.meta['min_size'][0]} is what they were trained for",
+            )
+    missing = set(network.load_state_dict(state, strict=False).missing_keys) - head
+    if missing:
+        raise ConfigError(
+            f"the pretrained weights for {name} lack {', '.join(sorted(missing))}", hint="pretrained=false"
+        )
+
+
+def _try_shapes(network: nn.Module, name: str, input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Send one image without data through the network: a wrong size is found now, not after a teacher's training."""
+    tensors = {key: value.to("meta") for key, value in network.state_dict(keep_vars=True).items()}
+    tensors |= {key: value.to("meta") for key, value in network.named_buffers()}  # those that are not saved
+    training = network.training
+    network.eval()
+    try:
+        with torch.device("meta"), torch.no_grad():
+            logits = torch.func.functional_call(network, tensors, (torch.empty(1, *input_shape),))
+    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"{name} cannot take images of the shape {by(input_shape)}: {str(error).splitlines()[0]}",
+            hint="image_size=64 resizes them for the network; most of these were made for 224",
+        ) from error
+    finally:
+        network.train(training)
+    assert logits.shape == (1, num_classes), f"{name} gives {tuple(logits.shape)}"
