@@ -16,7 +16,7 @@ from conftest import TINY
 from process import Ran
 
 from kd_cli.commands.help import conf_dir, groups, keys, page
-from kd_cli.config.run_config import Schema
+from kd_cli.config.schema import Schema
 
 GROUPS = {"teacher", "student", "model", "dataset", "method", "optimizer", "schedule", "training", "teacher_training"}
 GROUPS |= {"teacher_optimizer", "teacher_schedule"}
@@ -73,8 +73,8 @@ def refused(ran: Ran) -> str:
         ("training.epochs=many", "training.epochs"),
         ("training.batch_size=0", "training.batch_size is 0; it must be at least 1"),
         ("training.flip=maybe", "training.flip"),
-        ("training.rotate=-5", "training.rotate is -5.0; it is an angle in degrees, from 0 to 180"),
-        ("teacher_training.scale=2", "teacher_training.scale is 2.0; it is a share of the size"),
+        ("training.rotate=-5", "training.rotate is -5.0; it must be an angle in degrees, from 0 to 180"),
+        ("teacher_training.scale=2", "teacher_training.scale is 2.0; it must be a share of the size"),
         ("optimizer.lr=0", "optimizer.lr is 0; it must be above 0"),
         ("optimizer.lr=fast", "optimizer.lr is 'fast'"),
         ("dataset.val_fraction=1", "dataset.val_fraction is 1"),

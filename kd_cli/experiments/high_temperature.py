@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, run_config
+from kd_cli.config.read import run_config
+from kd_cli.config.values import RunConfig
 from kd_cli.errors import DataError
 from kd_cli.export.load import load_student
 from kd_cli.losses import logit_matching, soft_cross_entropy

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, build
+from kd_cli.config.build import build
+from kd_cli.config.values import RunConfig
 from kd_cli.data.sources import Dataset, normalise, prepare
 from kd_cli.errors import ConfigError
 from kd_cli.learn.cuda_graphs import CudaGraphs, Recorder

@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, TrainSpec, build, fingerprint
+from kd_cli.config.build import build
+from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.errors import ConfigError, Diverged, KdError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Interrupted, Outcome

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.config.run_config import TrainSpec, fingerprint
+from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.values import TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Examples, Outcome, Plan, fit, steps_together
 from kd_cli.learn.stacked import flat

@@ -18,31 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_cli.errors import ConfigError
 from kd_cli.storage.files import read_json, replacing, storage, tidy, write_json
 
 log = logging.getLogger(__name__)
 
 DIGEST = 16  # bytes
 FORGOTTEN = 30 * 24 * 3600.0  # seconds after which a state that nobody came back for is removed
-
-
-def interval(given: Any) -> tuple[int, float]:
-    """`checkpoint.every` as epochs and seconds, one of them 0: 5 is every 5 epochs, `30s` every 30 seconds."""
-    text = str(given)
-    try:
-        if text.endswith("s"):
-            seconds = float(text[:-1])
-            if seconds >= 0:
-                return 0, seconds
-        elif int(text) >= 1:
-            return int(text), 0.0
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"checkpoint.every is {given!r}; it must be a number of epochs or of seconds",
-        hint="checkpoint.every=5 or checkpoint.every=30s",
-    )
 
 
 class TrainingState:
