@@ -254,6 +254,7 @@ def refuse_former_loss(values: dict[str, Any]) -> None:
     if name is None:
         return
     if name in FORMER_LOSSES:
-        raise ConfigError(f"loss={name} is called preset={FORMER_LOSSES[name]}", hint=f"preset={FORMER_LOSSES[name]}")
+        new = FORMER_LOSSES[name]
+        raise ConfigError(f"loss={name} is now preset={new}", hint=f"write preset={new}")
     known = ", ".join(f"preset={new}" for new in FORMER_LOSSES.values())
     raise ConfigError(f"there is no option loss={name}", hint=f"the group is called preset: {known}")
