@@ -51,7 +51,8 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from kd_cli.commands import cores
 from kd_cli.commands.help import conf_dir
-from kd_cli.config.run_config import build, folder
+from kd_cli.config.build import build
+from kd_cli.config.read import folder
 from kd_cli.data.sources import normalise, prepare, torchvision_dataset
 from kd_cli.learn.cuda_graphs import CudaGraphs
 from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording

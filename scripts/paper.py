@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_cli.config.check import FORMER_LOSSES
 from kd_cli.report import plots
 from kd_cli.report.plots import Point, Series
 from kd_cli.report.tables import Run, Setting, Stat, collect, compare, models_of, plus_minus, show, stat
@@ -107,23 +108,24 @@ def tell_roles(paper: dict[str, str]) -> Callable[[list[Run]], Told]:
     return tell
 
 
-LOSS_NAMES = {
-    "full": "soft targets and labels",
+PRESET_NAMES = {
+    "soft_and_hard": "soft targets and labels",
     "soft_only": "soft targets alone (beta = 0)",
     "without_T2": "both, without the factor T²",
-    "logits": "logits (squared error)",
-    "label_smoothing": "label smoothing 0.1, no teacher",
-    "hard": "labels alone, no teacher",
+    "logits_only": "logits (squared error)",
+    "label_smoothing_only": "label smoothing 0.1, no teacher",
+    "hard_only": "labels alone, no teacher",
 }
 
 
 def tell_losses(runs: list[Run]) -> Told:
-    by_loss: dict[str, list[Run]] = {}
+    by_preset: dict[str, list[Run]] = {}
     for run in runs:
-        by_loss.setdefault(run.choices.get("loss", ""), []).append(run)
+        former = FORMER_LOSSES.get(run.choices.get("loss", ""), "")  # of runs made before the group was renamed
+        by_preset.setdefault(run.choices.get("preset", former), []).append(run)
     table = [["loss", "errors", "NLL", "n"]]
-    for loss, name in LOSS_NAMES.items():
-        some = by_loss.get(loss, [])
+    for preset, name in PRESET_NAMES.items():
+        some = by_preset.get(preset, [])
         table.append(
             [
                 name,

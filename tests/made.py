@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from kd_cli.learn.optim import Constant, Schedule
 from torch import Tensor, nn
 
 from kd_cli.learn.augment import Augment
@@ -13,7 +14,6 @@ from kd_cli.learn.cuda_graphs import Recorder
 from kd_cli.learn.engine import Examples, Observer, Outcome, Plan, fit
 from kd_cli.learn.learner import Learner, SoloLearner
 from kd_cli.learn.methods import Method, SoftTargets, Weights
-from kd_cli.learn.optim import Constant, Schedule
 from kd_cli.learn.randomness import generator, global_stream
 from kd_cli.learn.teachers import Teacher
 from kd_cli.models.cnn import cnn

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from kd_cli.learn.optim import Cosine
 from made import CLASSES, a_plan, apart, made, small, some_weights, told, train
 from tape import Tape
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ from kd_cli.learn.cuda_graphs import CudaGraphs
 from kd_cli.learn.engine import Observer, Outcome
 from kd_cli.learn.learner import Learner, SoloLearner
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets
-from kd_cli.learn.optim import Cosine
 from kd_cli.learn.stacked.learner import StackedLearner
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher
 

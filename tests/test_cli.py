@@ -16,14 +16,14 @@ from conftest import TINY
 from process import Ran
 
 from kd_cli.commands.help import conf_dir, groups, keys, page
-from kd_cli.config.run_config import Schema
+from kd_cli.config.schema import Schema
 
 GROUPS = {"teacher", "student", "model", "dataset", "method", "optimizer", "schedule", "training", "teacher_training"}
 GROUPS |= {"teacher_optimizer", "teacher_schedule"}
 KEYS = {
     *("teacher", "student", "dataset", "method", "T", "alpha", "beta", "seed", "device", "precision", "data_dir"),
     *("store_dir", "training", "optimizer", "schedule", "teacher_training", "teacher_optimizer", "teacher_schedule"),
-    *("experiment",),
+    *("experiment", "preset"),
 }
 
 
@@ -57,6 +57,9 @@ def refused(ran: Ran) -> str:
         ("training=nope", "there is no option training=nope"),
         ("teacher_training=nope", "there is no option teacher_training=nope"),
         ("experiment=nope", "there is no option experiment=nope"),
+        ("loss=hard", "loss=hard is now preset=hard_only\n\nhint: write preset=hard_only"),
+        ("loss=nope", "there is no option loss=nope\n\nhint: the group is called preset: preset=soft_and_hard"),
+        ("preset=soft_onl", "there is no option preset=soft_onl\n\nhint: did you mean soft_only"),
         ("T=0", "T is 0; it must be above 0"),
         ("T=-1", "T is -1; it must be above 0"),
         ("T=hot", "T is 'hot'; it must be a number above 0"),
@@ -73,8 +76,8 @@ def refused(ran: Ran) -> str:
         ("training.epochs=many", "training.epochs"),
         ("training.batch_size=0", "training.batch_size is 0; it must be at least 1"),
         ("training.flip=maybe", "training.flip"),
-        ("training.rotate=-5", "training.rotate is -5.0; it is an angle in degrees, from 0 to 180"),
-        ("teacher_training.scale=2", "teacher_training.scale is 2.0; it is a share of the size"),
+        ("training.rotate=-5", "training.rotate is -5.0; it must be an angle in degrees, from 0 to 180"),
+        ("teacher_training.scale=2", "teacher_training.scale is 2.0; it must be a share of the size"),
         ("optimizer.lr=0", "optimizer.lr is 0; it must be above 0"),
         ("optimizer.lr=fast", "optimizer.lr is 'fast'"),
         ("dataset.val_fraction=1", "dataset.val_fraction is 1"),
@@ -307,7 +310,7 @@ def test_help_imports_no_torch_and_names_every_group_and_key() -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
     assert ran.stderr == ""
-    for name in (GROUPS | KEYS) - {"model", "experiment"}:
+    for name in (GROUPS | KEYS) - {"model"}:
         assert f"{name}=" in ran.stdout or f"{name}." in ran.stdout
     for group in GROUPS - {"model"}:
         for option in groups([conf_dir()])[group]:

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from kd_cli.config.run_config import locate
+from kd_cli.config.build import locate
 from kd_cli.errors import ConfigError
 from kd_cli.models.cnn import cnn
 from kd_cli.models.layers import Dropout, constrain_max_norm

@@ -14,7 +14,8 @@ from conftest import TINY
 from process import Ran
 from torch import Tensor
 
-from kd_cli.config.run_config import LEAST_T, MOST_T, temperature
+from kd_cli.config.check import check_fields
+from kd_cli.config.schema import LEAST_T, MOST_T, Schema
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import batch_slices
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Weights
@@ -108,9 +109,9 @@ def test_a_teacher_certain_of_everything_teaches_labels(T: float) -> None:
 @pytest.mark.parametrize("T", [0, -1, math.nan, math.inf, 1e-4, 1e6, "warm", None, True])
 def test_a_temperature_out_of_range_is_refused_with_a_reason(T: object) -> None:
     with pytest.raises(ConfigError, match="T is"):
-        temperature(T)
-    assert temperature(LEAST_T) == LEAST_T
-    assert temperature(MOST_T) == MOST_T
+        check_fields({"T": T}, Schema, "")
+    for bound in (LEAST_T, MOST_T):
+        assert check_fields({"T": bound}, Schema, "")["T"] == bound
 
 
 def test_no_batch_is_of_one_example_but_the_only_one() -> None:

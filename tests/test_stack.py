@@ -13,6 +13,7 @@ from typing import Any
 import made
 import pytest
 import torch
+from kd_cli.learn.optim import Cosine, FusedAdam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
 from kd_cli.learn.learner import Autocast, SoloLearner
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Terms, Weights, stack_methods
-from kd_cli.learn.optim import Cosine, FusedAdam
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.stacked import dense, flat
 from kd_cli.learn.stacked.dense import is_dense, linear_of_onednn

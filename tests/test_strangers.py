@@ -88,7 +88,7 @@ def change(run: Path, **values: object) -> None:
     [
         {"_target_": "os.system", "command": "touch executed"},
         {"_target_": "kd_cli.models.mlp.torch.hub.load", "repo": "x"},
-        {"_target_": "kd_cli.config.run_config.locate", "target": "antigravity"},
+        {"_target_": "kd_cli.config.build.locate", "target": "antigravity"},
         {"_target_": "kd_cli.models.mlp.mlp", "hidden": [{"_target_": "pathlib.Path.touch", "self": "executed"}]},
     ],
 )

@@ -19,9 +19,6 @@ from kd_cli.errors import ConfigError, KdError
 from kd_cli.nearest import did_you_mean
 
 NAMED = 20  # jobs that failed, at the end of a sweep
-OWN_KEYS = {
-    "teacher": {"checkpoint": None, "members": 1, "combine": "geometric"}
-}  # keys that a role adds to every option
 MULTIRUN = {"-m", "--multirun"}
 TAKES_A_WORD = {
     *("--cfg", "-c", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"),
@@ -178,7 +175,7 @@ def end_sweep(error: BaseException | None = None) -> None:
 
 def draw_after(folder: Path) -> None:
     """What the configuration wants drawn from a sweep's runs."""
-    from kd_cli.config.run_config import build
+    from kd_cli.config.build import build
     from kd_cli.sweeps.task import SweepNotes
 
     if SweepNotes.after is not None:
@@ -194,7 +191,7 @@ def prepare(argv: Sequence[str]) -> None:
     """Register with Hydra what it must know before it composes: schema, mirrored groups, launcher, resolvers."""
     from hydra.core.config_store import ConfigStore
 
-    from kd_cli.config.run_config import Schema
+    from kd_cli.config.schema import OWN_KEYS, Schema
     from kd_cli.sweeps.launcher import register
     from kd_cli.sweeps.names import register_resolvers
 

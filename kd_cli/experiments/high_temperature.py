@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, run_config
+from kd_cli.config.read import run_config
+from kd_cli.config.values import RunConfig
 from kd_cli.errors import DataError
 from kd_cli.export.load import load_student
 from kd_cli.losses import logit_matching, soft_cross_entropy
@@ -24,7 +25,7 @@ from kd_cli.storage.store import Store
 def high_temperature(folder: Path) -> list[Path]:
     """Compare students by soft targets at growing T with the students by logit matching, seed by seed.
 
-    The runs of a sweep over T and over `loss=soft_only,logits`. Two measures against T, mean ± std over seeds:
+    The runs of a sweep over T and over `preset=soft_only,logits_only`. Two measures against T, mean ± std over seeds:
     the cosine between the two losses' gradients on the logits, at the student alone, which tends to 1 (Hinton 2015,
     section 2.1); and the distance between the two trained students' centred test logits, relative to their size.
     Writes limit.json and limit.html into the folder. DataError when there are no such runs.

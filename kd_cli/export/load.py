@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.config.run_config import build
+from kd_cli.config.build import build
 from kd_cli.data.sources import normalise
 from kd_cli.errors import CheckpointError, KdError
 from kd_cli.learn.teachers import freeze

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kd_cli.config.run_config import RunConfig
+from kd_cli.config.values import RunConfig
 from kd_cli.learn.engine import Outcome
 from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.summary import validation

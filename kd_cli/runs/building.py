@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd_cli.config.run_config import Node, TrainSpec, build, fingerprint, locate
+from kd_cli.config.build import build, locate
+from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.values import Node, TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.batches import Batch, batch_sizes

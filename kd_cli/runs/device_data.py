@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, build
+from kd_cli.config.build import build
+from kd_cli.config.values import RunConfig
 from kd_cli.data.normalisation import Normalisation
 from kd_cli.data.sources import Dataset, Split, prepare
 from kd_cli.errors import ConfigError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.config.run_config import TrainSpec, fingerprint
+from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.values import TrainSpec
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from kd_cli.config.run_config import RunConfig
+from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, Diverged, KdError
 from kd_cli.learn.methods import Method
 from kd_cli.runs.building import build_method

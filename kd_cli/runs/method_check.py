@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kd_cli.config.run_config import RunConfig
+from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import batch_sizes
 from kd_cli.learn.methods import Method, Setting

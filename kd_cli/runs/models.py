@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from kd_cli.config.run_config import TrainSpec, build
+from kd_cli.config.build import build
+from kd_cli.config.values import TrainSpec
 from kd_cli.data.sources import Dataset
 from kd_cli.errors import CheckpointError, ConfigError, KdError
 from kd_cli.learn.batches import Examples

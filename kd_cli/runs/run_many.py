@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from kd_cli.config.run_config import RunConfig
+from kd_cli.config.values import RunConfig
 from kd_cli.errors import KdError
 from kd_cli.runs.building import build_method
 from kd_cli.runs.checkpoints import Checkpoints

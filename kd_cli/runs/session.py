@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, TrainSpec, fingerprint
+from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Outcome
 from kd_cli.runs.building import check_recipe

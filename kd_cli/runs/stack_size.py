@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.config.run_config import fingerprint
+from kd_cli.config.fingerprint import fingerprint
 from kd_cli.learn.engine import BLOCK_LOGITS, fit
 from kd_cli.learn.stacked.learner import why_method_not, why_not
 from kd_cli.learn.teachers import Teacher

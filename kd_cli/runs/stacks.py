@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from kd_cli.config.run_config import TrainSpec, fingerprint
+from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.values import TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Outcome, fit
 from kd_cli.learn.teachers import Teacher

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, TrainSpec
+from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.data.sources import Dataset
 from kd_cli.errors import Diverged
 from kd_cli.learn.engine import Outcome

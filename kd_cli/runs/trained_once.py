@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, TrainSpec, fingerprint
+from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.teachers import combine_logits
 from kd_cli.runs.building import HARD, TrainingTask, stream_of

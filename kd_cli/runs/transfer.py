@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_cli.config.run_config import RunConfig, TransferSpec, build, fingerprint
+from kd_cli.config.build import build
+from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.schema import Transfer
+from kd_cli.config.values import RunConfig
 from kd_cli.data.normalisation import Normalisation
 from kd_cli.data.sources import Dataset, prepare
 from kd_cli.errors import ConfigError, DataError
@@ -59,7 +62,7 @@ def transfer_set(config: RunConfig, data: DeviceData) -> TransferSet:
     return TransferSet(examples, index, omitted, spec.labels, spec.examples())
 
 
-def omitted_classes(spec: TransferSpec, dataset: Dataset) -> tuple[int, ...]:
+def omitted_classes(spec: Transfer, dataset: Dataset) -> tuple[int, ...]:
     """The numbers of the classes that are left out."""
 
     def number(key: str, given: int | str) -> int:
@@ -77,7 +80,7 @@ def omitted_classes(spec: TransferSpec, dataset: Dataset) -> tuple[int, ...]:
     return tuple(sorted({number("omit", c) for c in spec.omit}))
 
 
-def _other_data(spec: TransferSpec, config: RunConfig, data: DeviceData) -> TransferSet:
+def _other_data(spec: Transfer, config: RunConfig, data: DeviceData) -> TransferSet:
     """All training images of another data set, prepared as the teacher's own images are."""
     assert spec.data is not None
     if spec.omit or spec.only:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_cli.config.run_config import fingerprint as fingerprint_of
+from kd_cli.config.fingerprint import fingerprint as fingerprint_of
 from kd_cli.storage.files import checksum, making, read_json, storage, tidy, write_json, write_tensors
 from kd_cli.storage.locks import allow_open_files, lock, tidy_locks
 

@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kd_cli.config.run_config import RunConfig, run_config
+from kd_cli.config.read import run_config
+from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, KdError, StorageError
 from kd_cli.nearest import did_you_mean
 from kd_cli.storage.run_dir import note_command, refuse_other_run

@@ -1,0 +1,260 @@
+"""Checks a composed configuration against the schema. Every error is raised before any data is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kd_cli.config.schema import NODES, Allowed, DatasetKeys, OptimizerKeys, Schema, TeacherKeys
+from kd_cli.errors import ConfigError
+from kd_cli.nearest import did_you_mean
+from kd_cli.numeric import is_number, is_whole
+
+# What the former group `loss` had, and the option of `preset` that it has become.
+FORMER_LOSSES = {
+    "full": "soft_and_hard",
+    "soft_only": "soft_only",
+    "without_T2": "without_T2",
+    "logits": "logits_only",
+    "label_smoothing": "label_smoothing_only",
+    "hard": "hard_only",
+}
+
+
+def check_config(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of all keys, with the default of each one that a record of an older version lacks.
+
+    Raises ConfigError for the first key that is unknown, missing or not allowed, and for keys that exclude each other.
+    """
+    refuse_missing(values)
+    refuse_former_loss(values)
+    checked = check_section(values, Schema)
+    refuse_infinite(values)
+    for group in ("experiment", "preset"):
+        if checked[group] is not None:
+            raise ConfigError(f"there is no option {group}={checked[group]}", hint="see kd-run --help")
+    for group in NODES:
+        if not isinstance(checked[group], dict) or "_target_" not in checked[group]:
+            raise ConfigError(
+                f"{group} is {checked[group]!r}; it needs an option of its group", hint="see kd-run --help"
+            )
+    checked["teacher"] = check_own_keys(checked["teacher"], TeacherKeys, "teacher")
+    checked["dataset"] = check_own_keys(checked["dataset"], DatasetKeys, "dataset")
+    for group in ("optimizer", "teacher_optimizer"):
+        if "lr" in checked[group]:
+            check_own_keys(checked[group], OptimizerKeys, group)
+    check_transfer(checked["transfer"], checked["alpha"])
+    check_together(checked)
+    return checked
+
+
+# ---------------------------------------------------------------- one key
+
+
+def check_section(values: Any, section: type, path: str = "") -> dict[str, Any]:
+    """Return a section's values, checked field by field. ConfigError names a key that the section does not have."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is {values!r}; it must be a section of keys")
+    fields = dataclasses.fields(section)
+    names = [f.name for f in fields]
+    prefix = f"{path}." if path else ""
+    for name in values:
+        if name not in names:  # added with + or ++
+            hint = did_you_mean(str(name), names) or (None if path else "kd-run --help lists every key")
+            raise ConfigError(f"there is no key {prefix + str(name)!r}", hint=hint)
+    return check_fields(values, section, path)
+
+
+def check_own_keys(node: dict[str, Any], section: type, path: str) -> dict[str, Any]:
+    """Return a group's node with those of its keys checked that kd-run reads itself; the others are its target's."""
+    return node | check_fields(node, section, path)
+
+
+def check_fields(values: Mapping[str, Any], section: type, path: str) -> dict[str, Any]:
+    """Return the value of each field of a section: as given, checked, else the field's default."""
+    kinds = typing.get_type_hints(section)
+    defaults = section()
+    checked = {}
+    for f in dataclasses.fields(section):
+        name = f"{path}.{f.name}" if path else f.name
+        kind = kinds[f.name]
+        if dataclasses.is_dataclass(kind):
+            checked[f.name] = check_section(values.get(f.name, {}), typing.cast(type, kind), name)
+        else:
+            value = values.get(f.name, getattr(defaults, f.name))
+            checked[f.name] = check_value(name, value, kind, f.metadata.get("allowed"))
+    return checked
+
+
+def check_value(name: str, value: Any, kind: Any, allowed: Allowed | None) -> Any:
+    """Return the value of one key. ConfigError says what is allowed instead."""
+    if allowed is None:
+        if kind is Any or isinstance(value, kind):
+            return value
+        words = {bool: "true or false", str: "a text"}.get(kind, "a text, or null")
+        raise ConfigError(f"{name} is {value!r}; it must be {words}")
+    if allowed.auto and value == "auto":
+        return value
+    if allowed.choices:
+        if value not in allowed.choices:
+            joined = (
+                " or ".join(allowed.choices) if len(allowed.choices) == 2 else "one of " + ", ".join(allowed.choices)
+            )
+            raise ConfigError(
+                f"{name} is {value!r}; it must be {joined}", hint=did_you_mean(str(value), allowed.choices)
+            )
+        return value
+    if allowed.classes:
+        if not isinstance(value, list) or not all(is_whole(item) or isinstance(item, str) for item in value):
+            raise ConfigError(f"{name} is {value!r}; it must be a list of classes, by number or name")
+        return value
+    if allowed.interval:
+        interval(name, value)
+        return value
+    return check_number(name, value, allowed)
+
+
+def check_number(name: str, value: Any, allowed: Allowed) -> float | int:
+    """Return a number within its bounds. ConfigError names the key, its value, and the bounds."""
+    hint = f"for example {name}={allowed.example}" if allowed.example else None
+    if not (is_whole(value) if allowed.whole else is_number(value)):
+        raise ConfigError(f"{name} is {value!r}; it must be {allowed_numbers(allowed)}", hint=hint)
+    if allowed.above is not None and value <= allowed.above:
+        bound = f"above {shown(allowed.above)}" if allowed.least is not None else bounds(allowed)
+        raise ConfigError(f"{name} is {value}; it must be {bound}", hint=hint)
+    too_small = allowed.least is not None and value < allowed.least
+    too_large = (allowed.most is not None and value > allowed.most) or (
+        allowed.below is not None and value >= allowed.below
+    )
+    if too_small or too_large:
+        words = allowed_numbers(allowed) if allowed.what else bounds(allowed)
+        why = allowed.hint_least if too_small else allowed.hint_most
+        raise ConfigError(f"{name} is {value}; it must be {words}", hint=why or hint)
+    return value if allowed.whole else float(value)
+
+
+def allowed_numbers(allowed: Allowed) -> str:
+    """Return the allowed numbers in words: "a number above 0", "an angle in degrees, from 0 to 180"."""
+    kind = allowed.what or ("a whole number" if allowed.whole else "a number")
+    if allowed.above is not None and allowed.least is not None:
+        return f"{kind} above {shown(allowed.above)}"
+    joint = " " if allowed.above is not None else ", "
+    return kind + joint + bounds(allowed)
+
+
+def bounds(allowed: Allowed) -> str:
+    """Return the bounds of a number in words."""
+    if allowed.what:
+        return f"from {shown(allowed.least)} to {shown(allowed.most)}"
+    if allowed.least == 0 and allowed.most is allowed.below is None:
+        return "0 or more"
+    lower = f"at least {shown(allowed.least)}" if allowed.least is not None else f"above {shown(allowed.above)}"
+    if allowed.most is allowed.below is None:
+        return lower
+    upper = f"at most {shown(allowed.most)}" if allowed.most is not None else f"below {shown(allowed.below)}"
+    return f"{lower} and {upper}"
+
+
+def shown(bound: float | None) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+
+
+def interval(name: str, value: Any) -> tuple[int, float]:
+    """Return `checkpoint.every` as epochs and seconds, one of them 0: 5 is every 5 epochs, `30s` every 30 seconds."""
+    text = str(value)
+    try:
+        if text.endswith("s"):
+            seconds = float(text[:-1])
+            if 0 <= seconds < math.inf:
+                return 0, seconds
+        elif not isinstance(value, bool) and int(text) >= 1:
+            return int(text), 0.0
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"{name} is {value!r}; it must be a number of epochs or of seconds", hint=f"{name}=5 or {name}=30s"
+    )
+
+
+# ---------------------------------------------------------------- keys together
+
+
+def check_transfer(transfer: dict[str, Any], alpha: float | str) -> None:
+    """ConfigError for a transfer set that cannot be, as far as that shows without the data."""
+    if transfer["omit"] and transfer["only"]:
+        raise ConfigError("transfer.omit and transfer.only are both given", hint="give one of them")
+    data = transfer["data"]
+    if data is not None and (not isinstance(data, dict) or "_target_" not in data):
+        raise ConfigError(f"transfer.data is {data!r}; it must be the name of a data set", hint="transfer.data=kmnist")
+    if alpha == 0 and (data is not None or not transfer["labels"]):
+        raise ConfigError("the transfer set has no labels and alpha is 0: there is nothing to learn from")
+
+
+def check_together(v: dict[str, Any]) -> None:
+    """ConfigError for keys whose values exclude each other."""
+    if v["alpha"] == 0 and v["beta"] == 0:
+        raise ConfigError("alpha and beta are both 0: there is nothing to learn from", hint="set one of them above 0")
+    checkpoint = v["teacher"]["checkpoint"]
+    if checkpoint is not None and v["teacher"]["members"] > 1:
+        raise ConfigError("teacher.checkpoint is one model's weights, and teacher.members is more than 1")
+    if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
+        raise ConfigError(f"teacher.checkpoint is {checkpoint}, and there is no such file")
+    if v["dataset"]["val_fraction"] > 0:
+        return
+    if "best" in (v["training"]["keep"], v["teacher_training"]["keep"]):
+        choice = "training.keep=best chooses"
+    elif "auto" in (v["T"], v["alpha"]):
+        choice = "T=auto and alpha=auto choose"
+    else:
+        return
+    raise ConfigError(f"{choice} on validation data, and dataset.val_fraction is 0", hint="dataset.val_fraction=0.1")
+
+
+# ---------------------------------------------------------------- everywhere
+
+
+def refuse_missing(values: Any) -> None:
+    """ConfigError for a key without a value."""
+    if missing := sorted(missing_keys(values)):
+        raise ConfigError(f"{missing[0]} has no value", hint=f"give it: {missing[0]}=...")
+
+
+def missing_keys(node: Any, path: str = "") -> Iterator[str]:
+    """Yield the keys without a value; OmegaConf.missing_keys takes ten times as long."""
+    if isinstance(node, str):
+        if node == "???":
+            yield path
+    elif isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from missing_keys(value, f"{path}.{name}" if path else str(name))
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from missing_keys(value, f"{path}[{i}]")
+
+
+def refuse_infinite(value: Any, path: str = "") -> None:
+    """ConfigError for a number that is not finite, wherever it stands: it could be neither used nor recorded."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} is {value}; it must be a finite number")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_infinite(item, f"{path}.{name}" if path else str(name))
+    if isinstance(value, list):
+        for item in value:
+            refuse_infinite(item, path)
+
+
+def refuse_former_loss(values: dict[str, Any]) -> None:
+    """ConfigError for the former key `loss`, with what to write instead; null, as in older records, is ignored."""
+    name = values.get("loss")
+    if name is None:
+        return
+    if name in FORMER_LOSSES:
+        new = FORMER_LOSSES[name]
+        raise ConfigError(f"loss={name} is now preset={new}", hint=f"write preset={new}")
+    known = ", ".join(f"preset={new}" for new in FORMER_LOSSES.values())
+    raise ConfigError(f"there is no option loss={name}", hint=f"the group is called preset: {known}")

@@ -1,0 +1,105 @@
+"""Turns a composed configuration into the plain values of one run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
+
+from kd_cli.config.check import check_config, interval
+from kd_cli.config.moved import with_current_names
+from kd_cli.config.schema import Transfer
+from kd_cli.config.values import Node, RunConfig, TrainSpec
+
+
+def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
+    """Check a composed configuration and return it as plain values; `choices` are the groups' option names.
+
+    Raises ConfigError before any data is read.
+    """
+    v = check_config(with_current_names(container(cfg)))
+    teacher, dataset = dict(v["teacher"]), dict(v["dataset"])
+    checkpoint, members, combine = (teacher.pop(key) for key in ("checkpoint", "members", "combine"))
+    val_fraction = dataset.pop("val_fraction")
+    return RunConfig(
+        teacher=train_spec(v, "teacher", teacher, choices),
+        checkpoint=checkpoint,
+        members=members,
+        combine=combine,
+        student=train_spec(v, "student", v["student"], choices),
+        transfer=transfer_set(v["transfer"]),
+        diagnostics=v["diagnostics"],
+        cuda_graphs=v["cuda_graphs"],
+        dataset=dataset,
+        val_fraction=val_fraction,
+        method_name=option_name("method", v["method"], choices),
+        method=v["method"],
+        T=v["T"],
+        alpha=v["alpha"],
+        beta=v["beta"],
+        device=v["device"],
+        precision=v["precision"],
+        data_dir=folder(v["data_dir"], "KD_DATA", "data"),
+        store_dir=folder(v["store_dir"], "KD_STORE", ""),
+        every=interval("checkpoint.every", v["checkpoint"]["every"]),
+        resume=v["resume"] is not None,
+    )
+
+
+def container(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain dictionaries and lists, interpolations resolved."""
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationToMissingValueError:
+        values = OmegaConf.to_container(cfg)  # the missing value is named by the check
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def train_spec(v: dict[str, Any], role: str, model: Node, choices: Mapping[str, Any]) -> TrainSpec:
+    """Return a role's model and how it is trained."""
+    prefix = "teacher_" if role == "teacher" else ""
+    training = v[f"{prefix}training"]
+    return TrainSpec(
+        name=option_name(role, model, choices),
+        model=model,
+        epochs=training["epochs"],
+        batch_size=training["batch_size"],
+        augment=augmentation(training),
+        optimizer=v[f"{prefix}optimizer"],
+        schedule=v[f"{prefix}schedule"],
+        seed=training.get("seed", v["seed"]),
+        precision=v["precision"],
+        keep=training["keep"],
+    )
+
+
+def transfer_set(values: dict[str, Any]) -> Transfer:
+    """Return the transfer set; another data set's labels are never used."""
+    transfer = Transfer(**values)
+    transfer.labels = transfer.labels and transfer.data is None
+    return transfer
+
+
+def augmentation(training: dict[str, Any]) -> Node:
+    """Return the augmentation among a training's keys; later keys only where used, so that older fingerprints hold."""
+    later = ("rotate", "shear", "scale")
+    now = {key: training[key] for key in ("jitter", "crop", "flip")}
+    return now | {key: training[key] for key in later if training[key]}
+
+
+def option_name(group: str, node: Node, choices: Mapping[str, Any]) -> str:
+    """Return the name of a group's chosen option, else the last part of its target."""
+    return str(choices.get(group) or node["_target_"].rpartition(".")[2])
+
+
+def folder(value: str | None, variable: str, name: str) -> Path:
+    """Return a folder from its key, else from its environment variable, else in the user's cache."""
+    if value or os.environ.get(variable):
+        return Path(value or os.environ[variable]).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser().absolute() / "kd-cli" / name

@@ -1,0 +1,84 @@
+"""A run's configuration as plain values: all that the rooms below know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_cli.config.fingerprint import code_version, fingerprint
+from kd_cli.config.schema import Transfer
+
+Node = dict[str, Any]  # a `_target_` and its arguments
+
+AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # the temperatures that T=auto tries
+AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the weights that alpha=auto tries
+FORMAT = 3  # raised when weights trained by an older version of this code must not be used again
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """A model and how it is trained: with the data, everything that its weights depend on."""
+
+    name: str  # the option's name: bigmlp
+    model: Node
+    epochs: int
+    batch_size: int
+    augment: dict[str, Any]
+    optimizer: Node
+    schedule: Node
+    seed: int
+    precision: str
+    keep: str = "last"
+
+    def identity(self, data: str) -> dict[str, Any]:
+        """Return the facts that the model's fingerprint is made of; `data` is the data set's own fingerprint."""
+        facts = dataclasses.asdict(self)
+        del facts["name"]  # which does not change the weights
+        if self.keep == "last":
+            del facts["keep"]  # absent from the fingerprints made before the key existed
+        code = code_version([self.model, self.optimizer, self.schedule])
+        return {**facts, "data": data, "format": FORMAT, "code": code}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, checked."""
+
+    teacher: TrainSpec
+    checkpoint: str | None
+    members: int
+    combine: str
+    student: TrainSpec
+    transfer: Transfer
+    diagnostics: bool
+    cuda_graphs: bool
+    dataset: Node
+    val_fraction: float
+    method_name: str
+    method: Node
+    T: float | str  # "auto": chosen on validation data
+    alpha: float | str
+    beta: float
+    device: str
+    precision: str
+    data_dir: Path
+    store_dir: Path
+    every: tuple[int, float] = (1, 0.0)  # epochs or seconds between two saved states
+    resume: bool = False  # keep a finished run that the directory holds, repeat an unfinished one
+
+    def data_key(self) -> str:
+        """Return a key that is equal for runs with the same data on the same device and the same store."""
+        return fingerprint(
+            [
+                *(self.dataset, self.val_fraction, self.device, self.precision, self.cuda_graphs),
+                *(str(self.data_dir), str(self.store_dir)),
+            ]
+        )
+
+    def settings(self) -> list[tuple[float, float]]:
+        """Return the pairs of T and alpha to train: one pair, or the grid that "auto" chooses from."""
+        temperatures = AUTO_T if isinstance(self.T, str) else (self.T,)
+        alphas = AUTO_ALPHA if isinstance(self.alpha, str) else (self.alpha,)
+        return [(T, alpha) for T in temperatures for alpha in alphas]
