@@ -9,7 +9,8 @@ import torch
 import yaml
 from torch import nn
 
-from kd_cli.data import sources as data
+from kd_cli.data import digits, folders
+from kd_cli.data import torchvision as torchvision_data
 from kd_cli.errors import ConfigError
 from kd_cli.models import networks as models
 from kd_cli.models.networks import Dropout, cnn, constrain_max_norm, mlp, torchvision_model
@@ -337,7 +338,8 @@ def test_every_key_of_a_shipped_file_has_a_reader_and_a_comment(file):
     assert all(" # " in line for line in lines[2:])
     node = yaml.safe_load(file.read_text())
     home, _, name = node.pop("_target_").rpartition(".")
-    builder = getattr({"kd_cli.models.networks": models, "kd_cli.data.sources": data}[home], name)
+    homes = {module.__name__: module for module in (models, digits, folders, torchvision_data)}
+    builder = getattr(homes[home], name)
     if file.parent.name == "dataset":
         assert 0 < node.pop("val_fraction") < 1
     given = ["data_dir"] if file.parent.name == "dataset" else ["input_shape", "num_classes"]

@@ -56,7 +56,7 @@ except ConfigError as error:
 def test_the_zoo_does_not_import_torchvision_or_sklearn_before_it_is_asked_to():
     code = """
 import sys
-import kd_cli.data.sources, kd_cli.models.networks
+import kd_cli.data.digits, kd_cli.data.folders, kd_cli.data.torchvision, kd_cli.models.networks
 print([name for name in ("torchvision", "sklearn", "PIL") if name in sys.modules])
 """
     assert python(code).stdout == "[]\n"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kd_cli.config.run_config import RunConfig, build
-from kd_cli.data.sources import Dataset, normalise, prepare
+from kd_cli.data.normalisation import normalise
+from kd_cli.data.source import Dataset, prepare
 from kd_cli.errors import ConfigError
 from kd_cli.learn.cuda_graphs import CudaGraphs, Recorder
 from kd_cli.learn.engine import Examples

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from kd_cli.config.run_config import TrainSpec, build
-from kd_cli.data.sources import Dataset
+from kd_cli.data.source import Dataset
 from kd_cli.errors import CheckpointError, ConfigError, KdError
 from kd_cli.learn.learner import single_precision
 from kd_cli.learn.randomness import global_stream

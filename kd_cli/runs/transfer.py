@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kd_cli.config.run_config import RunConfig, TransferSpec, build, fingerprint
-from kd_cli.data.sources import Dataset, normalise, prepare
+from kd_cli.data.normalisation import normalise
+from kd_cli.data.source import Dataset, prepare
+from kd_cli.data.splits import first_positions
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.learn.engine import Examples
 from kd_cli.nearest import did_you_mean
 from kd_cli.runs.device_data import DeviceData
-
-RULE_SEED = 20150309  # of numpy's frozen RandomState: which examples a fraction keeps does not depend on a run's seed
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,8 @@ def transfer_set(config: RunConfig, data: DeviceData) -> TransferSet:
     for c in omitted:
         keep &= labels != c
     if spec.fraction < 1:
-        order = np.random.RandomState(RULE_SEED).permutation(len(labels))
         part = torch.zeros_like(keep)
-        part[torch.from_numpy(order[: max(1, round(spec.fraction * len(labels)))])] = True
+        part[first_positions(len(labels), max(1, round(spec.fraction * len(labels))))] = True
         keep &= part
     if not keep.any():
         raise ConfigError("the transfer set is empty", hint="omit fewer classes, or raise transfer.fraction")
@@ -91,8 +89,7 @@ def _other_data(spec: TransferSpec, config: RunConfig, data: DeviceData) -> Tran
         )
     images = other.train.images
     if spec.fraction < 1:
-        order = np.random.RandomState(RULE_SEED).permutation(len(images))
-        images = images[torch.from_numpy(np.sort(order[: max(1, round(spec.fraction * len(images)))]))]
+        images = images[first_positions(len(images), max(1, round(spec.fraction * len(images))))]
     normalised = normalise(images, data.dataset.mean, data.dataset.std, data.dtype).to(data.device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=data.device)  # never looked at: beta is 0
     facts = {**spec.examples(), "fingerprint": other.fingerprint}
