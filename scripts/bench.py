@@ -53,7 +53,9 @@ from kd_cli.commands import cores
 from kd_cli.commands.help import conf_dir
 from kd_cli.config.build import build
 from kd_cli.config.read import folder
-from kd_cli.data.sources import normalise, prepare, torchvision_dataset
+from kd_cli.data.normalisation import normalise
+from kd_cli.data.source import prepare
+from kd_cli.data.torchvision import torchvision_dataset
 from kd_cli.learn.cuda_graphs import CudaGraphs
 from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording
 from kd_cli.learn.learner import Autocast, Learner

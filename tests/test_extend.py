@@ -44,7 +44,7 @@ class Residual(nn.Module):
 """
 DATA = """
 import torch
-from kd_cli.data.sources import Source
+from kd_cli.data.source import Source
 
 def stripes(data_dir, examples=300, noise=0.3):
     # pictures of 2 channels, 5x5: one of three rows is bright

@@ -35,7 +35,7 @@ counts = {"ran": 0, "refused": 0, "diverged": 0, "damaged": 0}
 OWN = """
 import torch
 from torch import nn
-from kd_cli.data.sources import Source
+from kd_cli.data.source import Source
 
 def made(*, data_dir, classes=2, shape=(1, 3, 3), n=40, tests=20, kind="float", used=None, constant=False):
     own = torch.Generator().manual_seed(0)

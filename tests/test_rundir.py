@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 from kd_cli import load_student
-from kd_cli.data.sources import digits
+from kd_cli.data.digits import digits
 from kd_cli.errors import CheckpointError, StorageError
 from kd_cli.metrics import evaluate_logits
 from kd_cli.storage.files import new_folder, replacing, write_json, write_tensors, write_text
@@ -113,7 +113,7 @@ def test_the_loaded_student_predicts_exactly_what_the_run_reported(finished: Ran
 OWN_DATA = """
 import torch
 from sklearn.datasets import load_digits
-from kd_cli.data.sources import Source
+from kd_cli.data.source import Source
 
 def colours(data_dir):
     bunch = load_digits()

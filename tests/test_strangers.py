@@ -18,7 +18,8 @@ from process import Ran, Running
 from safetensors.torch import load_file, save_file
 
 import kd_cli
-from kd_cli.data.sources import imagefolder, torchvision_dataset
+from kd_cli.data.folders import imagefolder
+from kd_cli.data.torchvision import torchvision_dataset
 from kd_cli.errors import CheckpointError, DataError
 from kd_cli.export.load import load_student
 

@@ -7,8 +7,16 @@ from typing import Any
 # Former dotted name, of a module or of something in it, and the present one. Add a line when something moves; a line
 # may lead to a name that another line moves on.
 MOVED = {
-    "kd_cli.zoo.models": "kd_cli.models.networks",
-    "kd_cli.zoo.data": "kd_cli.data.sources",
+    "kd_cli.zoo.models.mlp": "kd_cli.models.mlp.mlp",
+    "kd_cli.zoo.models.cnn": "kd_cli.models.cnn.cnn",
+    "kd_cli.zoo.models.torchvision_model": "kd_cli.models.torchvision.torchvision_model",
+    "kd_cli.zoo.data.digits": "kd_cli.data.digits.digits",
+    "kd_cli.zoo.data.imagefolder": "kd_cli.data.folders.imagefolder",
+    "kd_cli.zoo.data.torchvision_dataset": "kd_cli.data.torchvision.torchvision_dataset",
+    "kd_cli.learn.optim.Constant": "kd_cli.learn.schedules.Constant",
+    "kd_cli.learn.optim.Linear": "kd_cli.learn.schedules.Linear",
+    "kd_cli.learn.optim.Cosine": "kd_cli.learn.schedules.Cosine",
+    "kd_cli.learn.optim.Step": "kd_cli.learn.schedules.Step",
     "kd_cli.zoo.vision": "kd_cli.vision",
     "kd_cli.runs.limits": "kd_cli.experiments.high_temperature",
 }

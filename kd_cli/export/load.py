@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.config.build import build
-from kd_cli.data.sources import normalise
+from kd_cli.data.normalisation import normalise
 from kd_cli.errors import CheckpointError, KdError
 from kd_cli.learn.teachers import freeze
 from kd_cli.runs.device_data import dtype_of

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from kd_cli.config.build import build
 from kd_cli.config.values import TrainSpec
-from kd_cli.data.sources import Dataset
+from kd_cli.data.source import Dataset
 from kd_cli.errors import CheckpointError, ConfigError, KdError
 from kd_cli.learn.batches import Examples
 from kd_cli.learn.learner import single_precision

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kd_cli.config.values import RunConfig, TrainSpec
-from kd_cli.data.sources import Dataset
+from kd_cli.data.source import Dataset
 from kd_cli.errors import Diverged
 from kd_cli.learn.engine import Outcome
 from kd_cli.metrics import agreement, evaluate_logits

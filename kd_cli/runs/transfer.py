@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +13,12 @@ from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.schema import Transfer
 from kd_cli.config.values import RunConfig
 from kd_cli.data.normalisation import Normalisation
-from kd_cli.data.sources import Dataset, prepare
+from kd_cli.data.source import Dataset, prepare
+from kd_cli.data.splits import first_positions
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.learn.batches import Examples
 from kd_cli.nearest import did_you_mean
 from kd_cli.runs.device_data import DeviceData
-
-RULE_SEED = 20150309  # of numpy's frozen RandomState: which examples a fraction keeps does not depend on a run's seed
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,8 @@ def transfer_set(config: RunConfig, data: DeviceData) -> TransferSet:
     for c in omitted:
         keep &= labels != c
     if spec.fraction < 1:
-        order = np.random.RandomState(RULE_SEED).permutation(len(labels))
         part = torch.zeros_like(keep)
-        part[torch.from_numpy(order[: max(1, round(spec.fraction * len(labels)))])] = True
+        part[first_positions(len(labels), max(1, round(spec.fraction * len(labels))))] = True
         keep &= part
     if not keep.any():
         raise ConfigError("the transfer set is empty", hint="omit fewer classes, or raise transfer.fraction")
@@ -94,8 +91,7 @@ def _other_data(spec: Transfer, config: RunConfig, data: DeviceData) -> Transfer
         )
     images = other.train.images
     if spec.fraction < 1:
-        order = np.random.RandomState(RULE_SEED).permutation(len(images))
-        images = images[torch.from_numpy(np.sort(order[: max(1, round(spec.fraction * len(images)))]))]
+        images = images[first_positions(len(images), max(1, round(spec.fraction * len(images))))]
     normalise = Normalisation(data.dataset.mean, data.dataset.std, data.dtype)
     labels = torch.zeros(len(images), dtype=torch.int64, device=data.device)  # never looked at: beta is 0
     facts = {**spec.examples(), "fingerprint": other.fingerprint}
