@@ -22,7 +22,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, first_line
 from kd_cli.nearest import did_you_mean
 from kd_cli.shipped import is_shipped
 from kd_cli.storage.training_state import interval
@@ -178,6 +178,7 @@ class RunConfig:
     store_dir: Path
     every: tuple[int, float] = (1, 0.0)  # epochs or seconds between two saved states
     resume: bool = False  # a finished run in the directory is taken as it is, an unfinished one is made again
+    record: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what run.json keeps for reports
 
     def bench_key(self) -> str:
         """Runs with equal keys have the same data on the same device, and one store."""
@@ -474,8 +475,7 @@ def _call(target: Any, node: Node, where: str, *args: Any, **kwargs: Any) -> Any
         unfit = not isinstance(error, RuntimeError) or re.search("memory|overflow|too large", str(error))
         if not unfit or isinstance(error, NotImplementedError) or not is_shipped(node["_target_"]):
             raise
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{where or node['_target_']}: {node['_target_']}: {told}") from error
+        raise ConfigError(f"{where or node['_target_']}: {node['_target_']}: {first_line(error)}") from error
 
 
 def built(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kd_cli.errors import KdError
+from kd_cli.errors import KdError, first_line
 from kd_cli.learn.optim import is_recordable
 from kd_cli.learn.stacked.dense import put_on
 from kd_cli.shipped import is_shipped
@@ -165,8 +165,7 @@ class Recorded:
             raise
         except Exception as error:  # whatever a driver, a kernel or a layer has against it
             self.failed = True
-            first = (str(error).splitlines() or [repr(error)])[0]
-            log.warning("steps cannot be recorded as CUDA graphs, and run one by one: %s", first)
+            log.warning("steps cannot be recorded as CUDA graphs, and run one by one: %s", first_line(error))
         else:
             self.recorded[sizes] = replay, places
 

@@ -26,13 +26,14 @@ from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.methods import Method
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher, combine_logits
-from kd_cli.metrics import agreement, evaluate_logits, gap_closed, matching_shift, oracle_shift
+from kd_cli.metrics import agreement, evaluate_logits, matching_shift, oracle_shift
 from kd_cli.report.pages import REPORT, write_run_page
 from kd_cli.runs.device_data import Bench, device_name, load_bench
 from kd_cli.runs.models import check_shape, forward_flops, load_module, predict_module, read_checkpoint
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.training import HARD, Care, Lesson, check_recipe, listed, said_of, train_all
 from kd_cli.runs.transfer import TransferSet, key_of, transfer_set
+from kd_cli.statistics import gap_closed
 from kd_cli.storage.files import checksum
 from kd_cli.storage.run_dir import STACKS, SUMMARY, RunDir, claim, read_identity, read_summary
 from kd_cli.storage.store import Entry, Store
@@ -84,7 +85,7 @@ class Job:
                 write_run_page(self.path)
             return
         self.rundir = RunDir(self.path, again=self.config.resume)
-        self.command = self.rundir.begin(self.command)
+        self.command = self.rundir.begin(self.command, self.config.record)
         self.identity = self.rundir.identity
 
 

@@ -120,11 +120,11 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     from safetensors.torch import save
 
     # Not save_file: it makes a file of its own under the name, which is then not the one that is locked.
-    content = save({name: t.contiguous() for name, t in tensors.items()}, metadata)
+    content = save({name: t.contiguous() for name, t in tensors.items()})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
+from kd_cli.errors import first_line
 from kd_cli.learn.learner import Autocast, single_precision
 from kd_cli.learn.optim import bare_step, set_rates
 from kd_cli.learn.randomness import Generators
@@ -62,7 +63,7 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
             logits = _vmapped(module)(parameters, torch.stack([image[None]] * 2))
             slopes = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     except Exception as error:  # whatever torch finds in a user's forward
-        return f"torch.vmap cannot run {type(module).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+        return f"torch.vmap cannot run {type(module).__name__}: {first_line(error)}"
     if any(slope is None for slope in slopes):
         return f"{type(module).__name__} has weights that its forward pass does not use"
     return None
