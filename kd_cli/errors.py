@@ -43,3 +43,8 @@ class Diverged(KdError):
 
 def _rebuild(kind: type[KdError], message: str, hint: str | None) -> KdError:
     return kind(message, hint=hint)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error as Python writes it where the message is empty."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -5,7 +5,6 @@ Logits are brought to the CPU in float64 first, so that a result does not depend
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +19,6 @@ __all__ = [
     "agreement",
     "confusion",
     "evaluate_logits",
-    "gap_closed",
-    "mean_std",
     "reliability",
 ]
 
@@ -110,28 +107,6 @@ def agreement(a: Tensor, b: Tensor) -> float:
         raise ValueError(f"agreement needs two [N, C] tensors of logits, got {list(a.shape)} and {list(b.shape)}")
     _refuse_empty(a)
     return (a.argmax(-1) == b.argmax(-1).to(a.device)).double().mean().item()
-
-
-def gap_closed(teacher_errors: float, alone_errors: float, student_errors: float) -> float | None:
-    """Share of the way from the student alone to the teacher that distillation went.
-
-    1 is as good as the teacher, 0 no use, negative harmful, above 1 better than the teacher. None when the teacher is
-    no better than the student alone: then there is no gap.
-    """
-    if teacher_errors >= alone_errors:
-        return None
-    return (alone_errors - student_errors) / (alone_errors - teacher_errors)
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float | None, int]:
-    """Mean, standard deviation (n - 1 in the denominator; None for one value) and n. ValueError for no values."""
-    n = len(values)
-    if n == 0:
-        raise ValueError("mean_std needs at least one value, got none")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return mean, None, n
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)), n
 
 
 def _calibration_error(bins: Sequence[ReliabilityBin]) -> float:

@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.check import FORMER_LOSSES
-from kd_cli.report import plots
-from kd_cli.report.plots import Point, Series
-from kd_cli.report.tables import Run, Setting, Stat, collect, compare, models_of, plus_minus, show, stat
+from kd_cli.report.compare import Setting, compare, models_of
+from kd_cli.report.read import Run, collect
+from kd_cli.report.render import TEMPLATES
+from kd_cli.report.svg.lines import Point, Series, line_chart
+from kd_cli.report.words import plus_minus, show
+from kd_cli.statistics import Stat, stat
 from kd_cli.sweeps.task import sweep_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -476,8 +479,9 @@ def markdown(table: Rows) -> str:
 
 def figure(series: Sequence[Series], **words: Any) -> str:
     """A line chart as a file of its own: with its colours, a background, and the lines' names below."""
-    chart = plots.line_chart(series, log_x=True, **words)
-    style = f"<style>{plots.CSS} svg {{ background:var(--page); }}</style>"
+    chart = str(line_chart(series, log_x=True, width=1000, **words))
+    css = (TEMPLATES / "charts.css").read_text()
+    style = f"<style>{css} svg {{ background:var(--page); }}</style>"
     names = "".join(
         f'<text x="{60 + 220 * k}" y="380" style="fill:var(--{one.colour})">&#9679; {one.name}</text>'
         for k, one in enumerate(series)

@@ -1,4 +1,4 @@
-"""The pages in a browser: no errors, sorting by mouse and keyboard, links that lead somewhere, both widths."""
+"""The pages in a browser: no errors, sorting by mouse and keyboard, links that lead somewhere, text that fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_report import made_run
+from made_runs import made_run
 
 from kd_cli.report.pages import write_report, write_run_page
 from kd_cli.runs.pictures import pictures
@@ -106,36 +106,62 @@ def test_links_lead_to_files_that_are_there(sweep: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("width", [1200, 500])
-def test_one_of_the_two_drawings_is_seen_and_the_page_does_not_scroll_sideways(
-    sweep: Path, tmp_path: Path, width: int
-) -> None:
+def test_charts_can_be_read_and_the_page_does_not_scroll_sideways(sweep: Path, tmp_path: Path, width: int) -> None:
     script = """
-    const shown = kind => [...document.querySelectorAll(kind)].filter(e => e.getClientRects().length).length;
-    return [shown(".wide"), shown(".narrow"), document.documentElement.scrollWidth <= innerWidth, innerWidth];"""
-    wide, narrow, fits, inside = ask(sweep, script, tmp_path, width=width)
+    const letters = [...document.querySelectorAll("svg.chart text")].filter(e => !e.hasAttribute("transform"));
+    const sizes = letters.map(e => e.getBoundingClientRect().height);
+    return [letters.length, Math.min(...sizes), document.documentElement.scrollWidth <= innerWidth, innerWidth];"""
+    count, smallest, fits, inside = ask(sweep, script, tmp_path, width=width)
     assert inside == width
-    assert (wide > 0, narrow > 0) == ((True, False) if width == 1200 else (False, True))
+    assert count > 10
+    assert smallest > 9  # pixels
     assert fits
+
+
+OUTSIDE = """
+const out = [...document.querySelectorAll("svg[role=img] text")].filter(text => {
+  const own = text.getBoundingClientRect(), all = text.closest("svg").getBoundingClientRect();
+  return own.left < all.left - 0.5 || own.right > all.right + 0.5;
+});
+return out.map(text => text.textContent);"""
+
+
+def test_no_text_is_cut_off_at_the_edge_of_its_chart(tmp_path: Path) -> None:
+    names = ["MMMMWWWWMMMM", "Wohnmobil", "a very long name of a class", "犬と猫と鳥と魚と牛"]
+    page = write_run_page(run_with_pictures(tmp_path / "run", names))
+    assert ask(page, OUTSIDE, tmp_path) == []
+    for i, name in enumerate(names):
+        made_run(tmp_path / "sweep" / str(i), choices={"student": name}, **{"student.hidden": [i + 1]})
+        made_run(tmp_path / "other" / str(i), T=float(i), beta=(12345.678, 1.0)[i % 2], student=150 + i)
+    assert ask(write_report([tmp_path / "sweep"], tmp_path / "sweep").html, OUTSIDE, tmp_path) == []
+    assert ask(write_report([tmp_path / "other"], tmp_path / "other").html, OUTSIDE, tmp_path) == []
 
 
 def test_the_answer_and_the_chart_are_on_the_first_screen(sweep: Path, tmp_path: Path) -> None:
     script = """
     const top = element => element.getBoundingClientRect().top;
-    return [top(document.querySelector(".headline")), top(document.querySelector(".wide svg"))];"""
+    return [top(document.querySelector(".headline")), top(document.querySelector("svg.chart"))];"""
     headline, chart = ask(sweep, script, tmp_path)
     assert 0 < headline < 200
     assert chart < 700
 
 
+def run_with_pictures(path: Path, names: list[str]) -> Path:
+    """A run of 40 random test examples of these classes, as many as there are."""
+    generator = torch.Generator().manual_seed(0)
+    made_run(path)
+    classes = len(names)
+    labels = torch.randint(0, classes, (40,), generator=generator)
+    teacher, student, alone = torch.randn(3, 40, classes, generator=generator)
+    images = torch.randint(0, 256, (40, 3, 12, 12), generator=generator).to(torch.uint8)
+    found = pictures(images, labels, teacher, student, names, T=2, alone_logits=alone)
+    (path / "examples.json").write_text(json.dumps(found))
+    return path
+
+
 @pytest.mark.parametrize("width", [1200, 500])
 def test_the_page_of_a_run_shows_its_pictures(tmp_path: Path, width: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    path = made_run(tmp_path / "run")
-    labels = torch.randint(0, 4, (40,), generator=generator)
-    teacher, student, alone = torch.randn(3, 40, 4, generator=generator)
-    images = torch.randint(0, 256, (40, 3, 12, 12), generator=generator).to(torch.uint8)
-    found = pictures(images, labels, teacher, student, ["cat", "dog", "cow", "<b>"], T=2, alone_logits=alone)
-    (path / "examples.json").write_text(json.dumps(found))
+    path = run_with_pictures(tmp_path / "run", ["cat", "dog", "cow", "<b>"])
     script = """
     const images = [...document.images].map(image => image.complete && image.naturalWidth);
     const fits = document.documentElement.scrollWidth <= innerWidth;

@@ -18,7 +18,7 @@ from process import Ran, Running
 
 from kd_cli.commands.kd_report import arguments, report
 from kd_cli.errors import StorageError
-from kd_cli.report.tables import read_run
+from kd_cli.report.read import read_run
 from kd_cli.storage.files import MAKING, checksum, making, replacing, tidy, write_json, write_tensors, write_text
 from kd_cli.storage.locks import Held, lock, tidy_locks
 from kd_cli.storage.run_dir import read_summary

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_cli.errors import DataError
-from kd_cli.metrics import agreement, confusion, evaluate_logits, gap_closed, mean_std, reliability
+from kd_cli.metrics import agreement, confusion, evaluate_logits, reliability
+from kd_cli.statistics import gap_closed, mean_std
 
 
 def surely(*probabilities: list[float]) -> Tensor:

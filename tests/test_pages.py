@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
-import struct
-import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_report import made_run, only
+from made_runs import made_run, only
+from PIL import Image
 
 from kd_cli.errors import StorageError
 from kd_cli.metrics import evaluate_logits
-from kd_cli.report.pages import axis_of, mean_curve, run_page, sweep_page, write_report, write_run_page
-from kd_cli.report.tables import collect, compare
+from kd_cli.report.compare import compare
+from kd_cli.report.curves import mean_curve
+from kd_cli.report.figures import axis_of
+from kd_cli.report.pages import write_report, write_run_page
+from kd_cli.report.read import collect
+from kd_cli.report.run_page import run_page
+from kd_cli.report.sweep_page import sweep_page
 from kd_cli.runs.pictures import choose, disagreement, mistakes, picture, pictures
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -254,11 +259,9 @@ def test_a_picture_is_the_image(tmp_path: Path) -> None:
     url = picture(IMAGES[1])
     assert url is not None
     data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
-    assert struct.unpack(">IIBB", data[16:26]) == (4, 4, 8, 0)
-    start = data.index(b"IDAT") + 4
-    rows = zlib.decompress(data[start : data.index(b"IEND") - 8])
-    pixels = [value for y in range(4) for value in rows[5 * y + 1 : 5 * y + 5]]
-    assert pixels == IMAGES[1].flatten().tolist()
+    with Image.open(io.BytesIO(data)) as file:
+        assert (file.format, file.mode, file.size) == ("PNG", "L", (4, 4))
+        assert list(file.tobytes()) == IMAGES[1].flatten().tolist()
     assert picture(torch.rand(3)) is None
 
 

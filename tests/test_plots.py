@@ -8,22 +8,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kd_cli.report.plots import (
-    Point,
-    Row,
-    Series,
-    both,
-    distributions,
-    heat_map,
-    legend,
-    line_chart,
-    log_ticks,
-    number,
-    parts,
-    reliability_diagram,
-    row_chart,
-    ticks,
-)
+from kd_cli.report.svg.heat import HeatCell, heat_map
+from kd_cli.report.svg.lines import Point, Series, line_chart
+from kd_cli.report.svg.marks import shorten, text_width
+from kd_cli.report.svg.rows import Row, row_chart
+from kd_cli.report.svg.scales import log_ticks, number, ticks
+from kd_cli.report.svg.small import distributions, legend, parts, reliability_diagram
 
 NASTY = "<script>\"&'"
 LABELS = {"title": NASTY, "x_label": NASTY, "y_label": NASTY}
@@ -102,7 +92,12 @@ def test_every_chart_is_well_formed_and_escaped(width: int) -> None:
             [Row(NASTY, 1.0, 0.2, NASTY, chosen=True)], levels=[Row(NASTY, 2)], title="t", x_label="x", width=width
         ),
         heat_map(
-            {(0, 0): (1.0, NASTY, NASTY)}, columns=[NASTY], rows=[NASTY * 9], **LABELS, width=width, chosen=(0, 0)
+            {(0, 0): HeatCell(1.0, NASTY, NASTY)},
+            columns=[NASTY],
+            rows=[NASTY * 9],
+            **LABELS,
+            width=width,
+            chosen=(0, 0),
         ),
         reliability_diagram([(NASTY, "c0", bins)], title=NASTY, width=width),
         distributions([(NASTY * 3, 0.2, 0.8, True), ("b", None, 0.2, False)], title=NASTY),
@@ -131,10 +126,28 @@ def test_bars_are_as_long_as_probabilities() -> None:
 
 
 def test_the_strongest_cell_is_the_largest() -> None:
-    cells = {(0, 0): (1.0, "1", ""), (1, 0): (3.0, "3", ""), (2, 0): (2.0, "2", "")}
+    cells = {(0, 0): HeatCell(1.0, "1", ""), (1, 0): HeatCell(3.0, "3", ""), (2, 0): HeatCell(2.0, "2", "")}
     svg = heat_map(cells, columns=["a", "b", "c"], rows=["r"], title="t", x_label="x", y_label="y")
     assert re.findall(r"var\(--hot\) (\d+)%", svg) == ["0", "100", "50"]
 
 
-def test_a_chart_is_drawn_for_wide_and_narrow_screens() -> None:
-    assert both(lambda width: f"[{width}]") == '<div class="wide">[1000]</div><div class="narrow">[380]</div>'
+def test_long_tick_labels_make_room_for_the_name_of_the_axis() -> None:
+    svg = line_chart([Series("a", [Point(0, 0), Point(1, 99_999)])], **LABELS)
+    ends = [float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]* text-anchor="end">[\d,]+<', svg)]
+    assert len(ends) == 4
+    assert all(end - text_width("150,000") > 20 for end in ends)  # the name, turned, reaches to about 19
+
+
+def test_text_is_shortened_to_its_room() -> None:
+    assert shorten("automobile", 200) == "automobile"
+    short = shorten("Wwwwwwwwww", 60)
+    assert short.endswith("…")
+    assert text_width(short) <= 60
+    assert shorten("abc", 0) == "a…"
+
+
+def test_class_names_of_wide_letters_begin_inside_their_chart() -> None:
+    svg = distributions([("MWMWMWMWMW", 0.5, 0.5, True), ("iii", 0.5, 0.5, False)], title="t")
+    for x, name in re.findall(r'<text [^>]*x="([\d.]+)"[^>]*>([^<]+)<', svg):
+        assert float(x) - text_width(name, bold=True) >= 0
+    assert "<title>MWMWMWMWMW</title>" in svg

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,105 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from made_runs import as_before, made_run, only
 
 from kd_cli.commands.kd_report import main
 from kd_cli.errors import DataError
-from kd_cli.metrics import gap_closed, mean_std
-from kd_cli.report.pages import run_page, write_report, write_run_page
-from kd_cli.report.tables import (
-    _read_yaml,
-    align,
-    answer,
-    baselines,
-    collect,
-    compare,
-    plus_minus,
-    run_table,
-    share_closed,
-    stat,
-    sweep_table,
-    swept_keys,
-    telling,
-)
+from kd_cli.report.compare import baselines, compare, distinguishing, swept_keys
+from kd_cli.report.pages import write_report, write_run_page
+from kd_cli.report.read import collect, read_run
+from kd_cli.report.run_page import run_page
+from kd_cli.report.tables import align, run_table, sweep_table
+from kd_cli.report.words import answer, percent, plus_minus, verdict
+from kd_cli.statistics import mean_std, stat
 
-TEST = 200  # examples in a made-up test set
-
-
-def made_run(
-    path: Path,
-    *,
-    teacher: int | None = 10,
-    alone: int = 50,
-    student: int | None = 30,
-    val: float | None = 0.9,
-    val_nll: float = 0.5,
-    status: str = "completed",
-    data: str = "data-1",
-    choices: dict[str, str] | None = None,
-    epochs: int = 3,
-    **config: Any,
-) -> Path:
-    """A run directory as kd-run leaves it, of made-up numbers; a status of unfinished has no summary."""
-    options = {
-        "method": "soft_targets",
-        "student": "tinymlp",
-        "teacher": "bigmlp",
-        "dataset": "digits",
-        **(choices or {}),
-    }
-    settings = {"T": 2.0, "alpha": 1.0, "beta": 0.5, "seed": 0, "training.epochs": epochs, "teacher_training.seed": 0}
-    settings |= {"dataset.val_fraction": 0.2, "device": "auto", "precision": "float32", **config}
-    nested: dict[str, Any] = {}
-    for key, value in settings.items():
-        group, _, name = key.rpartition(".")
-        (nested.setdefault(group, {}) if group else nested)[name] = value
-    (path / ".hydra").mkdir(parents=True)
-    (path / ".hydra/config.yaml").write_text(json.dumps(nested))  # JSON is YAML
-    lines = "".join(f"      {group}: {name}\n" for group, name in {**options, "experiment": "null"}.items())
-    (path / ".hydra/hydra.yaml").write_text(f"hydra:\n  runtime:\n    cwd: /x\n    choices:\n{lines}  verbose: false\n")
-    rows = [
-        {"role": role, "epoch": e, "train_accuracy": 0.5, "hard_loss": 1.0 / e, "val_accuracy": val, "val_nll": val_nll}
-        for role in ("teacher", "student_alone", "student")
-        for e in range(1, epochs + 1)
-    ]
-    rows = [row if val is not None else {**row, "val_accuracy": None, "val_nll": None} for row in rows]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if status == "unfinished":
-        return path
-
-    def report(name: str, errors: int | None, mark: str) -> dict[str, Any] | None:
-        if errors is None:
-            return None
-        test = {"errors": errors, "total": TEST, "accuracy": 1 - errors / TEST, "nll": 0.3, "ece": 0.05}
-        facts = {"parameters": 100, "flops": 200, "epochs": epochs, "seconds": 0.1, "from_store": False}
-        return {"fingerprint": mark, "name": name, **facts, "test": test | {"agreement": 0.8}}
-
-    seed, taught = settings["seed"], teacher is not None
-    mark = json.dumps([settings, options])
-    summary = {
-        "status": status,
-        "command": "kd-run T=2",
-        "dataset": {
-            "name": options["dataset"],
-            "fingerprint": data,
-            "train": 100,
-            "val": 50,
-            "test": TEST,
-            "classes": 10,
-        },
-        "teacher": report(options["teacher"], teacher, f"teacher {settings['teacher_training.seed']}"),
-        "student_alone": report(options["student"], alone, f"alone {seed} {options['student']} {epochs}"),
-        "student": report(options["student"], student if status == "completed" else None, mark),
-        "gap_closed": gap_closed(teacher, alone, student) if taught and student is not None else None,
-        **{key: settings[key] for key in ("T", "alpha", "beta", "seed", "precision")},
-        "method": options["method"],
-        "device": "cpu",
-        "versions": {"python": "3.11"},
-        **({"cause": "student: the loss is not a finite number in epoch 1"} if status == "diverged" else {}),
-    }
-    (path / "summary.json").write_text(json.dumps(summary))
-    return path
+OLD_RUN = Path(__file__).with_name(
+    "old_run"
+)  # of a kd-run that wrote no configuration into run.json; without weights, log and page
 
 
 @pytest.fixture(scope="session")
@@ -125,20 +42,12 @@ def real_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "sweep"
 
 
-def only(path: Path) -> Any:
-    """The one comparison of the runs under a path."""
-    (comparison,) = compare(collect([path])[0])
-    return comparison
-
-
 # ---------------------------------------------------------------- statistics
 
 
-def test_mean_and_std_are_those_of_the_metrics_module() -> None:
-    values = [3.0, 5.0, 10.0]
-    found = stat(values)
-    assert found is not None
-    assert (found.mean, found.std, found.n) == pytest.approx(mean_std(values))
+def test_values_that_are_missing_are_left_out_of_a_mean() -> None:
+    found = stat([3.0, None, 5.0, 10.0])
+    assert found == mean_std([3.0, 5.0, 10.0])
     assert found.std == pytest.approx(3.605551275)  # sqrt((9 + 1 + 16) / 2)
 
 
@@ -150,9 +59,15 @@ def test_one_value_has_no_std_and_none_has_no_mean() -> None:
     assert stat([None]) is None
 
 
-def test_a_share_of_the_gap_is_that_of_the_metrics_module() -> None:
-    for triple in ((10, 50, 30), (10, 50, 60), (50, 10, 5), (5, 5, 5)):
-        assert share_closed(*triple) == gap_closed(*triple)
+@pytest.mark.parametrize(("value", "word"), [(-0.001, "0%"), (-0.1, "-10%"), (0.0, "0%"), (1.004, "100%")])
+def test_a_zero_has_no_sign(value: float, word: str) -> None:
+    assert percent(value) == word
+    assert plus_minus(stat([value]), ".0%") == word
+
+
+def test_a_run_that_closed_next_to_nothing_closed_0_percent(tmp_path: Path) -> None:
+    summary = json.loads((made_run(tmp_path / "0") / "summary.json").read_text())
+    assert verdict(summary | {"gap_closed": -0.002}).endswith(" distilled, 0% of the gap to the teacher closed")
 
 
 def test_a_setting_averages_over_seeds(tmp_path: Path) -> None:
@@ -236,7 +151,7 @@ def test_what_validation_does_not_tell_apart_is_named(tmp_path: Path) -> None:
         made_run(tmp_path / f"c{seed}", T=8.0, seed=seed, val=0.50)
     comparison = only(tmp_path)
     assert comparison.best.values == {"T": 1.0}
-    assert [s.values["T"] for s in comparison.alike] == [2.0]
+    assert [s.values["T"] for s in comparison.close_to_best] == [2.0]
     assert "Validation does not tell it from T=2 (" in answer(comparison)[1]
 
 
@@ -278,9 +193,9 @@ def test_data_sets_are_compared_apart(tmp_path: Path) -> None:
 
 def test_names_keep_what_tells_settings_apart() -> None:
     values = [{"T": 1, "teacher": "a", "teacher.hidden": 3}, {"T": 1, "teacher": "b", "teacher.hidden": 4}]
-    assert telling(["T", "teacher", "teacher.hidden"], values) == ["teacher"]
+    assert distinguishing(["T", "teacher", "teacher.hidden"], values) == ["teacher"]
     joint = [{"T": 1, "beta": 0.5}, {"T": 2, "beta": 0.7}]
-    assert telling(["T", "beta"], joint) == ["T", "beta"]
+    assert distinguishing(["T", "beta"], joint) == ["T", "beta"]
 
 
 # ---------------------------------------------------------------- reading
@@ -289,7 +204,7 @@ def test_names_keep_what_tells_settings_apart() -> None:
 def test_unreadable_runs_are_named_and_the_others_read(tmp_path: Path) -> None:
     made_run(tmp_path / "good")
     (made_run(tmp_path / "torn") / "summary.json").write_text('{"status": "comp')
-    (made_run(tmp_path / "foreign") / ".hydra/config.yaml").write_text("model: resnet\n")
+    (as_before(made_run(tmp_path / "foreign")) / ".hydra/config.yaml").write_text("model: resnet\n")
     with (tmp_path / "good/metrics.jsonl").open("a") as file:
         file.write('not json\n{"role": "stud')
     runs, notes = collect([tmp_path, tmp_path / "good"])
@@ -303,7 +218,7 @@ def test_unreadable_runs_are_named_and_the_others_read(tmp_path: Path) -> None:
 def test_a_run_without_a_summary_is_unfinished(tmp_path: Path) -> None:
     made_run(tmp_path / "0", T=1.0)
     made_run(tmp_path / "1", T=2.0, status="unfinished")
-    comparison = only(tmp_path)
+    comparison = only(tmp_path, unfinished=True)
     assert [run.status for run in comparison.runs] == ["completed", "unfinished"]
     assert "0 (1 unfinished)" in sweep_table([comparison])
 
@@ -313,40 +228,87 @@ def test_a_log_that_ends_with_an_error_tells_why_a_run_failed(tmp_path: Path) ->
     stamp = "[2026-11-21 10:00:00,000][kd_cli]"
     log = f"{stamp}[INFO] begins\n{stamp}[ERROR] failed: 0: the disk is full\nTraceback (most recent call last):\n"
     (path / "run.log").write_text(log)
-    comparison = only(tmp_path)
+    comparison = only(tmp_path, unfinished=True)
     assert (comparison.runs[0].status, comparison.runs[0].cause) == ("failed", "failed: 0: the disk is full")
     assert "0 (1 failed)" in sweep_table([comparison])
     (path / "run.log").write_text(f"{log}{stamp}[INFO] goes on\n")
     assert only(tmp_path).runs[0].status == "unfinished"
 
 
+def test_runs_without_a_result_are_counted_in_one_line(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        made_run(tmp_path / f"good{seed}", T=2.0, seed=seed)
+    made_run(tmp_path / "stopped", T=2.0, seed=2, status="unfinished")  # of a setting that has results
+    for i in range(44):
+        made_run(tmp_path / f"refused{i}", T=float(i + 3), status="unfinished", **{"student.hidden": [i]})
+    made_run(tmp_path / "other data", choices={"dataset": "mnist"}, status="unfinished", **{"dataset.root": "x"})
+    comparisons = compare(collect([tmp_path])[0])
+    table = sweep_table(comparisons)
+    assert table.splitlines()[0].startswith("digits: 50 validation, 200 test examples; 47 runs: 2 completed, 45 unfin")
+    assert "2 (1 unfinished)" in table
+    sentence = "45 runs without a result are not listed (45 unfinished); kd-report --unfinished lists them"
+    assert table.endswith(f"\n\n{sentence}")
+    assert len(table.splitlines()) < 16
+    listed = sweep_table(compare(collect([tmp_path])[0], unfinished=True))
+    assert listed.count("0 (1 unfinished)") == 45
+    assert sentence not in listed
+    written = write_report([tmp_path], tmp_path)
+    assert written.html.read_text().count("refused") == 0
+    assert written.csv.read_text().count("unfinished") == 46  # the file has every run
+
+
+def test_a_run_without_a_configuration_in_run_json_opens(tmp_path: Path) -> None:
+    run = read_run(OLD_RUN)
+    assert "config" not in json.loads((OLD_RUN / "run.json").read_text())
+    assert (run.status, run.seed, run.config["training.epochs"]) == ("completed", 0, 2)
+    assert run.config["student.hidden"] == [30, 30]
+    assert run.choices == {
+        "method": "soft_targets",
+        "dataset": "digits",
+        "student": "tinymlp",
+        "teacher": "tinymlp",
+        "training": "digits",
+        "teacher_training": "digits",
+        "optimizer": "adamw",
+        "teacher_optimizer": "adamw",
+        "schedule": "cosine",
+        "teacher_schedule": "cosine",
+    }
+    assert run.test("student", "errors") == 514
+    assert "514 errors on 597 test examples" in write_report([OLD_RUN], tmp_path).table
+    assert write_run_page(OLD_RUN, tmp_path).read_text().count("<figure") == 8 * 5
+
+
+def test_old_and_new_runs_are_compared(tmp_path: Path) -> None:
+    as_before(made_run(tmp_path / "0", T=1.0, **{"student.hidden": [3, 4]}))
+    made_run(tmp_path / "1", T=4.0, **{"student.hidden": [3, 4]})
+    assert only(tmp_path).keys == ("T",)
+
+
+def test_hydras_files_and_run_json_say_the_same(real_sweep: Path, tmp_path: Path) -> None:
+    path = next(real_sweep.glob("*/summary.json")).parent
+    now = read_run(path)
+    shutil.copytree(path, tmp_path / "run")
+    before = read_run(as_before(tmp_path / "run"))
+    assert (now.config, now.choices) == (before.config, before.choices)
+    assert {"T", "student.hidden", "optimizer.lr"} <= now.config.keys()
+    assert now.choices["student"] == "tinymlp"
+    shutil.rmtree(tmp_path / "run/.hydra")
+    assert read_run(path).config == now.config
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "T: 2.0\nalpha: 1\nstudent:\n  name: x\n  hidden:\n  - 3\nkeys:\n- a\n- b\nempty: {}\n",
-        "a: &one [1, 2]\nb: *one\n",
-        "a: 1\na: 2\n",
-        "a: 1\n\nb:\n\n  c: 2\n",
-        "# a word\na: 1\n'b': 2\n3: 4\n",
-        "a: 'two\n\n  lines'\nb: |\n  x: 1\n\n  y\n",
-        "[1, 2]\n",
-        "a: 1",
-        "",
-        "word\n",
+        *("a: 1\n---\nb: 2\n", "a: [1\nb: 2]\nc: }\n", "a: *missing\n", "a: !!python/name:os.system\n"),
+        *("[1, 2]\n", "word\n", "a: 1\n", ""),
     ],
 )
-def test_yaml_read_in_parts_is_yaml_read_at_once(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.yaml").write_text(text)
-    assert _read_yaml(tmp_path / "config.yaml") == yaml.safe_load(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["a: 1\n---\nb: 2\n", "a: [1\nb: 2]\nc: }\n", "a: *missing\n", "a: !!python/name:os.system\n"]
-)
-def test_yaml_that_cannot_be_read_in_parts_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(yaml.YAMLError):
-        _read_yaml(tmp_path / "config.yaml")
+def test_hydras_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    path = as_before(made_run(tmp_path / "0", status="unfinished"))
+    (path / ".hydra/config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        read_run(path)
 
 
 def test_a_summary_is_enough(tmp_path: Path) -> None:
@@ -354,6 +316,7 @@ def test_a_summary_is_enough(tmp_path: Path) -> None:
     for file in (path / ".hydra").iterdir():
         file.unlink()
     (path / ".hydra").rmdir()
+    (path / "run.json").unlink()
     assert only(tmp_path).settings[0].n == 1
 
 

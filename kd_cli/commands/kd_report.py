@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from kd_cli.errors import KdError
 from kd_cli.report.pages import write_report, write_run_page
-from kd_cli.report.tables import is_run, read_run, run_table
+from kd_cli.report.read import collect, is_run, read_run
+from kd_cli.report.tables import run_table
 
 EPILOG = """examples:
   kd-report multirun/2026-11-21/10-00-00     one sweep: its table, sweep.csv and sweep.html beside the runs
@@ -20,7 +22,7 @@ EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `kd-report`. Exits with 1 after an error, told without a traceback."""
+    """Entry point of `kd-report`. After a user's mistake, prints it without a traceback and exits with 1."""
     try:
         report(arguments(argv))
     except KdError as error:
@@ -33,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="kd-report",
         description="Compare runs that are on disk: mean ± std over seeds for each setting, the best by validation.",
@@ -47,11 +50,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="where to write; by default the sweep's own folder, or for several paths kd-report.csv and .html here",
     )
     parser.add_argument("--runs", action="store_true", help="also write the report.html of every run")
+    parser.add_argument("--unfinished", action="store_true", help="list runs without a result one by one")
+    version = f"kd-cli {importlib.metadata.version('kd-cli')}"
+    parser.add_argument("--version", action="version", version=version, help="print the version of kd-cli")
     return parser.parse_args(argv)
 
 
 def report(options: argparse.Namespace) -> None:
-    """Write and print what was asked for."""
+    """Write and print the report that the options ask for."""
     if len(options.paths) == 1 and is_run(options.paths[0]):
         page = write_run_page(options.paths[0], options.out)
         if summary := read_run(options.paths[0]).summary:
@@ -61,12 +67,10 @@ def report(options: argparse.Namespace) -> None:
     out, name = destination(options.paths, options.out)
     pages = 0
     if options.runs:  # first, so that the sweep's page links to them
-        from kd_cli.report.tables import collect
-
         for run in collect(options.paths)[0]:
             write_run_page(run.path)
             pages += 1
-    written = write_report(options.paths, out, name=name)
+    written = write_report(options.paths, out, name=name, unfinished=options.unfinished)
     print(f"\n{written.table}")
     for note in written.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -75,7 +79,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def destination(paths: Sequence[Path], out: Path | None) -> tuple[Path, str]:
-    """Where the files go and what they are called: a sweep's beside its runs, those of anything else here."""
+    """The folder and the name of the files: a sweep's beside its runs, others in the current folder."""
     if out is not None:
         return out, "sweep"
     if len(paths) == 1 and paths[0].is_dir() and is_sweep(paths[0]):
@@ -84,7 +88,7 @@ def destination(paths: Sequence[Path], out: Path | None) -> tuple[Path, str]:
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether the folder is one sweep's: Hydra's multirun.yaml is there, or runs lie directly in it."""
+    """Whether the folder is a sweep's: Hydra's multirun.yaml is there, or runs lie directly in it."""
     return (path / "multirun.yaml").is_file() or any(is_run(folder) for folder in path.iterdir() if folder.is_dir())
 
 

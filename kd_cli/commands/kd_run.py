@@ -15,7 +15,7 @@ from pathlib import Path
 from kd_cli.commands import cores
 from kd_cli.commands import help as help_page
 from kd_cli.commands.preload import preload_torch
-from kd_cli.errors import ConfigError, KdError
+from kd_cli.errors import ConfigError, KdError, first_line
 from kd_cli.nearest import did_you_mean
 
 NAMED = 20  # jobs that failed, at the end of a sweep
@@ -168,9 +168,14 @@ def end_sweep(error: BaseException | None = None) -> None:
         told = "\n".join([*lines[:NAMED], *more])
         failed = f"\nerror: {len(bad)} of {len(written.runs)} jobs did not complete\n{told}"
         causes = [run.cause for run in bad if run.cause]
-        if error is None or isinstance(error, SystemExit) or any(_first_line(error) in cause for cause in causes):
+        if error is None or isinstance(error, SystemExit) or any(_caused(error, cause) for cause in causes):
             sys.exit(failed)
         print(failed + "\n", file=sys.stderr)
+
+
+def _caused(error: BaseException, cause: str) -> bool:
+    """Whether a job's log ends with this error."""
+    return not str(error) or first_line(error) in cause
 
 
 def draw_after(folder: Path) -> None:
@@ -181,10 +186,6 @@ def draw_after(folder: Path) -> None:
     if SweepNotes.after is not None:
         files = build(SweepNotes.after, folder, where="after_sweep")
         print("and " + ", ".join(os.path.relpath(file) for file in files))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def prepare(argv: Sequence[str]) -> None:
@@ -287,7 +288,7 @@ def _type_error(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ValidationError):
-            return str(cause).splitlines()[0]
+            return first_line(cause)
         cause = cause.__cause__
     return None
 

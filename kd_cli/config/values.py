@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class RunConfig:
     store_dir: Path
     every: tuple[int, float] = (1, 0.0)  # epochs or seconds between two saved states
     resume: bool = False  # keep a finished run that the directory holds, repeat an unfinished one
+    record: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what run.json keeps for reports
 
     def data_key(self) -> str:
         """Return a key that is equal for runs with the same data on the same device and the same store."""

@@ -1,4 +1,4 @@
-"""What becomes of soft targets at high temperature: pictures drawn from a sweep's runs when it has ended."""
+"""Soft targets at high temperature: charts drawn from a sweep's runs when it has ended."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from kd_cli.config.values import RunConfig
 from kd_cli.errors import DataError
 from kd_cli.export.load import load_student
 from kd_cli.losses import logit_matching, soft_cross_entropy
-from kd_cli.report import plots
-from kd_cli.report.pages import page
-from kd_cli.report.plots import Point, Series
-from kd_cli.report.tables import Run, Stat, collect, stat
+from kd_cli.report.figures import Figure
+from kd_cli.report.read import Run, collect
+from kd_cli.report.render import render
+from kd_cli.report.svg.lines import Point, Series, line_chart
 from kd_cli.runs.device_data import load_device_data
+from kd_cli.statistics import Stat, stat
 from kd_cli.storage.files import write_json, write_text
 from kd_cli.storage.store import Store
 
@@ -25,10 +26,10 @@ from kd_cli.storage.store import Store
 def high_temperature(folder: Path) -> list[Path]:
     """Compare students by soft targets at growing T with the students by logit matching, seed by seed.
 
-    The runs of a sweep over T and over `preset=soft_only,logits_only`. Two measures against T, mean ± std over seeds:
-    the cosine between the two losses' gradients on the logits, at the student alone, which tends to 1 (Hinton 2015,
-    section 2.1); and the distance between the two trained students' centred test logits, relative to their size.
-    Writes limit.json and limit.html into the folder. DataError when there are no such runs.
+    The folder is that of a sweep over T and over `preset=soft_only,logits_only`. Two quantities are drawn against T,
+    mean ± std over seeds: the cosine between the two losses' gradients on the logits, at the student alone, which tends to 1
+    (Hinton 2015, section 2.1); and the distance between the two trained students' centred test logits, relative to
+    their size. Writes limit.json and limit.html into the folder. Raises DataError when there are no such runs.
     """
     runs = [run for run in collect([folder])[0] if run.status == "completed"]
     matched = {run.seed: run for run in runs if run.choices.get("method") == "logits"}
@@ -36,9 +37,9 @@ def high_temperature(folder: Path) -> list[Path]:
     if not soft:
         raise DataError(f"{folder} has no runs by soft targets and by logits with a common seed")
     config = configuration(soft[0])
-    bench = load_device_data(config)
+    data = load_device_data(config)
     store = Store(config.store_dir)
-    images = bench.dataset.test.images
+    images = data.dataset.test.images
 
     def outputs(run: Run, role: str) -> Tensor:
         entry = store.get(run.summary[role]["fingerprint"])
@@ -59,10 +60,10 @@ def high_temperature(folder: Path) -> list[Path]:
         target = targets[run.seed]
         distances.setdefault(T, []).append(float((logits - target).norm() / target.norm()))
     stats = {T: (stat(cosines[T]), stat(distances[T])) for T in sorted(cosines)}
-    told = [
+    rows = [
         {"T": T, "n": len(cosines[T]), "gradient_cosine": cosines[T], "distance": distances[T]} for T in sorted(cosines)
     ]
-    write_json(folder / "limit.json", told)
+    write_json(folder / "limit.json", rows)
     write_text(folder / "limit.html", _page(stats))
     return [folder / "limit.html", folder / "limit.json"]
 
@@ -80,12 +81,12 @@ def gradient_cosine(student: Tensor, teacher: Tensor, *, T: float) -> float:
 
 
 def centred(logits: Tensor) -> Tensor:
-    """Logits without each example's mean, which the softmax does not see."""
+    """Logits minus each example's mean, which does not change the softmax."""
     return logits - logits.mean(-1, keepdim=True)
 
 
 def configuration(run: Run) -> RunConfig:
-    """The configuration that a run recorded."""
+    """The configuration that Hydra recorded for a run."""
     from omegaconf import DictConfig, OmegaConf
 
     cfg = OmegaConf.load(run.path / ".hydra" / "config.yaml")
@@ -100,20 +101,16 @@ def _page(stats: dict[float, tuple[Stat | None, Stat | None]]) -> str:
         "Of the students by soft targets at T and by logit matching with the same seed; 0 is the same function.",
     )
     n = max(s.n for pair in stats.values() for s in pair if s is not None)
-    body = ["<h1>Soft targets at high temperature</h1>"]
+    figures = []
     for k, (name, note) in enumerate(zip(names, notes, strict=True)):
         points = [Point(T, s.mean, s.std, f"T = {T:g}: {s.mean:.4f}") for T, pair in stats.items() if (s := pair[k])]
-        chart = plots.both(
-            lambda width, points=points, name=name: plots.line_chart(  # type: ignore[misc]
-                [Series("soft targets against logits", points, "c0")],
-                title=f"{name} against T",
-                x_label="temperature T (logarithmic)",
-                y_label=name.split(",")[0],
-                width=width,
-                log_x=True,
-                x_ticks=sorted(stats),
-            )
+        chart = line_chart(
+            [Series("soft targets against logits", points, "c0")],
+            title=f"{name} against T",
+            x_label="temperature T (logarithmic)",
+            y_label=name.split(",")[0],
+            log_x=True,
+            x_ticks=sorted(stats),
         )
-        body.append(f'<h2>{name[0].upper() + name[1:]}</h2><div class="card">{chart}<p class="note">{note} ')
-        body.append(f"Mean ± std over seeds, n = {n}.</p></div>")
-    return page("Soft targets at high temperature", body)
+        figures.append(Figure(name[0].upper() + name[1:], chart, f"{note} Mean ± std over seeds, n = {n}."))
+    return render("charts", title="Soft targets at high temperature", figures=figures)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from kd_cli.config.build import build
 from kd_cli.data.normalisation import normalise
-from kd_cli.errors import CheckpointError, KdError
+from kd_cli.errors import CheckpointError, KdError, first_line
 from kd_cli.learn.teachers import freeze
 from kd_cli.runs.device_data import dtype_of
-from kd_cli.runs.models import first_line, mismatches, with_sizes
+from kd_cli.runs.models import mismatches, with_sizes
 from kd_cli.storage.files import checksum, read_json
 from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 

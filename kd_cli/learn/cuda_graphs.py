@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kd_cli.errors import KdError
+from kd_cli.errors import KdError, first_line
 from kd_cli.learn.batches import Block
 from kd_cli.learn.learner import Learner, Rate
 from kd_cli.learn.objective import Objective
@@ -171,8 +171,7 @@ class RecordedSteps:
             raise
         except Exception as error:  # whatever a driver, a kernel or a layer has against it
             self.failed = True
-            first = (str(error).splitlines() or [repr(error)])[0]
-            log.warning("steps cannot be recorded as CUDA graphs, and run one by one: %s", first)
+            log.warning("steps cannot be recorded as CUDA graphs, and run one by one: %s", first_line(error))
         else:
             self.recorded[block.sizes] = replay, (index, draws, rates)
 

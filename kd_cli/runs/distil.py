@@ -14,7 +14,7 @@ from kd_cli.config.values import TrainSpec
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
-from kd_cli.metrics import gap_closed, matching_shift, oracle_shift
+from kd_cli.metrics import matching_shift, oracle_shift
 from kd_cli.runs.auto import choice_report, choose
 from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.jobs import Job, alive, failing
@@ -22,6 +22,7 @@ from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.stacks import Member, Stage, report_line
 from kd_cli.runs.summary import diverged_error, rebuilding, with_agreement
+from kd_cli.statistics import gap_closed
 from kd_cli.storage.run_dir import SUMMARY
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ class Job:
                 raise Diverged(f"{summary['status']}: {summary.get('cause')}")
             return
         self.rundir = RunDir(self.path, again=self.config.resume)
-        self.command = self.rundir.begin(self.command)
+        self.command = self.rundir.begin(self.command, self.config.record)
         self.identity = self.rundir.identity
 
     def note(self, sentence: str, *, shown: bool = True) -> None:

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from kd_cli.config.build import build
 from kd_cli.config.values import TrainSpec
 from kd_cli.data.source import Dataset
-from kd_cli.errors import CheckpointError, ConfigError, KdError
+from kd_cli.errors import CheckpointError, ConfigError, KdError, first_line
 from kd_cli.learn.batches import Examples
 from kd_cli.learn.learner import single_precision
 from kd_cli.learn.randomness import global_stream
@@ -162,10 +162,6 @@ def mismatches(module: nn.Module, state: Mapping[str, Any]) -> list[str]:
         elif found.shape != expected.shape:
             problems.append(f"{name} is {tuple(found.shape)}, the model's is {tuple(expected.shape)}")
     return problems
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]
 
 
 def forward_flops(module: nn.Module, image: Tensor) -> int:

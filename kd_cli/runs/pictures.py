@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import functools
-import struct
-import zlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kd_cli.metrics import confusion, reliability
@@ -161,15 +161,9 @@ def picture(image: Tensor) -> str | None:
 @functools.lru_cache(256)  # the teacher's least certain examples are the same for every student of a sweep
 def _png_url(pixels: bytes, height: int, width: int, channels: int) -> str:
     """Bytes in the order [height, width, 1 or 3 channels] as a PNG file in a data URL."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    long = width * channels
-    rows = b"".join(b"\0" + pixels[y * long : (y + 1) * long] for y in range(height))  # 0: the row is as it stands
-    head = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
-    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(file).decode("ascii")
+    file = io.BytesIO()
+    Image.frombytes("RGB" if channels == 3 else "L", (width, height), pixels).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _likeliest(

@@ -2,7 +2,8 @@
 
 .hydra/                  the composed configuration and the overrides
 run.log                  the log, with dates
-run.json                 the command that started the run, the run's random identity, the fingerprints it trained
+run.json                 the command that started the run, its configuration, the run's random identity, the
+                         fingerprints of what it trained
 metrics.jsonl            a JSON object per epoch and role
 student.safetensors      the distilled student's weights
 student.json             what `load_student` rebuilds it from: model, shapes, normalisation, class names
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import StorageError
+from kd_cli.roles import ROLES
 from kd_cli.storage.files import (
     checksum,
     checksum_of,
@@ -42,6 +44,7 @@ SUMMARY = "summary.json"
 WEIGHTS = "student.safetensors"
 STUDENT = "student.json"
 EXAMPLES = "examples.json"
+REPORT = "report.html"
 STACKS = ".stacks.json"  # while a run or sweep is unfinished: which models were trained together
 CLAIM = ".lock"  # while a process works there
 SUMS = ".checksums.json"
@@ -82,15 +85,19 @@ class RunDir:
                     (path / name).unlink(missing_ok=True)
         refuse_other_run(path)
 
-    def begin(self, command: str) -> str:
-        """Record the command of the run; return the recorded one where the run was started before."""
+    def begin(self, command: str, record: Mapping[str, Any] | None = None) -> str:
+        """Record the command of the run; return the recorded one where the run was started before.
+
+        `record` is what reports show of the configuration, as `recorded` returns it.
+        """
+        self.record = dict(record or {})
         try:
             noted = read_json(self.path / BEGUN)
             self.command, self.trained = str(noted["command"]), set(noted["trained"])
             self.identity = str(noted["identity"])
         except (OSError, ValueError, KeyError, TypeError):
-            self.command, self.trained = command, set()
-            self.identity = note_command(self.path, command)
+            self.command, self.trained, self.identity = command, set(), secrets.token_hex(8)
+        self._note()
         return self.command
 
     def will_train(self, fingerprint: str) -> None:
@@ -100,7 +107,7 @@ class RunDir:
 
     def _note(self) -> None:
         noted = {"command": self.command, "identity": self.identity, "trained": sorted(self.trained)}
-        write_json(self.path / BEGUN, noted)
+        write_json(self.path / BEGUN, noted | self.record)
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to metrics.jsonl; a number that is not finite becomes null, which JSON can hold."""
@@ -139,11 +146,41 @@ class RunDir:
             write_text(path, ordered)
 
 
-ROLES = ("teacher", "student_alone", "student")
-
-
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:
     return ROLES.index(row["role"]), row.get("member", 0), row["epoch"]
+
+
+def recorded(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json holds of a composed configuration: its values by dotted key, and the option of each group."""
+    return {"config": flat(config), "choices": chosen_options(choices)}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted key; values are those of JSON, whatever is something else is text."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = _plain(value)
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def chosen_options(choices: Mapping[str, Any]) -> dict[str, str]:
+    """The option of each configuration group, Hydra's own groups and empty ones left out."""
+    return {
+        str(group): str(option) for group, option in choices.items() if option is not None and "/" not in str(group)
+    }
 
 
 def verified_summary(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import logging.config
 import os
@@ -26,7 +27,7 @@ from kd_cli.config.read import run_config
 from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, KdError, StorageError
 from kd_cli.nearest import did_you_mean
-from kd_cli.storage.run_dir import note_command, refuse_other_run
+from kd_cli.storage.run_dir import note_command, recorded, refuse_other_run
 from kd_cli.sweeps.launcher import known_to_hydra, without_hydra
 from kd_cli.sweeps.names import SWEPT, register_resolvers
 from kd_cli.sweeps.signals import stopping
@@ -212,11 +213,12 @@ def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
             raise ConfigError(
                 f"there is no option {group}={name}", hint=" ".join(filter(None, (did_you_mean(name, known), hint)))
             )
+    record = recorded(OmegaConf.to_container(cfg), hydra.runtime.choices)  # type: ignore[arg-type]
     data = OmegaConf.select(cfg, "transfer.data")
     if data is not None:
         cfg = copy.deepcopy(cfg)
         cfg.transfer.data = data_node(OmegaConf.to_container(cfg, resolve=True)["transfer"]["data"], folders)  # type: ignore[index,call-overload]
-    return run_config(cfg, hydra.runtime.choices)
+    return dataclasses.replace(run_config(cfg, hydra.runtime.choices), record=record)
 
 
 def data_node(given: Any, folders: list[Path]) -> Any:
@@ -346,8 +348,6 @@ def leave_nothing(folder: Path) -> None:
 
 def spread(config: RunConfig, number: int) -> RunConfig:
     """Jobs of a launcher that runs several at once, each on the next of the machine's GPUs."""
-    import dataclasses
-
     import torch
 
     count = torch.cuda.device_count()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli.errors import first_line
 from kd_cli.learn.batches import Batch, Block, repeat_groups
 from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Learner, Rate, Sums, TermGradient, ask, single_precision
 from kd_cli.learn.methods import Method
@@ -68,7 +69,7 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
             logits = vmapped(module)(parameters, torch.stack([image[None]] * 2))
             slopes = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     except Exception as error:  # whatever torch finds in a user's forward
-        return f"torch.vmap cannot run {type(module).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+        return f"torch.vmap cannot run {type(module).__name__}: {first_line(error)}"
     if any(slope is None for slope in slopes):
         return f"{type(module).__name__} has weights that its forward pass does not use"
     return None

@@ -1,0 +1,176 @@
+"""Numbers, values and results in words, for tables and pages alike."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd_cli.statistics import Stat
+
+if TYPE_CHECKING:
+    from kd_cli.report.compare import Comparison, Setting
+    from kd_cli.report.read import Run
+
+
+def show(value: Any) -> str:
+    """A configuration value as it is typed on the command line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False) if isinstance(value, list) else str(value)
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """A setting in words: T=2, beta=0.5."""
+    return ", ".join(f"{key}={show(value)}" for key, value in values.items())
+
+
+def formatted(value: float, form: str) -> str:
+    """The number in this format, without the sign of a zero: 0, never -0."""
+    text = f"{value:{form}}"
+    return text.removeprefix("-") if text.startswith("-") and not any(c in "123456789" for c in text) else text
+
+
+def plus_minus(value: Stat | None, form: str = ",.1f") -> str:
+    """Mean ± std; the mean alone when there is one value, and nothing when there is none."""
+    if value is None:
+        return ""
+    if value.std is None:
+        return formatted(value.mean, ",.0f" if form == ",.1f" and value.mean == int(value.mean) else form)
+    return f"{formatted(value.mean, form).removesuffix('%')} ± {value.std:{form}}"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else formatted(value, ".0%")
+
+
+def seeds(n: int) -> str:
+    return "one seed" if n == 1 else f"mean ± std, n = {n} seeds"
+
+
+def from_to(values: set[int]) -> str:
+    """2, or 2 to 5."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def tally(runs: Sequence[Run]) -> str:
+    """How many runs there are, by status."""
+    numbers = Counter(run.status for run in runs)
+    return f"{len(runs):,} {'run' if len(runs) == 1 else 'runs'}: {by_status(numbers)}"
+
+
+def by_status(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {status}" for status, n in numbers.items())
+
+
+def not_listed(comparisons: Sequence[Comparison]) -> str:
+    """A sentence on the runs that no table lists because they have no result; empty when there are none."""
+    runs = [run for comparison in comparisons for run in comparison.unlisted]
+    if not runs:
+        return ""
+    number = "1 run without a result is" if len(runs) == 1 else f"{len(runs):,} runs without a result are"
+    return f"{number} not listed ({by_status(Counter(run.status for run in runs))}); kd-report --unfinished lists them"
+
+
+def one_setting(comparison: Comparison) -> str:
+    """What all runs of a comparison without swept keys have in common."""
+    run = comparison.runs[0]
+    parts = {key: run.config.get(key) for key in ("T", "alpha", "beta")}
+    return f"{run.choices.get('method', '')} with {label(parts)}".removeprefix(" with ")
+
+
+def name_of(setting: Setting, comparison: Comparison) -> str:
+    """A setting by the values that distinguish it from the others; the tables have the rest."""
+    return label({key: setting.values[key] for key in comparison.naming_keys}) or one_setting(comparison)
+
+
+def sizes(comparison: Comparison) -> str:
+    """How many examples chose and tested: 200 validation, 597 test examples; nothing while no run has ended."""
+    known = [(comparison.size(split), word) for split, word in (("val", "validation"), ("test", "test"))]
+    listed = ", ".join(f"{size:,} {word}" for size, word in known if size)
+    return f"{listed} examples; " if listed else ""
+
+
+def counts(setting: Setting) -> str:
+    """n, and the runs that no mean contains: 3 (1 diverged)."""
+    lost = [f"{k} {word}" for word in ("diverged", "failed", "unfinished") if (k := getattr(setting, word))]
+    return f"{setting.n} ({', '.join(lost)})" if lost else str(setting.n)
+
+
+def answer(comparison: Comparison) -> tuple[str, str]:
+    """What the runs show: a headline with the setting, and sentences on what it is worth on the test set."""
+    setting = comparison.best
+    head = f"best by validation: {name_of(setting, comparison)}" if setting else ""
+    if len(comparison.settings) == 1:
+        setting = comparison.settings[0]
+        head = name_of(setting, comparison)
+    if setting is None:
+        if any(s.n for s in comparison.settings):
+            why = "There are no validation results to choose by, and the test set is not for choosing."
+            return "no setting is chosen", why
+        return "nothing to compare yet", f"{tally(comparison.runs)}."
+    if not setting.n:
+        return head, f"No run has completed: {tally(comparison.runs)}."
+    return head, f"{_errors(setting, comparison)}{_gap(setting)}{_certainty(setting, comparison)}"
+
+
+def _errors(setting: Setting, comparison: Comparison) -> str:
+    errors = plus_minus(setting.student["errors"])
+    parts = [f"{errors} errors on {comparison.size('test'):,} test examples ({seeds(setting.n)})"]
+    if alone := setting.student_alone.get("errors"):
+        parts.append(f"the student alone {plus_minus(alone)} (n = {alone.n})")
+    if teacher := setting.teacher.get("errors"):
+        parts.append(f"the teacher {plus_minus(teacher)} (n = {teacher.n})")
+    return ", ".join(parts)
+
+
+def _gap(setting: Setting) -> str:
+    if setting.gap_closed is not None and setting.gap_closed <= 0:
+        return f"; on average no better than alone ({percent(setting.gap_closed)} of the gap to the teacher closed)."
+    if setting.gap_closed is not None:
+        return f": {percent(setting.gap_closed)} of the gap to the teacher closed."
+    if setting.gap_n:
+        return "; the teacher is no better than the student alone, so there is no gap to close."
+    return "; without a teacher, there is no gap to speak of."
+
+
+def _certainty(setting: Setting, comparison: Comparison) -> str:
+    if setting.n == 1:
+        return " One seed cannot tell a difference from chance; add seeds, e.g. 'seed=range(5)'."
+    if close := comparison.close_to_best:
+        names = [name_of(other, comparison) for other in close]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        return f" Validation does not tell it from {'; '.join(names[:4])}{more} (within one standard deviation)."
+    return ""
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """In a sentence, what distillation was worth in one run."""
+    if summary["status"] == "diverged":
+        return f"diverged: {summary.get('cause', 'a loss is not a finite number')}"
+    if summary["teacher"] is None:
+        return f"{summary['method']} has no teacher; T = {show(summary['T'])} is not used"
+    weights = ", ".join(f"{key} = {show(summary[key])}" for key in ("T", "alpha", "beta"))
+    if "auto" in summary:
+        weights += f" ({' and '.join(summary['auto']['keys'])} chosen on validation data)"
+    if summary["student"] is None or summary["student_alone"] is None:
+        return f"{weights}: there is no result to compare"
+    alone, student = (summary[role]["test"]["errors"] for role in ("student_alone", "student"))
+    if summary["gap_closed"] is None:
+        return f"{weights}: {alone} errors alone, {student} distilled; the teacher is no better than the student alone"
+    share = f"{percent(summary['gap_closed'])} of the gap to the teacher closed"
+    return f"{weights}: {alone} errors alone, {student} distilled, {share}"
+
+
+def relative(path: Path, root: Path) -> str:
+    """The path as seen from root, with forward slashes; absolute where there is no way (another drive)."""
+    try:
+        return Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()
