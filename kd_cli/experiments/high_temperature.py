@@ -27,8 +27,8 @@ def high_temperature(folder: Path) -> list[Path]:
     """Compare students by soft targets at growing T with the students by logit matching, seed by seed.
 
     The folder is that of a sweep over T and over `preset=soft_only,logits_only`. Two quantities are drawn against T,
-    mean ± std over seeds: the cosine between the two losses' gradients on the logits, at the student alone, which tends to 1
-    (Hinton 2015, section 2.1); and the distance between the two trained students' centred test logits, relative to
+    mean ± std over seeds: the cosine between the two losses' gradients on the logits, at the student alone, which tends
+    to 1 (Hinton 2015, section 2.1); and the distance between the two trained students' centred test logits, relative to
     their size. Writes limit.json and limit.html into the folder. Raises DataError when there are no such runs.
     """
     runs = [run for run in collect([folder])[0] if run.status == "completed"]
