@@ -120,7 +120,7 @@ class Schema:
     resume: str | None = None
     dry_run: bool = False
     fail_fast: bool = False
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     diagnostics: bool = False
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     transfer: Transfer = field(default_factory=Transfer)

@@ -6,6 +6,7 @@ batch, C classes.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -72,6 +73,12 @@ class Training:
     def sizes(self) -> list[int]:
         """The lengths of an epoch's batches."""
         return batch_sizes(len(self.train), self.plan.batch_size)
+
+    @functools.cached_property
+    def steps_of_block(self) -> int:
+        """How many batches are handed to the learner at once."""
+        classes = int(self.train.labels.max()) + 1
+        return BLOCK_LOGITS // (self.plan.batch_size * classes) + 1
 
 
 @dataclass
@@ -172,21 +179,15 @@ def train_epoch(
     draws = draw_augmentation(plan.augment, len(train), training.seeds, training.role, epoch)
     draws = None if draws is None else draws.to(train.device)
     before, total = (epoch - 1) * len(sizes), plan.epochs * len(sizes)
-    together = BLOCK_LOGITS // (plan.batch_size * classes_of(training)) + 1
     start = 0
     with learner.training(training.role, epoch):
-        for first in range(0, len(sizes), together):
-            some = tuple(sizes[first : first + together])
+        for first in range(0, len(sizes), training.steps_of_block):
+            some = tuple(sizes[first : first + training.steps_of_block])
             part = slice(start, start := start + sum(some))
             augmented = None if draws is None else Augmented(plan.augment, draws[:, part], plan.fill)
             progress = tuple((before + first + k) / total for k in range(len(some)))
             block = Block(train, order[:, part], some, augmented, progress, epoch)
             steps(block, [float(plan.schedule(share)) for share in progress], observer.step)
-
-
-def classes_of(training: Training) -> int:
-    """The number of classes in the labels, by which blocks are sized; at least 2."""
-    return max(2, int(training.train.labels.max()) + 1)
 
 
 def epoch_rows(

@@ -13,6 +13,7 @@ from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import load_device_data
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.session import Session
+from kd_cli.runs.threads import choose_threads
 from kd_cli.runs.trained_once import wanted_alone, wanted_teacher
 from kd_cli.storage.run_dir import STACKS, claim
 from kd_cli.storage.stack_plan import StackPlan
@@ -61,7 +62,12 @@ def run_many(
                 continue
             with failing(same_data):
                 checkpoints = Checkpoints(partial_states(config), config.every, stopping, plan)
-                Session(load_device_data(config), store, checkpoints).run(same_data, report_ended)
+                data = load_device_data(config)
+                session = Session(data, store, checkpoints)
+                if data.device.type == "cpu" and (sentence := choose_threads()) is not None:
+                    for job in alive(same_data):
+                        session.note(job, sentence)
+                session.run(same_data, report_ended)
             report_ended()
         if not any(job.unfinished for job in jobs):
             plan.remove()
