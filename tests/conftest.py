@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
@@ -61,6 +61,23 @@ def tiny(kd_run: Callable[..., Ran]) -> Callable[..., Ran]:
         return ran
 
     return run
+
+
+@pytest.fixture
+def own_code(tmp_path: Path) -> Callable[[Mapping[str, str]], list[str]]:
+    """Write a user's own files in the test's folder; return the flags with which `kd-run` finds the YAML among them.
+
+    `{"net.py": ..., "model/net": ...}`: a name without an ending is that of a YAML file under `conf/`.
+    """
+
+    def write(files: Mapping[str, str]) -> list[str]:
+        for name, text in files.items():
+            path = tmp_path / (name if "." in name else f"conf/{name}.yaml")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return ["--config-dir", str(tmp_path / "conf")]
+
+    return write
 
 
 @pytest.fixture(autouse=True)

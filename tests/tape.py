@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 
 class Tape:
-    """A recorder as `kd_cli.learn.cuda_graphs` wants them, and a recording of what PyTorch was asked for.
+    """A `Recorder` of `kd_cli.learn.cuda_graphs`, and its recording of the operators that PyTorch ran.
 
-    As under CUDA: all results of the recording lie where they lay, Python is not asked again, the recording has no
-    effect (what it wrote is put back, generators too), and a step that waits for a number cannot be recorded.
+    As under CUDA: a replay writes its results to the same memory and runs no Python; recording has no effect (tensors
+    and generators are put back); a step that waits for a number cannot be recorded.
     """
 
     made: ClassVar[list[Tape]] = []  # of recordings

@@ -28,7 +28,7 @@ KEYS = {
 
 
 def refused(ran: Ran) -> str:
-    """What a person is told of a mistake: one error, a hint, no traceback, and no result that looks like one."""
+    """The message on a mistake: one error, no traceback, and no result that looks like one."""
     assert ran.code == 1, (ran.out, ran.err)
     assert "Traceback" not in ran.err
     assert ran.err.count("error: ") == 1
@@ -132,7 +132,7 @@ def test_missing_data_without_a_network_names_what_works_without_one(kd_run: Cal
 
 OWN = """
 import torch
-from kd_cli.learn.methods import Terms
+from kd_cli.learn.methods import Method
 
 class Fixed(torch.nn.Module):
     def __init__(self, input_shape, num_classes, inputs=64, outputs=10):
@@ -142,17 +142,13 @@ class Fixed(torch.nn.Module):
     def forward(self, images):
         return self.layer(images.flatten(1))
 
-class Nan:
-    needs_teacher = True
+class Nan(Method):
+    def forward(self, student, teacher, batch, weights):
+        loss = student.logits.sum((1, 2)) * float("nan")
+        return {"loss": loss, "soft": loss, "hard": loss}
 
-    def __call__(self, student, teacher, labels, weights):
-        loss = student.sum((1, 2)) * float("nan")
-        return Terms(loss, loss, loss)
-
-class Buggy:
-    needs_teacher = True
-
-    def __call__(self, student, teacher, labels, weights):
+class Buggy(Method):
+    def forward(self, student, teacher, batch, weights):
         return student.no_such_attribute
 
 def nothing(input_shape, num_classes):
@@ -161,19 +157,18 @@ def nothing(input_shape, num_classes):
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> list[str]:
-    """A working directory with modules and YAML of the user's own."""
-    (tmp_path / "own.py").write_text(OWN)
-    for name, text in {
-        "model/fixed": "_target_: own.Fixed\ninputs: 64\noutputs: 10\n",
-        "model/nothing": "_target_: own.nothing\n",
-        "method/broken": "_target_: own.Nan\n",
-        "method/buggy": "_target_: own.Buggy\n",
-    }.items():
-        path = tmp_path / "conf" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return ["--config-dir", "conf", "device=cpu", "training.epochs=2", "teacher_training.epochs=1", "teacher=tinymlp"]
+def own(own_code: Callable[..., list[str]]) -> list[str]:
+    """Models and methods of the user's own, and the arguments of a short run that finds them."""
+    flags = own_code(
+        {
+            "own.py": OWN,
+            "model/fixed": "_target_: own.Fixed\ninputs: 64\noutputs: 10\n",
+            "model/nothing": "_target_: own.nothing\n",
+            "method/broken": "_target_: own.Nan\n",
+            "method/buggy": "_target_: own.Buggy\n",
+        }
+    )
+    return [*flags, "device=cpu", "training.epochs=2", "teacher_training.epochs=1", "teacher=tinymlp"]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +286,72 @@ def test_flags_may_stand_anywhere(kd_run: Callable[..., Ran], own: list[str]) ->
     ran = kd_run("student=fixed", flag, folder, *rest, "--cfg", "job", "T=3")
     assert ran.code == 0, ran.err
     assert yaml.safe_load(ran.out)["T"] == 3
+
+
+def test_equal_runs_of_the_command_write_equal_metrics(tiny: Callable[..., Ran], tmp_path: Path) -> None:
+    extra = ["training.jitter=1", "training.epochs=2", "teacher=bigmlp", "teacher.hidden=[12]"]
+    one, other = (tiny(f"store_dir={tmp_path / name}", *extra, folder=tmp_path / name) for name in "ab")
+
+    def rows(ran: Ran) -> list[dict]:
+        return [{key: value for key, value in row.items() if key != "examples_per_second"} for row in ran.metrics]
+
+    assert len(rows(one)) == 5
+    assert rows(one) == rows(other)
+    for role in ("teacher", "student_alone", "student"):
+        assert not other.summary[role]["from_store"]
+        assert one.summary[role]["test"] == other.summary[role]["test"]
+
+
+@pytest.mark.parametrize("augment", [[], ["training.jitter=1"]], ids=["cached", "live"])
+def test_student_alone_and_distilled_student_share_weights_and_batches(
+    tiny: Callable[..., Ran], augment: list[str]
+) -> None:
+    ran = tiny("alpha=0", "beta=1", "training.epochs=2", "student.dropout=0.3", *augment)
+    alone, distilled = (
+        [(row["hard_loss"], row["loss"], row["train_accuracy"], row["val_nll"]) for row in ran.metrics if is_of(row)]
+        for is_of in (lambda row: row["role"] == "student_alone", lambda row: row["role"] == "student")
+    )
+    assert len(alone) == 2
+    assert alone == distilled
+    assert ran.summary["student_alone"]["test"] == ran.summary["student"]["test"]
+
+
+OWN_TEACHER = """
+import torch
+from pathlib import Path
+
+class Net(torch.nn.Module):
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        if images.device.type != "meta":
+            with Path("calls.txt").open("a") as file:
+                print(len(images), self.training, torch.is_grad_enabled(), file=file)
+        return self.layer(images.flatten(1))
+"""
+
+
+def test_the_teacher_runs_live_when_the_students_images_are_augmented_and_only_then(
+    kd_run: Callable[..., Ran], own_code: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    flags = own_code({"own_teacher.py": OWN_TEACHER, "model/own": "_target_: own_teacher.Net\n"})
+    calls = tmp_path / "calls.txt"
+    argv = [*flags, *TINY[1:2], *TINY[3:], "teacher=own", "training.batch_size=100", "teacher_training.batch_size=128"]
+
+    def called(*more: str) -> list[str]:
+        calls.unlink(missing_ok=True)
+        ran = kd_run(*argv, *more)
+        assert ran.code == 0, ran.err
+        assert "seed=1" not in more or ran.summary["teacher"]["from_store"]
+        return calls.read_text().splitlines() if calls.exists() else []
+
+    assert called().count("128 True True") == 7  # the teacher's own training
+    assert not called("seed=1")
+    live = called("seed=1", "training.jitter=1")
+    assert live.count("100 False False") == 10
+    assert not any(" True " in f" {line} " for line in live)
 
 
 # ---------------------------------------------------------------- help, and the surface

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,20 +13,20 @@ import torch
 from kd_cli import load_student
 
 METHOD = """
-from kd_cli.learn.methods import Terms
+from kd_cli.learn.methods import Method
 from kd_cli.losses import hard_cross_entropy
 
-class SquaredProbabilities:
-    needs_teacher = True
-
+class SquaredProbabilities(Method):
     def __init__(self, scale=1.0):
+        super().__init__()
         self.scale = scale
 
-    def __call__(self, student, teacher, labels, weights):
+    def forward(self, student, teacher, batch, weights):
         T = weights.T[:, None, None]
-        soft = self.scale * ((student / T).softmax(-1) - (teacher / T).softmax(-1)).square().sum(-1).mean(-1)
-        hard = hard_cross_entropy(student, labels)
-        return Terms(weights.alpha * soft + weights.beta * hard, soft, hard)
+        difference = (student.logits / T).softmax(-1) - (teacher.logits / T).softmax(-1)
+        soft = self.scale * difference.square().sum(-1).mean(-1)
+        hard = hard_cross_entropy(student.logits, batch.labels)
+        return {"loss": weights.alpha * soft + weights.beta * hard, "soft": soft, "hard": hard}
 """
 MODEL = """
 import math
@@ -59,21 +60,20 @@ FILES = {
     "my_method.py": METHOD,
     "my_model.py": MODEL,
     "my_data.py": DATA,
-    "conf/method/squared.yaml": "# squared differences\n_target_: my_method.SquaredProbabilities\nscale: 1.0 # more\n",
-    "conf/model/residual.yaml": "# one residual block\n_target_: my_model.Residual\nwidth: 16 # units\n",
-    "conf/dataset/stripes.yaml": "# bright rows\n_target_: my_data.stripes\nnoise: 0.3 # harder\nval_fraction: 0.1\n",
+    "method/squared": "# squared differences\n_target_: my_method.SquaredProbabilities\nscale: 1.0 # more\n",
+    "model/residual": "# one residual block\n_target_: my_model.Residual\nwidth: 16 # units\n",
+    "dataset/stripes": "# bright rows\n_target_: my_data.stripes\nnoise: 0.3 # harder\nval_fraction: 0.1\n",
 }
-ARGUMENTS = ["--config-dir", "conf", "teacher=residual", "student=residual", "student.width=4", "dataset=stripes"]
+ARGUMENTS = ["teacher=residual", "student=residual", "student.width=4", "dataset=stripes"]
 ARGUMENTS += ["method=squared", "method.scale=2", "optimizer.lr=0.02", "teacher_optimizer.lr=0.02", "device=cpu"]
 ARGUMENTS += ["training.epochs=20", "teacher_training.epochs=20", "training.batch_size=32"]
 
 
-def test_a_method_a_model_and_a_data_set_are_a_python_file_and_a_yaml_file_each(tmp_path: Path) -> None:
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    command = [sys.executable, "-m", "kd_cli", *ARGUMENTS]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_a_method_a_model_and_a_data_set_are_a_python_file_and_a_yaml_file_each(
+    own_code: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "kd_cli", *own_code(FILES)]
+    ran = subprocess.run([*command, *ARGUMENTS], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     (path,) = tmp_path.rglob("summary.json")
     summary = json.loads(path.read_text())
@@ -83,7 +83,7 @@ def test_a_method_a_model_and_a_data_set_are_a_python_file_and_a_yaml_file_each(
     assert summary["student"]["test"]["accuracy"] > 0.9
     last = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()][-1]
     assert abs(last["loss"] - (last["soft_loss"] + 0.5 * last["hard_loss"])) < 1e-5
-    help_page = subprocess.run([*command[:3], "--config-dir", "conf", "--help"], cwd=tmp_path, capture_output=True)
+    help_page = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True)
     for words in (b"squared differences", b"one residual block", b"bright rows"):
         assert words in help_page.stdout
 

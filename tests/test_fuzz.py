@@ -136,7 +136,7 @@ KEYS = {
     "optimizer._target_": ["torch.optim.SGD", "torch.optim.LBFGS", "torch.optim.Nope", "torch", "1", "os.getcwd", "''"],
     "schedule": ["cosine", "constant", "linear", "step", "nope"],
     "schedule.warmup": NUMBERS,
-    "schedule._target_": ["kd_cli.learn.optim.Constant", "kd_cli.learn.optim", "x.y"],
+    "schedule._target_": ["kd_cli.learn.schedules.Constant", "kd_cli.learn.schedules", "x.y"],
     "method": ["soft_targets", "logits", "hard", "label_smoothing", "soft", "''"],
     "method.smoothing": NUMBERS,
     "+method.center": ["true", "x"],

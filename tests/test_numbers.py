@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -17,8 +16,11 @@ from torch import Tensor
 from kd_cli.config.check import check_fields
 from kd_cli.config.schema import LEAST_T, MOST_T, Schema
 from kd_cli.errors import ConfigError
-from kd_cli.learn.engine import batch_slices
+from kd_cli.learn.batches import Batch, batch_sizes
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets, Weights
+from kd_cli.learn.objective import Objective
+from kd_cli.learn.outputs import Outputs
+from kd_cli.learn.stacked.closed_forms import closed_form
 from kd_cli.losses import hard_cross_entropy, kl_divergence, logit_matching, soft_cross_entropy, uniform_cross_entropy
 
 # Relative errors of a loss and of its gradient, in units of the largest gradient.
@@ -78,18 +80,21 @@ def test_what_a_student_is_taught_by_is_right_wherever_it_is_allowed(
     teacher = size * torch.randn(2, 6, 10, generator=own)
     student = teacher + apart * size * torch.randn(2, 6, 10, generator=own)
     labels = (torch.arange(6) % 10).expand(2, 6)
-    method: Any = METHODS[name]
+
+    def objective(dtype: torch.dtype) -> Objective:
+        weights = Weights(*(torch.tensor(of, dtype=dtype) for of in ([T, 2 * T], [1, 0.5], [0.5, 1])))
+        return Objective(METHODS[name], weights)
 
     def gradient(dtype: torch.dtype) -> Tensor:
-        weights = Weights(*(torch.tensor(of, dtype=dtype) for of in ([T, 2 * T], [1, 0.5], [0.5, 1])))
+        form = closed_form(objective(dtype))
+        assert form is not None
         z, v = student.to(dtype), teacher.to(dtype)
-        found: Tensor = method.gradient(z, method.target(z, v, labels, weights), weights)
-        return found.double()
+        return form.gradient(z, form.target(z, v, labels)).double()
 
     exact = gradient(torch.float64)
     z = student.double().requires_grad_()
-    weights = Weights(*(torch.tensor(of, dtype=torch.float64) for of in ([T, 2 * T], [1, 0.5], [0.5, 1])))
-    method(z, teacher.double(), labels, weights).loss.sum().backward()
+    batch = Batch(labels, labels, labels)
+    objective(torch.float64)(Outputs(z), Outputs(teacher.double()), batch)["loss"].sum().backward()
     assert z.grad is not None
     assert (exact - z.grad).abs().max() <= 1e-9 * z.grad.abs().max() + 1e-12
     tolerance = 1e-5 + (1e-6 * T / size / apart if name in ("soft", "without_T2") else 0)
@@ -116,9 +121,8 @@ def test_a_temperature_out_of_range_is_refused_with_a_reason(T: object) -> None:
 
 def test_no_batch_is_of_one_example_but_the_only_one() -> None:
     for n, size in itertools.product(range(1, 40), range(1, 12)):
-        parts = batch_slices(n, size)
-        assert [i for part in parts for i in range(n)[part]] == list(range(n))
-        lengths = [len(range(n)[part]) for part in parts]
+        lengths = batch_sizes(n, size)
+        assert sum(lengths) == n
         assert size == 1 or n == 1 or min(lengths) > 1
         assert max(lengths) <= size + (n % size == 1)
 
