@@ -46,7 +46,7 @@ class Dense:
             if type(layer) is nn.Linear:
                 names = [name for name, _ in layer.named_parameters()]
                 own, slopes = ({name: of[f"{i}.{name}"] for name in names} for of in (parameters, gradients))
-                self.layers.append(_Linear(own, slopes, first=first))
+                self.layers.append(_Linear(own, slopes, first=first, dtype=dtype))
             elif type(layer) is nn.ReLU:
                 self.layers.append(_ReLU())
             elif type(layer) is Dropout and layer.p:
@@ -75,13 +75,15 @@ class Dense:
             below = layer.backward(below)
 
 
-def makes_one_product(weight_SOI: Tensor) -> bool:
-    """Whether one product may serve all models that see the same input.
+def makes_one_product(weight_SOI: Tensor, dtype: torch.dtype) -> bool:
+    """Whether one product in this type may serve all models that see the same input.
 
     Not for few outputs, nor in double precision: there MKL chooses its kernel, and with it the rounding, by the number
-    of models, and a model's result would depend on its neighbours.
+    of models, and a model's result would depend on its neighbours. Nor in half precision on a CPU: oneDNN's AMX kernel
+    reads past the end of a row into the next one and multiplies by 0, so that a NaN there reaches the model before.
     """
-    return weight_SOI.shape[1] >= 16 and weight_SOI.dtype != torch.float64
+    half = dtype in (torch.bfloat16, torch.float16) and weight_SOI.device.type == "cpu"
+    return weight_SOI.shape[1] >= 16 and dtype != torch.float64 and not half
 
 
 def dropout_masks(x: Tensor, p: float, generators: Sequence[torch.Generator]) -> Tensor:
@@ -103,12 +105,14 @@ class _Layer(Protocol):
 class _Linear:
     """`W x + b` of S models. The network's first linear layer takes images [U,B,I], the others [S,I,B]."""
 
-    def __init__(self, own: Mapping[str, Tensor], slopes: Mapping[str, Tensor], *, first: bool) -> None:
+    def __init__(
+        self, own: Mapping[str, Tensor], slopes: Mapping[str, Tensor], *, first: bool, dtype: torch.dtype
+    ) -> None:
         self.weight, self.bias = own["weight"], own.get("bias")
         self.weight_slope, self.bias_slope = slopes["weight"], slopes.get("bias")
         self.first = first
         self.size, self.outputs, self.inputs = self.weight.shape
-        self.tall = makes_one_product(self.weight) and self.weight.is_contiguous()
+        self.tall = makes_one_product(self.weight, dtype) and self.weight.is_contiguous()
         self.buffers = Buffers()
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:

@@ -80,7 +80,9 @@ Layer = Callable[[Any, dict[str, Tensor], Tensor, list[torch.Generator] | None],
 def _linear(layer: nn.Linear, own: dict[str, Tensor], x: Tensor, generators: Any) -> Tensor:
     weight, bias = own["weight"], own.get("bias")
     # All models see the same input: one tall product instead of S small ones.
-    if len(x) == 1 and makes_one_product(weight):
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if len(x) == 1 and makes_one_product(weight, dtype):
         y = F.linear(x[0], weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
     else:
         y = torch.bmm(x.expand(len(weight), *x.shape[1:]), weight.mT)
