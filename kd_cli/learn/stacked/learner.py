@@ -58,7 +58,8 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
     if len({p.dtype for p in module.parameters()}) > 1:
         return f"{type(module).__name__} has weights of several types"
     if is_layered(module):
-        several = sum(len(list(layer.parameters())) for layer in module.children()) > len(list(module.parameters()))
+        own = [name for layer in module._modules.values() for name, _ in layer.named_parameters()]  # type: ignore[union-attr]
+        several = len(own) > len(list(module.parameters()))
         return f"{type(module).__name__} has layers that share weights" if several else None
     if any("Dropout" in type(m).__name__ for m in module.modules()):
         return f"{type(module).__name__} has dropout inside a forward of its own"
