@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from kd_cli.learn.optim import Cosine
-from made import CLASSES, a_plan, apart, made, small, some_weights, told, train
+from made import CLASSES, a_plan, difference, learner_of, metrics, model, small, some_weights, train
 from tape import Tape
 from torch import Tensor, nn
 
@@ -22,8 +21,9 @@ from kd_cli.learn import engine
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.cuda_graphs import CudaGraphs
 from kd_cli.learn.engine import Observer, Outcome
-from kd_cli.learn.learner import Learner, SoloLearner
+from kd_cli.learn.learner import Learner
 from kd_cli.learn.methods import Hard, LabelSmoothing, Logits, Method, SoftTargets
+from kd_cli.learn.schedules import Cosine
 from kd_cli.learn.stacked.learner import StackedLearner
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher
 
@@ -55,12 +55,11 @@ def convolutional() -> nn.Module:
 
 
 def one_by_one(build: Callable[[], nn.Module], optimizer: Callable[..., torch.optim.Optimizer]) -> Learner:
-    module = made(build)
-    return SoloLearner(module, optimizer(module.parameters()), seed=0)
+    return learner_of(model(build), optimizer)
 
 
 def stacked(build: Callable[[], nn.Module], optimizer: Callable[..., torch.optim.Optimizer], size: int) -> Learner:
-    modules = [made(build, seed) for seed in range(size)]
+    modules = [model(build, seed) for seed in range(size)]
     return StackedLearner(modules, optimizer, hyper=[{}] * size, seeds=range(size))
 
 
@@ -83,7 +82,7 @@ def trained(
 ) -> list[Outcome]:
     own = LEARNERS[learner](OPTIMIZERS[optimizer])
     logits = torch.randn(75, CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    teacher = LiveTeacher([made(small, 9)]) if AUGMENTS[augment].enabled else CachedTeacher(logits)
+    teacher = LiveTeacher([model(small, 9)]) if AUGMENTS[augment].enabled else CachedTeacher(logits)
     return train(
         own,
         seeds=range(own.size),
@@ -103,8 +102,8 @@ def numbers(row: dict[str, Any]) -> dict[str, float]:
 def assert_alike(one: list[Outcome], other: list[Outcome]) -> None:
     """Up to the learning rate, which is rounded to float32 where steps are recorded."""
     for a, b in zip(one, other, strict=True):
-        assert apart(a.state, b.state) < 1e-6
-        for row, its in zip(told(a), told(b), strict=True):
+        assert difference(a.state, b.state) < 1e-6
+        for row, its in zip(metrics(a), metrics(b), strict=True):
             assert numbers(row) == pytest.approx(numbers(its), rel=1e-6)
 
 
@@ -120,13 +119,13 @@ def test_recorded_or_not_the_training_is_the_same(learner: str, optimizer: str, 
 
 
 def test_blocks_of_other_sizes_have_recordings_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "WAITING", 2 * 16 * CLASSES - 1)  # five batches: two, two and the short one
+    monkeypatch.setattr(engine, "BLOCK_LOGITS", 2 * 16 * CLASSES - 1)  # five batches: two, two and the short one
     plain = trained("stack of 3", recorder=None)
     assert_alike(plain, trained("stack of 3", recorder=Tape()))
     assert [tape.replays for tape in Tape.made] == [10, 4]  # of 12 blocks of two and 6 of one
 
 
-def test_progress_is_told_of_each_step_recorded_or_not() -> None:
+def test_progress_counts_every_step_recorded_or_not() -> None:
     class Counting(Observer):
         steps = 0
 
@@ -139,7 +138,7 @@ def test_progress_is_told_of_each_step_recorded_or_not() -> None:
 
 
 class Counts(nn.Linear):
-    """Somebody's layer that does something else in every step, outside the device."""
+    """A user's layer that does something else in every step, in Python."""
 
     calls = 0
 
@@ -159,12 +158,12 @@ def with_layer(kind: type[nn.Linear]) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Flatten(), kind(36, CLASSES))
 
 
-def test_what_may_change_in_python_is_not_recorded_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_may_change_in_python_is_not_recorded_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     outcomes = [
         train(one_by_one(with_layer(Counts), OPTIMIZERS["adamw"]), method=Hard(), recorder=g) for g in (None, Tape())
     ]
-    assert apart(outcomes[0][0].state, outcomes[1][0].state) == 0
+    assert difference(outcomes[0][0].state, outcomes[1][0].state) == 0
     assert not Tape.made
     assert "run one by one: Counts does not say recordable = True" in caplog.text
 
@@ -173,27 +172,33 @@ def test_what_may_change_in_python_is_not_recorded_and_it_is_said(caplog: pytest
     assert "run one by one: the optimiser Adagrad counts its steps outside the device" in caplog.text
 
 
-def test_a_step_that_cannot_be_recorded_runs_as_it_is_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_that_cannot_be_recorded_runs_as_it_is_and_the_log_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     plan = a_plan(epochs=6)
     outcomes = [
         train(one_by_one(with_layer(Waits), OPTIMIZERS["adamw"]), method=Hard(), plan=plan, recorder=g)
         for g in (None, Tape())
     ]
-    assert apart(outcomes[0][0].state, outcomes[1][0].state) == 0
-    assert told(outcomes[0][0]) == told(outcomes[1][0])
+    assert difference(outcomes[0][0].state, outcomes[1][0].state) == 0
+    assert metrics(outcomes[0][0]) == metrics(outcomes[1][0])
     assert caplog.text.count("steps cannot be recorded as CUDA graphs, and run one by one: a recorded step waits") == 1
 
 
-def test_a_recording_that_fails_late_leaves_no_trace_in_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    update = StackedLearner.update
+class WaitsLate(StackedLearner):
+    """Waits for a number in each update, after the step's logits were kept."""
 
-    def waits(self: StackedLearner, slope: Tensor, factor: float | Tensor) -> None:
-        update(self, slope, float(factor))  # a number that is waited for, after the losses were noted
+    def _update(self, slope: Tensor, rate: float | Tensor) -> None:
+        super()._update(slope, float(rate))
 
-    monkeypatch.setattr(StackedLearner, "update", waits)
-    plain, recorded = (trained("stack of 1", recorder=recorder) for recorder in (None, Tape()))
+
+def test_a_recording_that_fails_late_leaves_no_trace_in_the_metrics() -> None:
+    outcomes = []
+    for recorder in (None, Tape()):
+        learner = WaitsLate([model(small)], OPTIMIZERS["adamw"], hyper=[{}], seeds=[0])
+        outcomes += train(learner, method=Hard(), plan=a_plan(epochs=6), recorder=recorder)
     assert not Tape.made
-    assert told(plain[0]) == told(recorded[0])
+    assert metrics(outcomes[0]) == metrics(outcomes[1])
 
 
 @pytest.mark.parametrize("keys", [{"foreach": True}, {"fused": False}])
@@ -207,7 +212,7 @@ def test_sgd_that_reads_its_rate_from_python_is_not_recorded(
     assert "run one by one: the optimiser SGD" in caplog.text
 
 
-def test_a_hook_is_somebodys_own_code(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_with_a_hook_is_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     learner = one_by_one(small, OPTIMIZERS["adamw"])
     next(iter(learner.module.children())).register_forward_hook(lambda *_: None)
@@ -225,8 +230,8 @@ def test_diagnostics_and_recordings_go_together() -> None:
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_a_recorded_training_goes_on_from_its_state(learner: str) -> None:
-    """The state has plain numbers where the recording has tensors, so whoever goes on need not record."""
+def test_a_recorded_training_resumes_from_its_state(learner: str) -> None:
+    """The state has plain numbers where the recording has tensors, so a training that resumes need not record."""
     own = LEARNERS[learner](OPTIMIZERS["adamw"])
     keys: dict[str, Any] = {
         "seeds": range(own.size),
@@ -241,7 +246,7 @@ def test_a_recorded_training_goes_on_from_its_state(learner: str) -> None:
     other.load_state(state)
     go_on = [train(one, plan=a_plan(epochs=1), **keys) for one in (own, other)]
     for one, its in zip(*go_on, strict=True):
-        assert apart(one.state, its.state) == 0
+        assert difference(one.state, its.state) == 0
 
 
 @pytest.mark.gpu
