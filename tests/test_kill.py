@@ -207,6 +207,26 @@ def test_asked_to_stop_it_ends_the_epoch_saves_and_says_how_to_go_on(
     assert epochs == list(range(1, stopped + 2))
 
 
+def test_under_another_number_of_threads_it_goes_on_and_says_so(start: Callable[..., Running], tmp_path: Path) -> None:
+    whole = Killed(start, tmp_path / "work", ["teacher_training.epochs=100000"])
+    running = whole.next()
+    rows = wait_for_rows(whole.out)
+    os.kill(running.process.pid or 0, signal.SIGINT)
+    assert running.wait().code == 130
+    stopped = json.loads(rows.read_text().splitlines()[-1])["epoch"]
+    again = whole.next("import torch\ntorch.set_num_threads(2)\n")
+    said = "teacher tinymlp: saved with 1 thread, continuing with 2 threads: the last digits may differ"
+    deadline = time.monotonic() + 60
+    while not (again.outputs[1].exists() and said in again.outputs[1].read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(again.process.pid or 0, signal.SIGINT)
+    assert again.wait().code == 130
+    epochs = [json.loads(line)["epoch"] for line in rows.read_text().splitlines()]
+    assert len(epochs) >= stopped
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
 def test_ctrl_c_twice_stops_at_once(start: Callable[..., Running], tmp_path: Path) -> None:
     slow = ["training.batch_size=1", "teacher_training.batch_size=1", "teacher.hidden=[900,900]"]
     whole = Killed(start, tmp_path / "work", [*slow, "teacher_training.epochs=1000"])

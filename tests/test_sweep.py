@@ -156,6 +156,27 @@ def test_what_does_not_stack_runs_one_by_one_and_a_line_says_why(kd_run: Run, tm
     assert [summary(job)["student"]["parameters"] for job in jobs(tmp_path / "architecture")] == [310, 385]
 
 
+@pytest.mark.parametrize(
+    ("swept", "key"),
+    [
+        ("method.square_T=true,false", "method.square_T"),
+        ("method=soft_targets,hard", "teacher, method"),  # hard labels need no teacher
+        ("student=tinymlp,smallmlp", "student.hidden"),  # two options of one function
+        ("student=tinymlp,cnn", "student"),
+        ("optimizer=adamw,sgd", "optimizer"),
+        ("training.batch_size=64,128", "training.batch_size"),
+        ("transfer.fraction=0.5,1", "transfer"),
+        ("teacher_training.seed=0,1", "teacher"),
+    ],
+)
+def test_the_keys_that_keep_students_from_being_stacked_are_named(kd_run: Run, swept: str, key: str) -> None:
+    argv = [word for word in TINY if word != "student.hidden=[8]"]
+    ran = kd_run("-m", *argv, swept, OUT)
+    assert ran.code == 0, ran.err
+    (named,) = re.findall(r"2 × student run one by one: those that differ in (.*) are not trained together", ran.err)
+    assert named == key
+
+
 # ---------------------------------------------------------------- compositions
 
 

@@ -75,6 +75,7 @@ def train_spec(v: dict[str, Any], role: str, model: Node, choices: Mapping[str, 
         seed=training.get("seed", v["seed"]),
         precision=v["precision"],
         keep=training["keep"],
+        batchnorm=training["batchnorm"],
     )
 
 

@@ -31,13 +31,15 @@ class TrainSpec:
     seed: int
     precision: str
     keep: str = "last"
+    batchnorm: str = "running"
 
     def identity(self, data: str) -> dict[str, Any]:
         """Return the facts that the model's fingerprint is made of; `data` is the data set's own fingerprint."""
         facts = dataclasses.asdict(self)
         del facts["name"]  # which does not change the weights
-        if self.keep == "last":
-            del facts["keep"]  # absent from the fingerprints made before the key existed
+        for key, value in (("keep", "last"), ("batchnorm", "running")):
+            if facts[key] == value:
+                del facts[key]  # absent from the fingerprints made before the key existed
         code = code_version([self.model, self.optimizer, self.schedule])
         return {**facts, "data": data, "format": FORMAT, "code": code}
 

@@ -28,6 +28,7 @@ from kd_cli.learn.batches import (
     draw_augmentation,
     draw_order,
 )
+from kd_cli.learn.batchnorm import estimate_statistics, tracked_norms, training_batches
 from kd_cli.learn.cuda_graphs import PlainSteps, RecordedSteps, Recorder, recorded_steps
 from kd_cli.learn.learner import Learner, ask
 from kd_cli.learn.objective import Objective
@@ -48,6 +49,7 @@ class Plan:
     batch_size: int
     schedule: Schedule
     augment: Augment = NO_AUGMENTATION
+    estimate_batchnorm: bool = False  # BatchNorm's statistics are estimated anew before each evaluation
     keep_best: bool = False  # keep the weights of the epoch with the best validation accuracy instead of the last
     diagnostics: bool = False  # log the sizes of each term's gradients
     fill: Tensor | float = 0.0  # what moves in at the edge of a shifted image: black, normalised
@@ -152,6 +154,11 @@ def fit(
         started = time.perf_counter()
         train_epoch(learner, training, epoch, steps, observer)
         means = learner.sums.means(len(training.train))  # the epoch's one wait for the device
+        if plan.estimate_batchnorm and tracked_norms(learner.module):
+            images = training_batches(
+                training.train, plan.batch_size, seed=training.seeds[0], role=training.role, epoch=epoch
+            )
+            estimate_statistics(learner.module, images)
         seconds = time.perf_counter() - started
         rows = epoch_rows(learner, training, epoch, means, seconds)
         for s, (outcome, row) in enumerate(zip(outcomes, rows, strict=True)):

@@ -85,6 +85,7 @@ def make_plan(data: DeviceData, spec: TrainSpec, role: str, *, diagnostics: bool
         augment=Augment(**spec.augment),
         fill=data.fill,
         keep_best=spec.keep == "best",
+        estimate_batchnorm=spec.batchnorm == "estimate",
         diagnostics=diagnostics,
     )
 

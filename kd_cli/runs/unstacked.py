@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GROUPS = {"model": "student", "optimizer": "optimizer", "schedule": "schedule", "method": "method"}
-OF_TRAINING = ("epochs", "batch_size", "keep")
+OF_TRAINING = ("epochs", "batch_size", "keep", "batchnorm")
 
 
 def log_unstacked(session: Session, groups: Sequence[tuple[Sequence[Job], TrainingTask]]) -> None:

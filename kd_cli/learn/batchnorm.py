@@ -1,0 +1,54 @@
+"""BatchNorm's running statistics, estimated anew for the weights as they are.
+
+During training they are a moving average over the last steps: after few steps, or with a small `momentum`, they belong
+to weights of long ago, and the model is evaluated with the wrong mean and variance. Averaging over training batches at
+fixed weights is "precise BatchNorm" (Wu & Johnson 2021, section 3).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from kd_cli.learn.batches import Examples, batch_sizes
+from kd_cli.learn.randomness import generator
+
+BATCHES = 64  # that the statistics are averaged over at most
+
+
+def tracked_norms(module: nn.Module) -> list[_NormBase]:
+    """The layers of a model that keep running statistics: BatchNorm, and InstanceNorm where it tracks them."""
+    return [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.running_mean is not None]
+
+
+@torch.no_grad()
+def estimate_statistics(module: nn.Module, images: Iterator[Tensor]) -> None:
+    """Replace running means and variances by their averages over batches of images [B,...]; nothing else changes.
+
+    The model is in eval mode before and after; dropout is not active meanwhile.
+    """
+    norms = tracked_norms(module)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        norm.training = True
+    try:
+        for batch in images:
+            module(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum, norm.training = momentum, False
+
+
+def training_batches(train: Examples, batch_size: int, *, seed: int, role: str, epoch: int) -> Iterator[Tensor]:
+    """At most BATCHES batches of training images [B,...], not augmented, in an order drawn for this epoch."""
+    n = len(train)
+    order = torch.randperm(n, generator=generator(seed, role, "batchnorm", epoch)).to(train.device)
+    sizes = batch_sizes(n, batch_size)[:BATCHES]
+    for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
+        yield train.images(order[None, start : start + size])[0]
