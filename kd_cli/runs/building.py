@@ -90,12 +90,8 @@ def make_plan(data: DeviceData, spec: TrainSpec, role: str, *, diagnostics: bool
 
 
 def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.optim.Optimizer:
-    where = key_of("optimizer", role)
-    try:
-        with without_compiler():
-            return build(task.spec.optimizer, parameters, where=where)
-    except ValueError as error:  # torch's word on a number out of range
-        raise ConfigError(f"{where}: {error}") from error
+    with without_compiler():
+        return build(task.spec.optimizer, parameters, where=key_of("optimizer", role))
 
 
 def check_recipe(spec: TrainSpec, role: str) -> None:
