@@ -180,14 +180,14 @@ def test_a_dangerous_target_is_refused_where_hydra_has_a_list_of_them(own: str) 
 
 
 def test_former_names_lead_to_what_they_meant() -> None:
-    from kd_cli.learn import methods, optim
+    from kd_cli.learn import methods, schedules
 
     assert isinstance(build({"_target_": "kd_cli.learn.methods.Hard"}), Hard)
     assert locate("kd_cli.zoo.models.mlp").__name__ == "mlp"
     assert locate("kd_cli.zoo.data.imagefolder").__name__ == "imagefolder"
     assert locate("kd_cli.runs.limits.high_temperature").__name__ == "high_temperature"
     assert locate("kd_cli.learn.methods.SoftTargets") is methods.SoftTargets
-    assert locate("kd_cli.learn.optim.Cosine") is optim.Cosine
+    assert locate("kd_cli.learn.optim.Cosine") is schedules.Cosine
 
 
 @pytest.mark.parametrize("former", MOVED)

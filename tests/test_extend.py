@@ -12,20 +12,20 @@ import torch
 from kd_cli import load_student
 
 METHOD = """
-from kd_cli.learn.methods import Terms
+from kd_cli.learn.methods import Method
 from kd_cli.losses import hard_cross_entropy
 
-class SquaredProbabilities:
-    needs_teacher = True
-
+class SquaredProbabilities(Method):
     def __init__(self, scale=1.0):
+        super().__init__()
         self.scale = scale
 
-    def __call__(self, student, teacher, labels, weights):
+    def forward(self, student, teacher, batch, weights):
         T = weights.T[:, None, None]
+        student, teacher = student.logits, teacher.logits
         soft = self.scale * ((student / T).softmax(-1) - (teacher / T).softmax(-1)).square().sum(-1).mean(-1)
-        hard = hard_cross_entropy(student, labels)
-        return Terms(weights.alpha * soft + weights.beta * hard, soft, hard)
+        hard = hard_cross_entropy(student, batch.labels)
+        return {"loss": weights.alpha * soft + weights.beta * hard, "soft": soft, "hard": hard}
 """
 MODEL = """
 import math
