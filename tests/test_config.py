@@ -20,6 +20,7 @@ from kd_cli.config.moved import MOVED, current_name
 from kd_cli.config.schema import Schema, Training, Transfer
 from kd_cli.errors import ConfigError
 from kd_cli.learn.methods import Hard
+from kd_cli.nearest import did_you_mean
 from kd_cli.shipped import USER, raised_by, raised_by_statement
 
 OWN = """
@@ -272,6 +273,31 @@ def test_presets_cannot_be_taken_for_methods() -> None:
     assert sorted(options["preset"]) == sorted(FORMER_LOSSES.values())
     assert not options["preset"].keys() & options["method"].keys()
     assert "loss" not in options
+
+
+@pytest.mark.parametrize("word", ["grad_clip", "model", "learning_rate", "patience", "num_workers", "wandb", "T1"])
+def test_a_word_like_no_key_gets_no_hint(word: str) -> None:
+    from kd_cli.commands.help import conf_dir, key_names
+
+    assert did_you_mean(word, key_names([conf_dir()])) is None
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("lr", "optimizer.lr"),
+        ("optimizer_lr", "optimizer.lr"),
+        ("batchsize", "training.batch_size"),
+        ("epohcs", "training.epochs"),
+        ("studnet.hidden", "student.hidden"),
+        ("teacher.hiden", "teacher.hidden"),
+        ("scheduler", "schedule"),
+    ],
+)
+def test_a_typing_error_finds_its_key(word: str, key: str) -> None:
+    from kd_cli.commands.help import conf_dir, key_names
+
+    assert did_you_mean(word, key_names([conf_dir()])) == f"did you mean {key}?"
 
 
 # ---------------------------------------------------------------- the fingerprint of the user's code
