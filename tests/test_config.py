@@ -191,6 +191,22 @@ def test_former_names_lead_to_what_they_meant() -> None:
     assert locate("kd_cli.learn.optim.Cosine") is schedules.Cosine
 
 
+def test_what_users_code_imports_by_a_former_name_is_found() -> None:
+    from kd_cli import data, models, vision
+    from kd_cli.zoo.data import Source, digits, imagefolder, normalise, prepare, torchvision_dataset
+    from kd_cli.zoo.models import cnn, mlp, torchvision_model
+    from kd_cli.zoo.vision import import_torchvision
+
+    assert Source is data.source.Source
+    assert prepare is data.source.prepare
+    assert digits is data.digits.digits
+    assert imagefolder is data.folders.imagefolder
+    assert normalise is data.normalisation.normalise
+    assert torchvision_dataset is data.torchvision.torchvision_dataset
+    assert (mlp, cnn, torchvision_model) == (models.mlp.mlp, models.cnn.cnn, models.torchvision.torchvision_model)
+    assert import_torchvision is vision.import_torchvision
+
+
 @pytest.mark.parametrize("former", MOVED)
 def test_every_line_of_the_table_leads_to_something_that_exists(former: str) -> None:
     present = current_name(former)
