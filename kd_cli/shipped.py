@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import sysconfig
 from pathlib import Path
@@ -25,18 +26,32 @@ def is_users_file(file: str) -> bool:
     return not any(path.is_relative_to(folder) for folder in folders)
 
 
-def raised_by_user(error: BaseException) -> bool:
-    """Return whether the user's own code raised an error, or called what raised it.
+USER = "the user"
 
-    The innermost frame that is the user's or this package's decides; Python and installed libraries are passed over.
+
+def raised_by(error: BaseException) -> str:
+    """Return whose code raised an error or called what raised it: USER, or the name of a module of this package.
+
+    The innermost frame of either decides; Python's own frames and those of installed libraries are passed over.
     """
-    whose = False
+    whose = ""
     trace = error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
-        if str(frame.f_globals.get("__name__", "")).split(".")[0] == "kd_cli":
-            whose = False
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.split(".")[0] == "kd_cli":
+            whose = name
         elif is_users_file(frame.f_code.co_filename):
-            whose = True
+            whose = USER
         trace = trace.tb_next
     return whose
+
+
+def raised_by_statement(error: BaseException) -> bool:
+    """Return whether a `raise` of the user's own code raised an error, and not an operation that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not is_users_file(trace.tb_frame.f_code.co_filename):
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]

@@ -112,6 +112,22 @@ def test_a_users_own_model_is_loaded_when_trusted(
     assert load_student(student, trust=True)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+def test_a_student_of_an_older_version_names_its_model_as_it_was_called(student: Path) -> None:
+    model = json.loads((student / "student.json").read_text())["model"]
+    change(student, model=model | {"_target_": "kd_cli.zoo.models.mlp"})
+    assert load_student(student)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_an_error_of_the_users_model_is_raised_as_it_is(
+    student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "own_model_that_reads.py").write_text("def net(**sizes):\n    return open('widths.csv')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    change(student, model={"_target_": "own_model_that_reads.net"})
+    with pytest.raises(FileNotFoundError, match=r"widths\.csv"):
+        load_student(student, trust=True)
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -196,7 +212,7 @@ def test_an_archive_that_is_not_the_published_one_is_never_unpacked(
             archive.addfile(member, io.BytesIO(b"x"))
     with pytest.raises(DataError, match="could not be downloaded"):
         torchvision_dataset(data_dir=data, name="CIFAR10")
-    assert sorted(path.name for path in data.rglob("*")) == ["cifar-10-python.tar.gz"]
+    assert [path.name for path in data.rglob("[!.]*")] == ["cifar-10-python.tar.gz"]
     assert not (tmp_path / "outside").exists()
     assert not Path("/tmp/kd-outside").exists()
 

@@ -17,6 +17,7 @@ from kd_cli.commands import help as help_page
 from kd_cli.commands.preload import preload_torch
 from kd_cli.errors import ConfigError, KdError, first_line
 from kd_cli.nearest import did_you_mean
+from kd_cli.shipped import USER, raised_by
 
 NAMED = 20  # jobs that failed, at the end of a sweep
 MULTIRUN = {"-m", "--multirun"}
@@ -235,6 +236,8 @@ def explain(error: BaseException, argv: Sequence[str]) -> str | None:
 
     if isinstance(error, KdError):
         return str(error)
+    if raised_by(error) == USER:
+        return None
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_hydra(error, argv)
     if not isinstance(error, OSError) and _raised_in(error, ("hydra", "omegaconf")):

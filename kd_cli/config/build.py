@@ -17,7 +17,7 @@ from typing import Any
 from kd_cli.config.moved import current_name, with_current_names
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
-from kd_cli.shipped import raised_by_user
+from kd_cli.shipped import USER, raised_by
 
 ARGS, PARTIAL, RECURSIVE, CONVERT = "_args_", "_partial_", "_recursive_", "_convert_"
 SPECIAL = ("_target_", ARGS, PARTIAL, RECURSIVE, CONVERT)
@@ -79,7 +79,7 @@ def _instantiate(node: Mapping[str, Any]) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    plain = {CONVERT: "all", **_literal(with_current_names(dict(node))), PARTIAL: True}
+    plain = {CONVERT: "all", **with_current_names(dict(node)), PARTIAL: True}
     with warnings.catch_warnings():
         # Hydra 1.4 warns of every target outside a whitelist, but a whitelist switches its list of dangerous ones off.
         warnings.filterwarnings("ignore", r"hydra\.utils\.instantiate\(\) resolved")
@@ -92,15 +92,6 @@ def _instantiate(node: Mapping[str, Any]) -> Any:
     raise nested
 
 
-def _literal(value: Any) -> Any:
-    """Return a copy in which no text is an interpolation: those are resolved already, what looks like one is text."""
-    if isinstance(value, Mapping):
-        return {key: _literal(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_literal(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
 def _explained(error: Exception, node: Mapping[str, Any], where: str) -> ConfigError | None:
     """Return a ConfigError where a wrong value in the configuration caused the error, None where a bug did."""
     from hydra.errors import InstantiationException
@@ -108,13 +99,16 @@ def _explained(error: Exception, node: Mapping[str, Any], where: str) -> ConfigE
     if isinstance(error, InstantiationException):  # Hydra's list of dangerous targets
         words = " ".join(str(error).split("\nfull_key")[0].split())
         return ConfigError(f"{where}: {words}")
-    if isinstance(error, NotImplementedError) or raised_by_user(error):
-        return None
-    wrong_value = isinstance(error, TypeError | ValueError | OverflowError | MemoryError)
-    if not wrong_value and not (isinstance(error, RuntimeError) and re.search("memory|overflow|too large", str(error))):
+    owner = raised_by(error)
+    refused = TypeError | ValueError | OverflowError | MemoryError
+    if owner == __name__:  # a library, called from here
+        refused |= RuntimeError
+    too_large = isinstance(error, RuntimeError) and re.search("memory|overflow|too large", str(error))
+    if owner == USER or isinstance(error, NotImplementedError) or not (isinstance(error, refused) or too_large):
         return None
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return ConfigError(f"{where}: {node['_target_']}: {line}")
+    target = str(node["_target_"])
+    return ConfigError(f"{where}: {line}" if where == target else f"{where}: {target}: {line}")
 
 
 # ---------------------------------------------------------------- checks before the call

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.config.build import build
+from kd_cli.config.moved import with_current_names
 from kd_cli.data.normalisation import normalise
 from kd_cli.errors import CheckpointError, KdError, first_line
 from kd_cli.learn.teachers import freeze
 from kd_cli.runs.device_data import dtype_of
 from kd_cli.runs.models import mismatches, with_sizes
+from kd_cli.shipped import USER, raised_by
 from kd_cli.storage.files import checksum, read_json
 from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 
@@ -57,7 +59,6 @@ def load_student(run_dir: str | Path, *, trust: bool = False) -> Student:
     of kd_cli itself are built unless you trust the run: `trust=True` imports and calls the code that its student.json
     names, a model of your own for example. Raises CheckpointError when there is no student or its files are damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(run_dir).expanduser()
@@ -65,12 +66,13 @@ def load_student(run_dir: str | Path, *, trust: bool = False) -> Student:
         rebuild = read_json(folder / STUDENT)
         if not intact(folder / STUDENT):
             raise ValueError(f"{STUDENT} is not what the run wrote")
-        check_targets(rebuild["model"], folder, trust=trust)
+        model = with_current_names(rebuild["model"])
+        check_targets(model, folder, trust=trust)
         if checksum(folder / WEIGHTS) != rebuild["checksum"]:
             raise ValueError(f"{WEIGHTS} is not what the run wrote")
         state = load_file(folder / WEIGHTS)
         shape = tuple(rebuild["input_shape"])
-        network = build(rebuild["model"], input_shape=shape, num_classes=len(rebuild["classes"]))
+        network = build(model, where="model", input_shape=shape, num_classes=len(rebuild["classes"]))
         network = with_sizes(network, shape)
         dtype = dtype_of(rebuild["precision"])
         network.to(dtype)
@@ -86,18 +88,28 @@ def load_student(run_dir: str | Path, *, trust: bool = False) -> Student:
             dtype=dtype,
             shift=rebuild.get("shift"),
         ).eval()
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} holds no student: {error.filename} is missing", hint="name the directory of a finished run"
-        ) from error
-    except CheckpointError:
-        raise
-    except KdError as error:
-        raise CheckpointError(f"the student in {folder} cannot be rebuilt: {error.message}", hint=error.hint) from error
-    except (ArithmeticError, AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the student in {folder} cannot be rebuilt: {error}") from error
-    except RuntimeError as error:
-        raise CheckpointError(f"the student in {folder} cannot be rebuilt: {first_line(error)}") from error
+    except Exception as error:
+        explained = refusal(folder, error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def refusal(folder: Path, error: Exception) -> CheckpointError | None:
+    """Return why a student cannot be rebuilt; None for a CheckpointError, and for a bug of our own or the model's."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, CheckpointError) or raised_by(error) == USER:
+        return None
+    if isinstance(error, FileNotFoundError):
+        message = f"{folder} holds no student: {error.filename} is missing"
+        return CheckpointError(message, hint="name the directory of a finished run")
+    if isinstance(error, KdError):
+        return CheckpointError(f"the student in {folder} cannot be rebuilt: {error.message}", hint=error.hint)
+    expected = ArithmeticError | AttributeError | LookupError | OSError | TypeError | ValueError | RuntimeError
+    if isinstance(error, expected | SafetensorError):
+        return CheckpointError(f"the student in {folder} cannot be rebuilt: {first_line(error)}")
+    return None
 
 
 def check_targets(node: Any, folder: Path, *, trust: bool) -> None:

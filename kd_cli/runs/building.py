@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd_cli.config.build import build, locate
+from kd_cli.config.build import PARTIAL, build, locate
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import Node, TrainSpec
 from kd_cli.errors import ConfigError
@@ -91,12 +91,8 @@ def make_plan(data: DeviceData, spec: TrainSpec, role: str, *, diagnostics: bool
 
 
 def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.optim.Optimizer:
-    where = key_of("optimizer", role)
-    try:
-        with without_compiler():
-            return build(task.spec.optimizer, parameters, where=where)
-    except ValueError as error:  # torch's word on a number out of range
-        raise ConfigError(f"{where}: {error}") from error
+    with without_compiler():
+        return build(task.spec.optimizer, parameters, where=key_of("optimizer", role))
 
 
 def check_recipe(spec: TrainSpec, role: str) -> None:
@@ -113,7 +109,8 @@ def build_method(node: Node) -> Method:
     """The method of a configuration: a `Method`, or a plain loss function of `student`, `teacher`, `labels`."""
     target = locate(node["_target_"])
     if is_loss_function(target):
-        return FunctionMethod(target, **{key: value for key, value in node.items() if key != "_target_"})
+        loss = build({**node, PARTIAL: True}, where="method")
+        return FunctionMethod(loss.func, **loss.keywords)
     method = build(node, where="method")
     if not isinstance(method, Method):
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.stacked.structure import is_dense, widths
 from kd_cli.learn.teachers import freeze
 from kd_cli.runs.device_data import DeviceData, dtype_of
+from kd_cli.shipped import raised_by_statement
 
 
 def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -80,6 +82,8 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
     except NotImplementedError:
         return  # an operation that needs real numbers; training will tell
     except (RuntimeError, ValueError) as error:
+        if raised_by_statement(error) or not in_forward(error):
+            raise  # the user's own error, of which the data may know nothing
         message = first_line(error)
         raise ConfigError(
             f"{where}={spec.name} does not take the data of {dataset.name} ({wanted}): {message}",
@@ -90,6 +94,11 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
             f"{where}={spec.name} gives {tuple(logits.shape)} for 2 images of {dataset.name}; it must be "
             f"(2, {dataset.classes}): one logit for each class"
         )
+
+
+def in_forward(error: BaseException) -> bool:
+    """Return whether an error was raised while a module was called, not while it was made."""
+    return any(frame.f_code.co_name == "_call_impl" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def load_module(spec: TrainSpec, state: dict[str, Tensor], data: DeviceData, *, role: str) -> nn.Module:

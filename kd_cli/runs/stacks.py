@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.fingerprint import code_version, fingerprint
 from kd_cli.config.values import TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Outcome, fit
@@ -153,7 +153,10 @@ class Stack:
     def state(self) -> SavedTraining | None:
         """The saved state of this training; its name is a fingerprint of all that its course depends on."""
         stage, tasks = self.stage, [member.task for member in self.members]
-        facts = [[task.spec.identity(""), task.method, task.T, task.alpha, task.beta] for task in tasks]
+        facts = [
+            [task.spec.identity(""), task.method, code_version(task.method), task.T, task.alpha, task.beta]
+            for task in tasks
+        ]
         data = [stage.data.dataset.fingerprint, len(stage.data.train), stage.diagnostics]
         name = fingerprint([stage.role, stage.subject, facts, [member.key for member in self.members], data])
         results = [member.result for member in self.members]

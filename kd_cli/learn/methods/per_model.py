@@ -54,7 +54,7 @@ class FunctionMethod(PerModelMethod):
     def __init__(self, function: Callable[..., Any], **keys: Any) -> None:
         super().__init__()
         self.function, self.keys = function, keys
-        self.parameters_taken = set(inspect.signature(function).parameters)
+        self.parameters_taken = set(inspect.signature(function).parameters) - keys.keys()  # a key fixes its parameter
         self.needs_teacher = "teacher" in self.parameters_taken
         self.has_T, self.has_alpha = "T" in self.parameters_taken, "alpha" in self.parameters_taken
         self.needs_labels = "labels" in self.parameters_taken
