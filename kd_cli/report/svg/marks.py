@@ -9,7 +9,7 @@ from html import escape
 
 from markupsafe import Markup
 
-WIDTH = 720  # of a large chart, in its own units; charts.css scales it
+WIDTH = 800  # of a large chart, in its own units; charts.css scales it
 FONT = 12.5  # the size of letters in these units, as in charts.css
 # Widths of letters in units of the font size, those of DejaVu Sans: few system fonts are wider.
 NARROW, WIDE, CAPITAL, USUAL = 0.42, 1.0, 0.79, 0.64
