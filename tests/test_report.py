@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import os
 import shutil
@@ -469,13 +470,39 @@ def test_kd_report_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
     assert "\nhint: " in str(caught.value.code)
 
 
-def test_reports_need_no_torch(tmp_path: Path) -> None:
+def test_reports_need_no_torch_and_their_templates_only_when_a_page_is_written(tmp_path: Path) -> None:
     made_run(tmp_path / "0")
     code = (
-        "import sys; from kd_cli.commands.kd_report import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+        "import sys; from kd_cli.commands.kd_report import main; early = 'jinja2' in sys.modules; main(sys.argv[1:]); "
+        "sys.exit(early or any(name in sys.modules for name in ('torch', 'hydra', 'omegaconf')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_kd_report_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"kd-cli {importlib.metadata.version('kd-cli')}\n"
+
+
+def test_kd_report_lists_unfinished_runs_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_run(tmp_path / "0", T=1.0)
+    made_run(tmp_path / "1", T=2.0, status="unfinished")
+    main([str(tmp_path)])
+    assert "1 run without a result is not listed (1 unfinished)" in capsys.readouterr().out
+    main([str(tmp_path), "--unfinished"])
+    assert "0 (1 unfinished)" in capsys.readouterr().out
+
+
+def test_a_damaged_run_json_is_no_loss_while_hydras_files_are_there(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "0")
+    (path / "run.json").write_text("{")
+    assert read_run(path).config["T"] == 2.0
+    (path / ".hydra/config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"run\.json cannot be read"):
+        read_run(path)
 
 
 def test_a_thousand_runs_take_seconds_and_megabytes(tmp_path: Path) -> None:

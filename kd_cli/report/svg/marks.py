@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import html
 import unicodedata
 from collections.abc import Iterable
-from html import escape
 
 from markupsafe import Markup
 
@@ -20,6 +20,8 @@ _ATTRIBUTES = {
     "aria_label": "aria-label",
     "aria_hidden": "aria-hidden",
 }
+
+escape = functools.lru_cache(1 << 14)(html.escape)  # the same colours, classes and places come again and again
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:
