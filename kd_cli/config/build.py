@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_cli.config.moved import current_name, with_current_names
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, first_line
 from kd_cli.nearest import did_you_mean
 from kd_cli.shipped import raised_by_user
 
@@ -113,8 +113,7 @@ def _explained(error: Exception, node: Mapping[str, Any], where: str) -> ConfigE
     wrong_value = isinstance(error, TypeError | ValueError | OverflowError | MemoryError)
     if not wrong_value and not (isinstance(error, RuntimeError) and re.search("memory|overflow|too large", str(error))):
         return None
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return ConfigError(f"{where}: {node['_target_']}: {line}")
+    return ConfigError(f"{where}: {node['_target_']}: {first_line(error)}")
 
 
 # ---------------------------------------------------------------- checks before the call
