@@ -486,7 +486,7 @@ def figure(series: Sequence[Series], **words: Any) -> str:
         f'<text x="{60 + 220 * k}" y="380" style="fill:var(--{one.colour})">&#9679; {one.name}</text>'
         for k, one in enumerate(series)
     )
-    head, _, rest = chart.replace('viewBox="0 0 1000 360"', 'viewBox="0 0 1000 392"').partition(">")
+    head, _, rest = chart.replace('viewBox="0 0 1000 340"', 'viewBox="0 0 1000 392"').partition(">")
     return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest.removesuffix("</svg>")}{names}</svg>\n'
 
 

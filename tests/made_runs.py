@@ -10,7 +10,7 @@ from kd_cli.report.compare import compare
 from kd_cli.report.read import collect
 from kd_cli.roles import ROLES
 from kd_cli.statistics import gap_closed
-from kd_cli.storage.run_dir import recorded
+from kd_cli.storage.run_dir import configuration_record
 
 TEST = 200  # examples in a made-up test set
 
@@ -51,7 +51,7 @@ def made_run(
         "command": "kd-run T=2",
         "identity": "0",
         "trained": [],
-        **recorded(nested, {**options, "experiment": None}),
+        **configuration_record(nested, {**options, "experiment": None}),
     }
     (path / "run.json").write_text(json.dumps(noted))
     rows = [

@@ -28,7 +28,7 @@ FLAGS = (
 # Runs before the page's own script and notes what goes wrong; what the test asks for is written into the page.
 WATCH = """<script>window.wrong = [];
 addEventListener("error", e => wrong.push(String(e.message || e.target.src)), true);
-const told = console.error; console.error = (...words) => { wrong.push(words.join(" ")); told(...words); };</script>"""
+const log = console.error; console.error = (...words) => { wrong.push(words.join(" ")); log(...words); };</script>"""
 ASK = """<script>addEventListener("load", () => { let found;
 try { found = (() => { %s })(); } catch (e) { wrong.push(String(e)); }
 const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify({ found, wrong });
@@ -45,9 +45,9 @@ def ask(page: Path, script: str, tmp_path: Path, *, width: int = 1200) -> Any:
     done = subprocess.run([*command, probe.as_uri()], capture_output=True, text=True, timeout=120, check=False)
     answer = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert answer is not None, done.stderr[-2000:]
-    told = json.loads(html.unescape(answer[1]))
-    assert told["wrong"] == []
-    return told["found"]
+    result = json.loads(html.unescape(answer[1]))
+    assert result["wrong"] == []
+    return result["found"]
 
 
 @pytest.fixture

@@ -223,6 +223,20 @@ def test_disagreements_by_hand() -> None:
     }
 
 
+def test_disagreements_name_the_files_of_their_pictures(tmp_path: Path) -> None:
+    files = [f"photos/{i} & co.png" for i in range(4)]
+    found = pictures(IMAGES, LABELS, TEACHER, STUDENT, NAMES, T=2, files=files)
+    assert [example["file"] for example in found["examples"]] == [
+        files[example["index"]] for example in found["examples"]
+    ]
+    assert [pair["files"] for pair in found["disagreement"]["pairs"]] == [[files[2]], [files[1]]]
+    path = made_run(tmp_path / "0")
+    (path / "examples.json").write_text(json.dumps(found))
+    page = Page(run_page(path))
+    assert "for example" in page.text
+    assert all(page.text.count(file) == n for file, n in zip(files, (1, 2, 2, 1), strict=True))
+
+
 def test_mistakes_by_hand() -> None:
     assert mistakes(LABELS, STUDENT, NAMES) == [
         {"label": "<dog>", "student": "cow", "count": 1},

@@ -1,4 +1,4 @@
-"""Charts: well-formed, to scale, escaped, with ticks a person would choose."""
+"""Charts: well-formed, to scale, escaped, with round numbers on their axes."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import os
 import shutil
@@ -104,7 +105,7 @@ def test_the_best_is_chosen_by_validation_and_not_by_the_test_set(tmp_path: Path
     assert "One seed cannot tell a difference from chance" in text
 
 
-def test_equal_accuracies_are_told_apart_by_likelihood(tmp_path: Path) -> None:
+def test_of_equal_accuracies_the_better_likelihood_is_chosen(tmp_path: Path) -> None:
     made_run(tmp_path / "0", T=1.0, val=0.9, val_nll=0.4)
     made_run(tmp_path / "1", T=5.0, val=0.9, val_nll=0.3)
     assert only(tmp_path).best.values == {"T": 5.0}
@@ -144,7 +145,7 @@ def test_baselines_are_named_by_what_can_matter_to_them(tmp_path: Path) -> None:
     assert names == ["training.epochs=3", "training.epochs=6"]
 
 
-def test_what_validation_does_not_tell_apart_is_named(tmp_path: Path) -> None:
+def test_settings_within_one_standard_deviation_of_the_best_are_named(tmp_path: Path) -> None:
     for seed in (0, 1):
         made_run(tmp_path / f"a{seed}", T=1.0, seed=seed, val=0.90 + 0.04 * seed)
         made_run(tmp_path / f"b{seed}", T=2.0, seed=seed, val=0.91)
@@ -172,7 +173,7 @@ def test_swept_keys_leave_out_seeds_and_places(tmp_path: Path) -> None:
     assert swept_keys(collect([tmp_path])[0]) == ["T"]
 
 
-def test_a_group_is_told_by_its_option(tmp_path: Path) -> None:
+def test_a_group_is_represented_by_its_option(tmp_path: Path) -> None:
     made_run(tmp_path / "0", choices={"student": "tinymlp"}, **{"student.hidden": [30, 30], "student.dropout": 0.0})
     made_run(tmp_path / "1", choices={"student": "smallmlp"}, **{"student.hidden": [800, 800], "student.dropout": 0.1})
     runs = collect([tmp_path])[0]
@@ -182,7 +183,7 @@ def test_a_group_is_told_by_its_option(tmp_path: Path) -> None:
     assert swept_keys(collect([tmp_path])[0]) == ["student", "student.hidden"]
 
 
-def test_data_sets_are_compared_apart(tmp_path: Path) -> None:
+def test_each_data_set_is_a_comparison_of_its_own(tmp_path: Path) -> None:
     made_run(tmp_path / "0", T=1.0)
     made_run(tmp_path / "1", T=2.0)
     made_run(tmp_path / "2", data="data-2", choices={"dataset": "mnist"}, epochs=4)
@@ -191,7 +192,7 @@ def test_data_sets_are_compared_apart(tmp_path: Path) -> None:
     assert found == {"digits (val_fraction=0.2)": ("T",), "mnist": (), "digits (val_fraction=0.5)": ()}
 
 
-def test_names_keep_what_tells_settings_apart() -> None:
+def test_names_keep_the_keys_that_distinguish_settings() -> None:
     values = [{"T": 1, "teacher": "a", "teacher.hidden": 3}, {"T": 1, "teacher": "b", "teacher.hidden": 4}]
     assert distinguishing(["T", "teacher", "teacher.hidden"], values) == ["teacher"]
     joint = [{"T": 1, "beta": 0.5}, {"T": 2, "beta": 0.7}]
@@ -223,7 +224,7 @@ def test_a_run_without_a_summary_is_unfinished(tmp_path: Path) -> None:
     assert "0 (1 unfinished)" in sweep_table([comparison])
 
 
-def test_a_log_that_ends_with_an_error_tells_why_a_run_failed(tmp_path: Path) -> None:
+def test_a_log_that_ends_with_an_error_is_why_a_run_failed(tmp_path: Path) -> None:
     path = made_run(tmp_path / "0", status="unfinished")
     stamp = "[2026-11-21 10:00:00,000][kd_cli]"
     log = f"{stamp}[INFO] begins\n{stamp}[ERROR] failed: 0: the disk is full\nTraceback (most recent call last):\n"
@@ -403,7 +404,7 @@ def test_where_the_best_epoch_is_kept_its_validation_counts(tmp_path: Path) -> N
     assert (run.validation("val_accuracy"), run.validation("val_nll")) == (0.9, 0.3)
 
 
-def test_a_temperature_that_the_tool_chose_is_told(tmp_path: Path) -> None:
+def test_a_temperature_that_kd_run_chose_is_reported(tmp_path: Path) -> None:
     path = made_run(tmp_path / "0", T="auto")
     summary = json.loads((path / "summary.json").read_text())
     tried = [{"T": T, "alpha": 1.0, "val_accuracy": 0.8 + T / 100, "val_nll": 0.5, "diverged": None} for T in (1, 5)]
@@ -415,7 +416,7 @@ def test_a_temperature_that_the_tool_chose_is_told(tmp_path: Path) -> None:
     assert (row["T"], row["T_used"]) == ("auto", "5")
 
 
-def test_left_out_classes_show_the_result_and_the_oracle_apart(tmp_path: Path) -> None:
+def test_a_run_with_left_out_classes_shows_its_result_and_the_oracle(tmp_path: Path) -> None:
     path = made_run(tmp_path / "0")
     summary = json.loads((path / "summary.json").read_text())
     made = {
@@ -461,7 +462,9 @@ def test_kd_report_of_a_run_leaves_the_run_as_it_was(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("words", [["nowhere"], ["."]])
-def test_kd_report_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+def test_kd_report_prints_an_error_and_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(words)
@@ -469,13 +472,39 @@ def test_kd_report_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
     assert "\nhint: " in str(caught.value.code)
 
 
-def test_reports_need_no_torch(tmp_path: Path) -> None:
+def test_reports_need_no_torch_and_their_templates_only_when_a_page_is_written(tmp_path: Path) -> None:
     made_run(tmp_path / "0")
     code = (
-        "import sys; from kd_cli.commands.kd_report import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+        "import sys; from kd_cli.commands.kd_report import main; early = 'jinja2' in sys.modules; main(sys.argv[1:]); "
+        "sys.exit(early or any(name in sys.modules for name in ('torch', 'hydra', 'omegaconf')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_kd_report_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"kd-cli {importlib.metadata.version('kd-cli')}\n"
+
+
+def test_kd_report_lists_unfinished_runs_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_run(tmp_path / "0", T=1.0)
+    made_run(tmp_path / "1", T=2.0, status="unfinished")
+    main([str(tmp_path)])
+    assert "1 run without a result is not listed (1 unfinished)" in capsys.readouterr().out
+    main([str(tmp_path), "--unfinished"])
+    assert "0 (1 unfinished)" in capsys.readouterr().out
+
+
+def test_a_damaged_run_json_is_no_loss_while_hydras_files_are_there(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "0")
+    (path / "run.json").write_text("{")
+    assert read_run(path).config["T"] == 2.0
+    (path / ".hydra/config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"run\.json cannot be read"):
+        read_run(path)
 
 
 def test_a_thousand_runs_take_seconds_and_megabytes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_cli.config.moved import current_name, with_current_names
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, first_line
 from kd_cli.nearest import did_you_mean
 from kd_cli.shipped import USER, raised_by
 
@@ -106,7 +106,7 @@ def _explained(error: Exception, node: Mapping[str, Any], where: str) -> ConfigE
     too_large = isinstance(error, RuntimeError) and re.search("memory|overflow|too large", str(error))
     if owner == USER or isinstance(error, NotImplementedError) or not (isinstance(error, refused) or too_large):
         return None
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     target = str(node["_target_"])
     return ConfigError(f"{where}: {line}" if where == target else f"{where}: {target}: {line}")
 

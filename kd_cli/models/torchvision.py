@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, first_line
 from kd_cli.models.arguments import by, check_sizes, sizes
 from kd_cli.vision import import_torchvision, network_timeout
 
@@ -132,7 +132,7 @@ def _try_shapes(network: nn.Module, name: str, input_shape: tuple[int, ...], num
             logits = torch.func.functional_call(network, tensors, (torch.empty(1, *input_shape),))
     except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise ConfigError(
-            f"{name} cannot take images of the shape {by(input_shape)}: {str(error).splitlines()[0]}",
+            f"{name} cannot take images of the shape {by(input_shape)}: {first_line(error)}",
             hint="image_size=64 resizes them for the network; most of these were made for 224",
         ) from error
     finally:

@@ -11,6 +11,7 @@ from kd_cli.report.compare import Comparison, Setting, baselines, models_of
 from kd_cli.report.figures import BASELINES, Figure, Legend, by_validation
 from kd_cli.report.read import Run
 from kd_cli.report.svg.lines import SERIES, Point, Series, line_chart
+from kd_cli.report.svg.scales import ticks
 from kd_cli.report.svg.small import legend
 from kd_cli.report.words import name_of
 from kd_cli.roles import ROLE_NAMES
@@ -99,7 +100,9 @@ def _by_epoch(series: Sequence[Series], title: str, y_label: str) -> Markup:
     values = [p.y for s in series for p in s.points]
     log = min(values) > 0 and max(values) / min(values) > 12
     y_label += " (logarithmic)" if log else ""
-    return line_chart(series, title=title, x_label="epoch", y_label=y_label, log_y=log)
+    epochs = [p.x for s in series for p in s.points]
+    whole = [mark for mark in ticks(min(epochs), max(epochs), 8) if mark == int(mark)]
+    return line_chart(series, title=title, x_label="epoch", y_label=y_label, log_y=log, x_ticks=whole)
 
 
 # ---------------------------------------------------------------- gradients

@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_cli.errors import DataError, first_line
 from kd_cli.roles import ROLES
 from kd_cli.storage.files import read_json
 from kd_cli.storage.run_dir import BEGUN, METRICS, SUMMARY, chosen_options, flat, intact, verified_summary
 
 LOG = "run.log"
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of yaml.safe_load, ten times as fast where it is
 _ENTRY = re.compile(r"^\[\d{4}-[^\]]*\]\[[^\]]*\]\[([A-Z]+)\] (.*)$", re.M)  # of run.log: its level and message
 
 
@@ -124,7 +121,13 @@ def read_run(path: Path, notes: list[str] | None = None) -> Run:
 
 def _configuration(path: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration by dotted key and the option of each group, as the run noted them."""
-    begun = _mapping(path / BEGUN, read_json) if (path / BEGUN).is_file() else {}
+    begun: dict[str, Any] = {}
+    if (path / BEGUN).is_file():
+        try:
+            begun = _mapping(path / BEGUN, read_json)
+        except ValueError:
+            if not (path / ".hydra" / "config.yaml").is_file():
+                raise
     if "config" in begun:
         config, choices = dict(begun["config"]), dict(begun["choices"])
         source = BEGUN
@@ -143,8 +146,15 @@ def _configuration(path: Path, summary: dict[str, Any]) -> tuple[dict[str, Any],
 def _hydra_configuration(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The same from Hydra's own files: runs of earlier versions did not note it."""
 
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of yaml.safe_load, ten times as fast in C
+
     def read(path: Path) -> Any:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        try:
+            return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        except yaml.YAMLError as error:
+            raise ValueError(first_line(error)) from error
 
     if not (folder / "config.yaml").is_file():
         return {}, {}
@@ -159,7 +169,7 @@ def _hydra_configuration(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _mapping(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
     try:
         value = read(path)
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"{path.name} cannot be read: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no mapping")

@@ -19,6 +19,7 @@ SIDE = 40  # pixels at most: the pictures travel inside a page
 CLASSES = 10  # shown of a distribution
 MATRIX = 25  # classes at most for a whole matrix
 PAIRS = 12
+FILES = 3  # of a pair of classes
 
 
 def pictures(
@@ -30,6 +31,7 @@ def pictures(
     *,
     T: float,
     alone_logits: Tensor | None = None,
+    files: Sequence[str] | None = None,
     temperatures: Sequence[float] = TEMPERATURES,
     count: int = 8,
 ) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def pictures(
 
     images [N, ...] as published, uint8 or float; labels [N]; logits [N, C] of the same examples. Half of the `count`
     examples are those the teacher is least certain of, half those on which it is surest while the student disagrees.
-    Without a teacher: the student's least certain examples and its surest mistakes.
+    Without a teacher: the student's least certain examples and its surest mistakes. `files` are the examples' names on
+    disk, where the data set knows them: they let a reader find the pictures.
     """
     labels = labels.detach().cpu()
     student = student_logits.detach().cpu().double()
@@ -63,13 +66,14 @@ def pictures(
             {
                 "index": i,
                 "why": why,
+                "file": None if files is None else str(files[i]),
                 "label": str(class_names[int(labels[i])]),
                 "image": picture(images[i]),
                 **_likeliest(i, int(labels[i]), teacher, student, class_names, taught[k], learnt[k]),
             }
             for k, (i, why) in enumerate(chosen)
         ],
-        "disagreement": None if teacher is None else disagreement(labels, teacher, student, class_names),
+        "disagreement": None if teacher is None else disagreement(labels, teacher, student, class_names, files),
         "mistakes": mistakes(labels, student, class_names),
         "reliability": {
             role: [_rounded(vars(b)) for b in reliability(logits, labels)]
@@ -91,7 +95,9 @@ def choose(labels: Tensor, teacher: Tensor | None, student: Tensor, count: int) 
     return [*((i, f"the {name} is least certain") for i in rest), *((i, why) for i in surest)]
 
 
-def disagreement(labels: Tensor, teacher: Tensor, student: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+def disagreement(
+    labels: Tensor, teacher: Tensor, student: Tensor, class_names: Sequence[str], files: Sequence[str] | None = None
+) -> dict[str, Any]:
     """How often two models put an example in different classes, in which, and which of them is right."""
     a, b = teacher.argmax(-1), student.argmax(-1)
     classes = teacher.shape[-1]
@@ -117,6 +123,7 @@ def disagreement(labels: Tensor, teacher: Tensor, student: Tensor, class_names: 
                 "count": int(pairs[k]),
                 "teacher_right": int(rights[0][k]),
                 "student_right": int(rights[1][k]),
+                **({} if files is None else {"files": _files_of(files, (a == k // classes) & (b == k % classes))}),
             }
             for k in order
             if pairs[k]
@@ -124,6 +131,11 @@ def disagreement(labels: Tensor, teacher: Tensor, student: Tensor, class_names: 
         "names": [str(name) for name in class_names] if classes <= MATRIX else None,
         "matrix": matrix.tolist() if classes <= MATRIX else None,
     }
+
+
+def _files_of(files: Sequence[str], chosen: Tensor) -> list[str]:
+    """The names of the first few examples of a mask [N]."""
+    return [str(files[i]) for i in chosen.nonzero().flatten()[:FILES].tolist()]
 
 
 def mistakes(labels: Tensor, student: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:

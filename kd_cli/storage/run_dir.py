@@ -88,7 +88,7 @@ class RunDir:
     def begin(self, command: str, record: Mapping[str, Any] | None = None) -> str:
         """Record the command of the run; return the recorded one where the run was started before.
 
-        `record` is what reports show of the configuration, as `recorded` returns it.
+        `record` is what reports show of the configuration, as `configuration_record` makes it.
         """
         self.record = dict(record or {})
         try:
@@ -150,7 +150,7 @@ def _place(row: dict[str, Any]) -> tuple[int, int, int]:
     return ROLES.index(row["role"]), row.get("member", 0), row["epoch"]
 
 
-def recorded(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+def configuration_record(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json holds of a composed configuration: its values by dotted key, and the option of each group."""
     return {"config": flat(config), "choices": chosen_options(choices)}
 

@@ -27,7 +27,7 @@ from kd_cli.config.read import run_config
 from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, KdError, StorageError
 from kd_cli.nearest import did_you_mean
-from kd_cli.storage.run_dir import note_command, recorded, refuse_other_run
+from kd_cli.storage.run_dir import configuration_record, note_command, refuse_other_run
 from kd_cli.sweeps.launcher import known_to_hydra, without_hydra
 from kd_cli.sweeps.names import SWEPT, register_resolvers
 from kd_cli.sweeps.signals import stopping
@@ -213,7 +213,7 @@ def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
             raise ConfigError(
                 f"there is no option {group}={name}", hint=" ".join(filter(None, (did_you_mean(name, known), hint)))
             )
-    record = recorded(OmegaConf.to_container(cfg), hydra.runtime.choices)  # type: ignore[arg-type]
+    record = configuration_record(OmegaConf.to_container(cfg), hydra.runtime.choices)  # type: ignore[arg-type]
     data = OmegaConf.select(cfg, "transfer.data")
     if data is not None:
         cfg = copy.deepcopy(cfg)

@@ -24,7 +24,7 @@ from kd_cli.report.svg.marks import (
 from kd_cli.report.svg.scales import Scale, log_ticks, number, scale, ticks
 
 SERIES = 8  # colours that a reader can keep apart, and so lines with a colour of their own
-HEIGHT = 360
+HEIGHT = 340
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,11 @@ def line_chart(
     left = max(54.0, 30 + max((text_width(number(mark)) for mark in y_marks), default=0.0))
     right, top, floor = width - 14, 12, HEIGHT - 44
     place_x = scale(x_low, x_high, left + 16, right - 16, log=log_x)
-    place_y = scale(y_low, y_high, floor, top, log=log_y)
+    in_y = scale(y_low, y_high, floor, top, log=log_y)
+
+    def place_y(value: float) -> float:  # error bars end at the frame
+        return min(max(in_y(value), top), floor)
+
     x_marks = x_ticks or (log_ticks(x_low, x_high) if log_x and x_high > x_low else ticks(x_low, x_high, width // 100))
     out = []
     for mark in y_marks:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import html
 import unicodedata
 from collections.abc import Iterable
-from html import escape
 
 from markupsafe import Markup
 
-WIDTH = 720  # of a large chart, in its own units; charts.css scales it
+WIDTH = 800  # of a large chart, in its own units; charts.css scales it
 FONT = 12.5  # the size of letters in these units, as in charts.css
 # Widths of letters in units of the font size, those of DejaVu Sans: few system fonts are wider.
 NARROW, WIDE, CAPITAL, USUAL = 0.42, 1.0, 0.79, 0.64
@@ -20,6 +20,8 @@ _ATTRIBUTES = {
     "aria_label": "aria-label",
     "aria_hidden": "aria-hidden",
 }
+
+escape = functools.lru_cache(1 << 14)(html.escape)  # the same colours, classes and places come again and again
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:

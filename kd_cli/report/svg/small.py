@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from markupsafe import Markup
@@ -16,6 +15,7 @@ from kd_cli.report.svg.marks import (
     circle,
     drawing,
     element,
+    escape,
     line_class,
     path,
     text_at,
