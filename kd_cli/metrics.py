@@ -25,7 +25,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TestResult:
-    """One model on one split: `nll` is the mean negative log likelihood in nats, `ece` the calibration error."""
+    """One model on one split: `nll` is the mean negative log likelihood in nats, `ece` the calibration error.
+
+    `recall` is the share of each class's examples that are classified correctly, None for a class without examples;
+    `balanced_accuracy` is its mean over the classes that have some, `worst_class` the class where it is smallest.
+    """
 
     __test__ = False  # not a test class, whatever pytest makes of the name
 
@@ -34,6 +38,9 @@ class TestResult:
     accuracy: float
     nll: float
     ece: float
+    recall: list[float | None]
+    balanced_accuracy: float
+    worst_class: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class ReliabilityBin:
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> TestResult:
-    """Errors, accuracy, likelihood and 15-bin calibration error of logits `[N, C]`.
+    """Errors, accuracy, likelihood, 15-bin calibration error and recall by class of logits `[N, C]`.
 
     Raises DataError when there are no examples, ValueError when the shapes do not belong together.
     """
@@ -57,12 +64,18 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> TestResult:
     errors = int((logits.argmax(-1) != labels).sum())
     log_p = torch.log_softmax(logits, -1)
     nll = -log_p.gather(-1, labels.unsqueeze(-1)).mean().item()
+    counts = confusion(logits, labels)
+    present = counts.sum(1) > 0
+    recall = counts.diagonal().double() / counts.sum(1)  # not a number for a class without examples
     return TestResult(
         errors=errors,
         total=total,
         accuracy=(total - errors) / total,
         nll=nll,
         ece=_calibration_error(reliability(logits, labels)),
+        recall=[value if has else None for value, has in zip(recall.tolist(), present.tolist(), strict=True)],
+        balanced_accuracy=recall[present].mean().item(),
+        worst_class=int(recall.where(present, torch.inf).argmin()),
     )
 
 

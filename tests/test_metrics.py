@@ -47,7 +47,23 @@ def test_calibration_is_zero_for_one_who_is_as_often_right_as_sure() -> None:
 def test_a_perfect_and_certain_model_scores_zero_everywhere() -> None:
     labels = torch.arange(10)
     result = evaluate_logits(F.one_hot(labels, 10) * 1e4, labels)
-    assert dataclasses.astuple(result) == (0, 10, 1.0, 0.0, 0.0)
+    assert dataclasses.astuple(result) == (0, 10, 1.0, 0.0, 0.0, [1.0] * 10, 1.0, 0)
+
+
+def test_recall_by_class_shows_a_rare_class_that_is_never_predicted() -> None:
+    labels = torch.tensor([0] * 97 + [1] * 3)  # and none of class 2
+    logits = torch.tensor([[1.0, 0.0, 0.0]] * 96 + [[0.0, 1.0, 0.0]] + [[1.0, 0.0, 0.0]] * 3)
+    result = evaluate_logits(logits, labels)
+    assert result.accuracy == 0.96
+    assert result.recall == [96 / 97, 0.0, None]
+    assert result.balanced_accuracy == pytest.approx((96 / 97 + 0) / 2, abs=1e-12)
+    assert result.worst_class == 1
+
+
+def test_logits_that_are_no_numbers_have_a_recall_all_the_same() -> None:
+    result = evaluate_logits(torch.full((4, 2), math.nan), torch.tensor([0, 0, 1, 1]))
+    assert result.recall == [1.0, 0.0]
+    assert result.worst_class == 1
 
 
 def test_a_certain_model_that_is_wrong_has_a_finite_likelihood_and_the_whole_calibration_error() -> None:

@@ -23,7 +23,7 @@ from kd_cli.metrics import evaluate_logits
 from kd_cli.storage.files import new_folder, replacing, write_json, write_tensors, write_text
 from kd_cli.storage.run_dir import RunDir
 
-RESULTS = {"errors", "total", "accuracy", "nll", "ece"}
+RESULTS = {"errors", "total", "accuracy", "nll", "ece", "recall", "balanced_accuracy", "worst_class"}
 MODEL = {"fingerprint", "parameters", "flops", "epochs", "seconds", "from_store", "test"}
 SUMMARY = {
     *("status", "command", "dataset", "teacher", "student_alone", "student", "gap_closed", "T", "alpha", "beta"),

@@ -21,7 +21,7 @@ from kd_cli.runs.jobs import Job, alive, failing
 from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.stacks import Member, Stage, report_line
-from kd_cli.runs.summary import diverged_error, rebuilding, with_agreement
+from kd_cli.runs.summary import diverged_error, missed_classes, rebuilding, with_agreement
 from kd_cli.statistics import gap_closed
 from kd_cli.storage.run_dir import SUMMARY
 
@@ -115,6 +115,8 @@ class Distillation:
         report = self.session.model_report(spec, module, logits, outcome)
         report = {"fingerprint": self.fingerprint(job, spec, task), **report, "from_store": False}
         job.summary["student"] = with_agreement(report, logits, job.teacher)
+        if (sentence := missed_classes(report["test"], data.dataset)) is not None:
+            job.note(sentence)
         if job.teacher is not None:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)

@@ -74,11 +74,12 @@ class Session:
     def prepare(self, job: Job) -> None:
         """Check what is trained for a job before anything is, and begin its summary."""
         self.check_models(job)
-        for sentence in self.data.dataset.notes:
+        transfer = self.transfer(job.config)
+        for sentence in (*self.data.dataset.notes, *transfer.notes):
             self.note(job, sentence)
-        if not self.transfer(job.config).labelled:
+        if not transfer.labelled:
             self.check_unlabelled(job)
-        job.summary = first_summary(job, self.data, self.transfer(job.config))
+        job.summary = first_summary(job, self.data, transfer)
 
     def note(self, job: Job, sentence: str) -> None:
         """Add a note to a job; one that several jobs have is shown on the terminal once."""

@@ -17,6 +17,7 @@ from kd_cli.learn.engine import Outcome
 from kd_cli.metrics import agreement, evaluate_logits
 from kd_cli.runs.device_data import DeviceData, device_name
 from kd_cli.runs.jobs import Job, alive
+from kd_cli.runs.stacks import listed
 from kd_cli.runs.transfer import TransferSet
 
 if TYPE_CHECKING:
@@ -62,8 +63,25 @@ def transfer_summary(transfer: TransferSet, config: RunConfig) -> dict[str, Any]
 
 
 def results_on_test(logits: Tensor, dataset: Dataset) -> dict[str, Any]:
-    """The results of logits [M,C] on the test data."""
-    return vars(evaluate_logits(logits, dataset.test.labels)).copy()
+    """The results of logits [M,C] on the test data; `recall` is in the order of the classes."""
+    result = evaluate_logits(logits, dataset.test.labels)
+    worst = {
+        "name": dataset.class_names[result.worst_class],
+        "recall": result.recall[result.worst_class],
+        "examples": int((dataset.test.labels == result.worst_class).sum()),
+    }
+    return {**vars(result), "worst_class": worst}
+
+
+def missed_classes(results: dict[str, Any], dataset: Dataset) -> str | None:
+    """A sentence on classes of which no test example is classified correctly although most examples are; else None."""
+    missed = [name for name, recall in zip(dataset.class_names, results["recall"], strict=True) if recall == 0]
+    if not missed or results["accuracy"] < 0.5:
+        return None
+    return (
+        f"the student classifies no test example of {listed(missed)} correctly: its accuracy is "
+        f"{results['accuracy']:.2%}, and {results['balanced_accuracy']:.2%} averaged over the classes"
+    )
 
 
 def ensemble_report(teacher: Ensemble, dataset: Dataset) -> Report:

@@ -30,6 +30,7 @@ class TransferSet:
     omitted: tuple[int, ...]
     labelled: bool
     facts: dict[str, Any]  # what a fingerprint says of it; empty for all of the training data
+    notes: tuple[str, ...] = ()  # on another data set that the examples come from
 
     @property
     def whole(self) -> bool:
@@ -95,7 +96,8 @@ def _other_data(spec: Transfer, config: RunConfig, data: DeviceData) -> Transfer
     normalise = Normalisation(data.dataset.mean, data.dataset.std, data.dtype)
     labels = torch.zeros(len(images), dtype=torch.int64, device=data.device)  # never looked at: beta is 0
     facts = {**spec.examples(), "fingerprint": other.fingerprint}
-    return TransferSet(Examples(images.to(data.device), labels, normalise=normalise), None, (), False, facts)
+    examples = Examples(images.to(data.device), labels, normalise=normalise)
+    return TransferSet(examples, None, (), False, facts, tuple(f"transfer.data: {note}" for note in other.notes))
 
 
 def key_of(config: RunConfig) -> str:
