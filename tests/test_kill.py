@@ -150,13 +150,13 @@ def test_a_killed_run_ends_as_if_never_killed(
     kills = {"by time": 0, "in a file": 0}
     while sum(kills.values()) < KILLS:
         folder.mkdir()
-        told = []
+        moments = []
         for _ in range(rng.randint(1, 3)):
             if rng.random() < 0.7:
                 at = rng.randint(1, operations)
                 process = whole.next(whole.operations(at)).process
                 process.join(60)
-                told.append(f"operation {at}")
+                moments.append(f"operation {at}")
                 kind = "in a file"
             else:
                 process = whole.next().process
@@ -164,15 +164,15 @@ def test_a_killed_run_ends_as_if_never_killed(
                 process.join(delay)
                 os.kill(process.pid or 0, signal.SIGKILL) if process.is_alive() else None
                 process.join(60)
-                told.append(f"{delay:.3f} s")
+                moments.append(f"{delay:.3f} s")
                 kind = "by time"
-            assert process.exitcode in (0, -signal.SIGKILL), (told, process.exitcode)
+            assert process.exitcode in (0, -signal.SIGKILL), (moments, process.exitcode)
             if process.exitcode == 0:
                 break
             kills[kind] += 1
         whole.finish()
-        assert results(whole.out) == expected, (SEED, told)
-        assert not left_over(whole.store), (SEED, told)
+        assert results(whole.out) == expected, (SEED, moments)
+        assert not left_over(whole.store), (SEED, moments)
         shutil.rmtree(folder)
     with capsys.disabled():
         print(f"\n{scenario}: {kills} killed, 0 lost (seed {SEED}, {operations} operations on files)")

@@ -80,7 +80,7 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
         with torch.no_grad():
             logits = module.eval()(torch.zeros(2, *dataset.shape, device=device))
     except NotImplementedError:
-        return  # an operation that needs real numbers; training will tell
+        return  # an operation that needs real numbers: an error will show in training
     except (RuntimeError, ValueError) as error:
         if raised_by_statement(error) or not in_forward(error):
             raise  # the user's own error, of which the data may know nothing

@@ -87,9 +87,9 @@ def choose(labels: Tensor, teacher: Tensor | None, student: Tensor, count: int) 
     """Positions of the examples to show and why each; equal scores go by position, so that a rerun shows the same."""
     guide, name = (student, "student") if teacher is None else (teacher, "teacher")
     sure, guess = torch.softmax(guide, -1).max(-1)
-    apart = (student.argmax(-1) != (labels if teacher is None else guess)).tolist()
+    differs = (student.argmax(-1) != (labels if teacher is None else guess)).tolist()
     unsure = sure.argsort(stable=True).tolist()
-    surest = [i for i in (-sure).argsort(stable=True).tolist() if apart[i]][: count // 2]
+    surest = [i for i in (-sure).argsort(stable=True).tolist() if differs[i]][: count // 2]
     rest = [i for i in unsure[: count + len(surest)] if i not in surest][: count - len(surest)]
     why = "the student is sure and wrong" if teacher is None else "student and teacher disagree"
     return [*((i, f"the {name} is least certain") for i in rest), *((i, why) for i in surest)]
