@@ -57,7 +57,7 @@ def test_hooks_keep_the_outputs_of_inner_modules_until_they_are_taken() -> None:
 
 
 def test_a_path_that_does_not_exist_is_refused_with_the_nearest_ones() -> None:
-    with pytest.raises(ConfigError, match="the student has no module 'layers.fist'") as caught:
+    with pytest.raises(ConfigError, match=r"the student has no module 'layers\.fist'") as caught:
         check_paths(nn.ModuleDict({"layers": made.Own()}), ["layers.fist"], role="student")
     assert (caught.value.hint or "").startswith("the nearest: layers.first")
     with pytest.raises(ConfigError, match="the teacher has no module 'zzz'") as caught:
