@@ -64,18 +64,18 @@ def tiny(kd_run: Callable[..., Ran]) -> Callable[..., Ran]:
 
 
 @pytest.fixture
-def own_code(tmp_path: Path) -> Callable[[Mapping[str, str]], list[str]]:
-    """Write a user's own files in the test's folder; return the flags with which `kd-run` finds the YAML among them.
+def own_code(tmp_path: Path) -> Callable[..., list[str]]:
+    """Write a user's own files, by default in the test's folder; return the flags with which kd-run finds the YAML.
 
     `{"net.py": ..., "model/net": ...}`: a name without an ending is that of a YAML file under `conf/`.
     """
 
-    def write(files: Mapping[str, str]) -> list[str]:
+    def write(files: Mapping[str, str], folder: Path = tmp_path) -> list[str]:
         for name, text in files.items():
-            path = tmp_path / (name if "." in name else f"conf/{name}.yaml")
+            path = folder / (name if "." in name else f"conf/{name}.yaml")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        return ["--config-dir", str(tmp_path / "conf")]
+        return ["--config-dir", str(folder / "conf")]
 
     return write
 

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import pickle
-import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_mnist import RAW, write_mnist
 from PIL import Image
 
 from kd_cli.data.digits import digits
@@ -27,8 +27,6 @@ from kd_cli.data.source import Source, prepare
 from kd_cli.data.torchvision import torchvision_dataset
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.vision import import_torchvision
-
-RAW = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 @pytest.fixture(scope="session")
@@ -238,22 +236,6 @@ def test_a_function_that_returns_something_else_is_told_what_to_return():
 
 
 # ---------------------------------------------------------------- torchvision's data sets
-
-
-def idx(array: np.ndarray) -> bytes:
-    """MNIST's own file format: magic number, sizes, bytes."""
-    sizes = struct.pack(f">{array.ndim}I", *array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
-def write_mnist(root: Path, name="MNIST", train=30, test=10) -> list[Path]:
-    random = np.random.RandomState(0)
-    files = []
-    (root / name / "raw").mkdir(parents=True)
-    for file, shape in zip(RAW, [(train, 28, 28), (train,), (test, 28, 28), (test,)], strict=True):
-        files.append(root / name / "raw" / file)
-        files[-1].write_bytes(idx(random.randint(0, 10, shape)))
-    return files
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])

@@ -80,9 +80,9 @@ FILES = {
     "dkd.py": DKD,
     "hints.py": HINTS,
     "plain.py": FUNCTION,
-    "conf/method/dkd.yaml": "# decoupled\n_target_: dkd.DKD\nbeta_nckd: 8.0 # weight\nwarmup: 0.2 # share of steps\n",
-    "conf/method/hints.yaml": "# hints\n_target_: hints.Hints\nstudent_layer: ??? # path\nteacher_layer: ??? # path\n",
-    "conf/method/plain.yaml": "# a function\n_target_: plain.distil\nscale: 1.0 # of the soft term\n",
+    "method/dkd": "# decoupled\n_target_: dkd.DKD\nbeta_nckd: 8.0 # weight\nwarmup: 0.2 # share of steps\n",
+    "method/hints": "# hints\n_target_: hints.Hints\nstudent_layer: ??? # path\nteacher_layer: ??? # path\n",
+    "method/plain": "# a function\n_target_: plain.distil\nscale: 1.0 # of the soft term\n",
 }
 CNNS = [
     *("student=cnn", "student.channels=[4,6]", "student.hidden=8", "teacher=cnn", "teacher.channels=[6,8]"),
@@ -104,15 +104,14 @@ sys.addaudithook(audited)
 
 
 @pytest.fixture
-def own(tmp_path: Path, start: Callable[..., Running]) -> Callable[..., Running]:
+def own(tmp_path: Path, start: Callable[..., Running], own_code: Callable[..., list[str]]) -> Callable[..., Running]:
     """Start `kd-run` in a folder with the methods above."""
 
     def started(*argv: str, name: str = "work", prelude: str = "") -> Running:
         folder = tmp_path / name
-        for file, text in FILES.items():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_text(text)
-        flags = [] if any(word.startswith("resume=") for word in argv) else ["--config-dir", "conf", "store_dir=store"]
+        flags = [*own_code(FILES, folder), "store_dir=store"]
+        if any(word.startswith("resume=") for word in argv):
+            flags = []
         return start(*flags, *argv, folder=folder, prelude=prelude)
 
     return started
@@ -226,15 +225,14 @@ FAULTY = {
 
 @pytest.mark.parametrize("fault", FAULTY)
 def test_a_faulty_method_is_refused_before_anything_is_trained(
-    own: Callable[..., Running], tmp_path: Path, fault: str
+    own: Callable[..., Running], own_code: Callable[..., list[str]], tmp_path: Path, fault: str
 ) -> None:
     body, said = FAULTY[fault]
-    (tmp_path / "work/conf/method").mkdir(parents=True)
-    (tmp_path / "work/faulty.py").write_text(
+    code = (
         "from kd_cli.learn.methods import Method\n\n\nclass Faulty(Method):\n"
         f"    def forward(self, student, teacher, batch, weights):\n        {body}\n"
     )
-    (tmp_path / "work/conf/method/faulty.yaml").write_text("# faulty\n_target_: faulty.Faulty\n")
+    own_code({"faulty.py": code, "method/faulty": "# faulty\n_target_: faulty.Faulty\n"}, tmp_path / "work")
     ran = own("method=faulty", "teacher=tinymlp", "student=tinymlp", "device=cpu").wait()
     assert ran.code == 1
     assert said in ran.err

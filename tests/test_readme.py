@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_mnist import write_mnist
 from PIL import Image
 from process import Ran
 from safetensors.torch import save_file
-from test_data import write_mnist
 
 from kd_cli.models.mlp import mlp
 

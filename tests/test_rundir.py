@@ -125,14 +125,10 @@ def colours(data_dir):
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_loaded_student_takes_uint8_images_as_the_data_set_has_them(
-    kd_run: Callable[..., Ran], tmp_path: Path, precision: str
+    kd_run: Callable[..., Ran], own_code: Callable[..., list[str]], precision: str
 ) -> None:
-    (tmp_path / "conf" / "dataset").mkdir(parents=True)
-    (tmp_path / "conf" / "dataset" / "colours.yaml").write_text("_target_: own_data.colours\nval_fraction: 0.1\n")
-    (tmp_path / "own_data.py").write_text(OWN_DATA)
-    ran = kd_run(
-        "--config-dir", "conf", *TINY, "dataset=colours", "student=cnn", "student.hidden=8", f"precision={precision}"
-    )
+    flags = own_code({"own_data.py": OWN_DATA, "dataset/colours": "_target_: own_data.colours\nval_fraction: 0.1\n"})
+    ran = kd_run(*flags, *TINY, "dataset=colours", "student=cnn", "student.hidden=8", f"precision={precision}")
     assert ran.code == 0, ran.err
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images[900:] * 15).to(torch.uint8)

@@ -149,7 +149,7 @@ def test_the_modules_that_a_stack_is_made_of_are_left_as_they_are() -> None:
         StackedLearner(modules, SGD, hyper=ALIKE, seeds=SEEDS),
         seeds=SEEDS,
         method=Hard(),
-        weights=made.some_weights(beta=[1, 1, 1]),
+        weights=made.some_weights(*[[1.0] * 3] * 3),
     )
     for module, state in zip(modules, before, strict=True):
         assert made.difference(module.state_dict(), state) == 0

@@ -24,7 +24,7 @@ from kd_cli.learn.methods import Hard, Method, Terms, Weights
 from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.stacked.learner import StackedLearner
-from kd_cli.learn.stacked.structure import is_dense
+from kd_cli.learn.stacked.structure import is_dense, is_trained_dense
 
 # ---------------------------------------------------------------- fully connected networks in closed form
 
@@ -229,8 +229,9 @@ def tied() -> nn.Module:
     ids=lambda module: "",
 )
 def test_only_plain_sequences_of_known_layers_have_a_closed_form(module: nn.Module) -> None:
-    assert not is_dense(module)
-    assert is_dense(made.big())
+    assert not is_trained_dense(module)
+    assert is_trained_dense(made.big())
+    assert is_dense(frozen())
 
 
 class Viewing(Method):

@@ -247,16 +247,16 @@ def net(input_shape, num_classes, width=4):
 """
 
 
-def test_a_teacher_is_trained_again_when_its_own_code_is_edited(kd_run: Callable[..., Ran], tmp_path: Path) -> None:
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "own.yaml").write_text("_target_: own_model.net\nwidth: 4\n")
-    (tmp_path / "own_model.py").write_text(OWN_MODEL)
+def test_a_teacher_is_trained_again_when_its_own_code_is_edited(
+    kd_run: Callable[..., Ran], own_code: Callable[..., list[str]]
+) -> None:
+    flags = own_code({"own_model.py": OWN_MODEL, "model/own": "_target_: own_model.net\nwidth: 4\n"})
 
     def run() -> bool:
-        ran = kd_run("--config-dir", "conf", *TINY[1:2], *TINY[3:], "teacher=own")
+        ran = kd_run(*flags, *TINY[1:2], *TINY[3:], "teacher=own")
         assert ran.code == 0, ran.err
         return trained(ran)
 
     assert [run(), run()] == [True, False]
-    (tmp_path / "own_model.py").write_text(OWN_MODEL.replace("Tanh", "ReLU"))
+    own_code({"own_model.py": OWN_MODEL.replace("Tanh", "ReLU")})
     assert [run(), run()] == [True, False]

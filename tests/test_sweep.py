@@ -31,6 +31,7 @@ from kd_cli.sweeps.names import LONGEST, job_dir
 from kd_cli.sweeps.task import checked, spread
 
 Run = Callable[..., Ran]
+OwnCode = Callable[..., list[str]]
 OUT = "hydra.sweep.dir=out"
 # Numbers and words of a run's record that are its own: times, and where it comes from.
 OWN = {"seconds", "examples_per_second", "command", "from_store", "fingerprint", "epoch_seconds"}
@@ -114,30 +115,35 @@ def test_a_fused_sweep_leaves_what_one_by_one_leaves(
         assert said(one) == said(other)
 
 
+HEARING = """
+import logging
+from hydra.experimental.callback import Callback
+
+class Hearing(Callback):
+    def on_job_end(self, config, job_return, **kwargs):
+        logging.getLogger("kd_cli").info("heard of T = %s: %s", config.T, job_return.status.name)
+"""
+NORMALISED = """
+from torch import nn
+
+def net(input_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))
+"""
+
+
 @pytest.mark.parametrize("launcher", ["fused", "basic"])
-def test_ones_own_callback_hears_of_each_job(kd_run: Run, tmp_path: Path, launcher: str) -> None:
-    (tmp_path / "hearing.py").write_text(
-        "import logging\n"
-        "from hydra.experimental.callback import Callback\n"
-        "class Hearing(Callback):\n"
-        "    def on_job_end(self, config, job_return, **kwargs):\n"
-        "        logging.getLogger('kd_cli').info('heard of T = %s: %s', config.T, job_return.status.name)\n"
-    )
+def test_ones_own_callback_hears_of_each_job(kd_run: Run, own_code: OwnCode, tmp_path: Path, launcher: str) -> None:
+    own_code({"hearing.py": HEARING})
     own = "+hydra.callbacks.own._target_=hearing.Hearing"
     sweep(kd_run, "T=1,2", own, f"hydra/launcher={launcher}")
     for job, T in zip(jobs(tmp_path / "out"), (1, 2), strict=True):
         assert said(job)[-1] == f" heard of T = {T}: COMPLETED"
 
 
-def test_what_does_not_stack_runs_one_by_one_and_a_line_says_why(kd_run: Run, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(
-        "from torch import nn\n"
-        "def net(input_shape, num_classes):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))\n"
-    )
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "own.yaml").write_text("_target_: own.net\n")
-    here = ["--config-dir", str(tmp_path / "conf")]
+def test_what_does_not_stack_runs_one_by_one_and_a_line_says_why(
+    kd_run: Run, own_code: OwnCode, tmp_path: Path
+) -> None:
+    here = own_code({"own.py": NORMALISED, "model/own": "_target_: own.net\n"})
     argv = [word for word in TINY if word != "student.hidden=[8]"]
     ran = kd_run("-m", *here, *argv, "student=own", "seed=0,1", "hydra.sweep.dir=batchnorm")
     assert ran.code == 0, ran.err
