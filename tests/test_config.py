@@ -265,7 +265,7 @@ def test_a_record_that_lacks_later_keys_is_completed_with_their_defaults() -> No
         "teacher_schedule",
     )
     values = check_config({**dict.fromkeys(nodes, node), "training": {"epochs": 7}, "T": 3, "loss": None})
-    assert (values["T"], values["alpha"], values["cuda_graphs"]) == (3.0, 1.0, True)
+    assert (values["T"], values["alpha"], values["diagnostics"]) == (3.0, 1.0, False)
     assert (values["training"]["epochs"], values["training"]["rotate"]) == (7, 0.0)
     assert values["teacher"] == {**node, "checkpoint": None, "members": 1, "combine": "geometric"}
     assert values["dataset"] == {**node, "val_fraction": 0.1}

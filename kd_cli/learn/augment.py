@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_cli.errors import ConfigError
+from kd_cli.numeric import is_number, is_whole
 
 __all__ = ["Augment"]
 
@@ -41,7 +42,7 @@ class Augment:
     def __post_init__(self) -> None:
         for name in ("jitter", "crop"):
             pixels = getattr(self, name)
-            if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 0:
+            if not is_whole(pixels) or pixels < 0:
                 raise ConfigError(
                     f"{name} is {pixels!r}; it is a number of pixels: 0, 1, 2, ...",
                     hint=f"{name}=2 is usual for 28 x 28 images, {name}=0 turns it off",
@@ -52,7 +53,7 @@ class Augment:
             ("scale", "a share of the size", 0.99, 0.1),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            if not is_number(value) or not 0 <= value <= most:
                 raise ConfigError(
                     f"{name} is {value!r}; it is {what}, from 0 to {most}",
                     hint=f"{name}={usual} is usual for digits, {name}=0 turns it off",
