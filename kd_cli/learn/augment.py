@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_cli.errors import ConfigError
-from kd_cli.numeric import is_number, is_whole
 
 __all__ = ["Augment"]
 
@@ -38,26 +37,6 @@ class Augment:
     rotate: float = 0.0
     shear: float = 0.0
     scale: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("jitter", "crop"):
-            pixels = getattr(self, name)
-            if not is_whole(pixels) or pixels < 0:
-                raise ConfigError(
-                    f"{name} is {pixels!r}; it is a number of pixels: 0, 1, 2, ...",
-                    hint=f"{name}=2 is usual for 28 x 28 images, {name}=0 turns it off",
-                )
-        for name, what, most, usual in (
-            ("rotate", "an angle in degrees", 180, 15),
-            ("shear", "an angle in degrees", 89, 15),
-            ("scale", "a share of the size", 0.99, 0.1),
-        ):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value <= most:
-                raise ConfigError(
-                    f"{name} is {value!r}; it is {what}, from 0 to {most}",
-                    hint=f"{name}={usual} is usual for digits, {name}=0 turns it off",
-                )
 
     @property
     def bends(self) -> bool:
