@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_cli.config.check import check_fields
+from kd_cli.config.schema import Training
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 
@@ -185,8 +187,8 @@ def test_draws_for_other_examples_are_refused_and_not_broadcast() -> None:
 @pytest.mark.parametrize("pixels", [-1, 1.5, True, "2"])
 @pytest.mark.parametrize("name", ["jitter", "crop"])
 def test_only_a_number_of_pixels_is_accepted(name: str, pixels: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is "):
-        Augment(**{name: pixels})
+    with pytest.raises(ConfigError, match=f"training.{name} is .*it must be a number of pixels, from 0 to 256"):
+        check_fields({name: pixels}, Training, "training")
 
 
 BENT = Augment(rotate=20, shear=10, scale=0.2)
@@ -244,8 +246,8 @@ def test_a_bent_example_looks_the_same_in_any_batch_and_layout() -> None:
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, 400, True, "2"])
 @pytest.mark.parametrize("name", ["rotate", "shear", "scale"])
 def test_only_angles_and_shares_bend(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is "):
-        Augment(**{name: value})
+    with pytest.raises(ConfigError, match=f"training.{name} is .*it must be an? (angle|share) .*, from 0 to "):
+        check_fields({name: value}, Training, "training")
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from kd_cli.data.pictures import decode_all
 from kd_cli.data.source import Source
 from kd_cli.data.splits import set_aside
 from kd_cli.errors import ConfigError, DataError
+from kd_cli.numeric import is_number, is_whole
 
 PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -22,11 +23,11 @@ def imagefolder(
     `test_fraction` of the recorded permutation is the test part. A relative `root` is looked for in the working
     directory, then in `data_dir`. Raises DataError, which names the picture that cannot be read.
     """
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+    if not is_whole(image_size) or image_size < 1:
         raise ConfigError(f"image_size is {image_size!r}; it must be a whole number, 1 or more")
     if channels not in (1, 3):
         raise ConfigError(f"channels is {channels!r}; it must be 3 (colour) or 1 (grey)")
-    if isinstance(test_fraction, bool) or not isinstance(test_fraction, int | float) or not 0 < test_fraction < 1:
+    if not is_number(test_fraction) or not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
     folder = _picture_root(root, Path(data_dir).expanduser())
     if (folder / "train").is_dir() and (folder / "test").is_dir():

@@ -18,6 +18,7 @@ from torch import Tensor
 from kd_cli.data.normalisation import mean_and_std
 from kd_cli.data.splits import RULE_SEED, set_aside
 from kd_cli.errors import DataError
+from kd_cli.numeric import is_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ def prepare(source: Source, *, val_fraction: float) -> Dataset:
     The parts depend on the number of examples and on `val_fraction` alone, never on a run's seed. Raises DataError.
     """
     _check(source)
-    if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float) or not 0 <= val_fraction < 1:
+    if not is_number(val_fraction) or not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction!r}; it must be a number, at least 0 and below 1")
     total = len(source.train_labels)
     count = round(total * val_fraction)

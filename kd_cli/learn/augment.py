@@ -38,26 +38,6 @@ class Augment:
     shear: float = 0.0
     scale: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("jitter", "crop"):
-            pixels = getattr(self, name)
-            if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 0:
-                raise ConfigError(
-                    f"{name} is {pixels!r}; it is a number of pixels: 0, 1, 2, ...",
-                    hint=f"{name}=2 is usual for 28 x 28 images, {name}=0 turns it off",
-                )
-        for name, what, most, usual in (
-            ("rotate", "an angle in degrees", 180, 15),
-            ("shear", "an angle in degrees", 89, 15),
-            ("scale", "a share of the size", 0.99, 0.1),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-                raise ConfigError(
-                    f"{name} is {value!r}; it is {what}, from 0 to {most}",
-                    hint=f"{name}={usual} is usual for digits, {name}=0 turns it off",
-                )
-
     @property
     def bends(self) -> bool:
         """Whether pixels are computed, not only moved."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from kd_cli.errors import ConfigError
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+from kd_cli.numeric import is_number, is_whole
 
 
 def share(key: str, value: float) -> float:
@@ -24,7 +20,7 @@ def sizes(key: str, values: Sequence[int]) -> list[int]:
             f"{key} is {values!r}; it must be a list of whole numbers", hint=f"for example {key}=[300,100]"
         )
     for value in values:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_whole(value) or value < 1:
             raise ConfigError(f"{key} has {value!r}; it must be a whole number, 1 or more")
     return list(values)
 

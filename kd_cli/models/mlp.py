@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from kd_cli.errors import ConfigError
-from kd_cli.models.arguments import check_sizes, is_number, share, sizes
+from kd_cli.models.arguments import check_sizes, share, sizes
 from kd_cli.models.layers import Dropout
+from kd_cli.numeric import is_number
 
 
 def mlp(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kd_cli.numeric import is_number
 from kd_cli.report.read import Run
 from kd_cli.report.words import label, show
 from kd_cli.roles import ROLES
@@ -167,7 +168,7 @@ def settings(runs: Sequence[Run], keys: Sequence[str]) -> list[Setting]:
 
 def order(value: Any) -> tuple[int, float, str]:
     """A sorting key for values of any kind: numbers first, by size."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         return 0, float(value), ""
     return 1, 0.0, show(value)
 

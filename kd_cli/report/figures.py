@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
+from kd_cli.numeric import is_number
 from kd_cli.report.compare import Comparison, Setting, baselines, distinguishing, families, order
 from kd_cli.report.svg.heat import HeatCell, heat_map
 from kd_cli.report.svg.lines import SERIES, Point, Series, line_chart
@@ -39,14 +38,10 @@ class Figure:
 def axis_of(comparison: Comparison) -> str | None:
     """The key for the horizontal axis: T if swept, else the number with the most values; None when there is none."""
     found = {key: {show(s.values[key]) for s in comparison.settings} for key in comparison.keys}
-    numbers = [key for key in comparison.keys if all(_is_number(s.values[key]) for s in comparison.settings)]
+    numbers = [key for key in comparison.keys if all(is_number(s.values[key]) for s in comparison.settings)]
     if "T" in numbers:
         return "T"
     return max(numbers, key=lambda key: len(found[key]), default=None)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_logarithmic(values: Iterable[float]) -> bool:

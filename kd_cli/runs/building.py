@@ -98,10 +98,6 @@ def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.opti
 def check_recipe(spec: TrainSpec, role: str) -> None:
     """Build what a training needs beside the model, so that a mistake is found before anything is trained."""
     build(spec.schedule, where=key_of("schedule", role))
-    try:
-        Augment(**spec.augment)
-    except ConfigError as error:
-        raise ConfigError(f"{key_of('training', role)}.{error.message}", hint=error.hint) from error
     make_optimizer(TrainingTask(spec, HARD), role, [nn.Parameter(torch.zeros(1))])
 
 
