@@ -106,7 +106,7 @@ def test_a_users_own_model_is_loaded_when_trusted(
     (tmp_path / "own_model_of_a_test.py").write_text("from kd_cli.models.mlp import mlp as mine\n")
     monkeypatch.syspath_prepend(tmp_path)
     model = json.loads((student / "student.json").read_text())["model"]
-    change(student, model=model | {"_target_": "own_model_of_a_test.mine"})
+    change(student, model=model | {"_target_": "own_model_of_a_test.mine"}, code=None)
     with pytest.raises(CheckpointError, match="own_model_of_a_test"):
         load_student(student)
     assert load_student(student, trust=True)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)

@@ -115,6 +115,8 @@ def check_value(name: str, value: Any, kind: Any, allowed: Allowed | None) -> An
     if allowed.interval:
         interval(name, value)
         return value
+    if allowed.normalisation:
+        return normalisation(name, value)
     return check_number(name, value, allowed)
 
 
@@ -178,6 +180,26 @@ def interval(name: str, value: Any) -> tuple[int, float]:
     raise ConfigError(
         f"{name} is {value!r}; it must be a number of epochs or of seconds", hint=f"{name}=5 or {name}=30s"
     )
+
+
+def normalisation(name: str, value: Any) -> Any:
+    """Return how a model wants its input: a word, or a mean and a standard deviation of values from 0 to 1."""
+    if value in ("data", "imagenet", "none"):
+        return value
+    if value is None:
+        return "none"
+    if not isinstance(value, dict) or set(value) != {"mean", "std"}:
+        raise ConfigError(
+            f"{name} is {value!r}; it must be data, imagenet, none, or a mean and a standard deviation",
+            hint=f"of values from 0 to 1; for example '{name}={{mean: 0.5, std: 0.5}}'",
+        )
+    for part, item in value.items():
+        for number in item if isinstance(item, list) else [item]:
+            if not is_number(number):
+                raise ConfigError(f"{name}.{part} is {number!r}; it must be a number, or a list with one per channel")
+            if part == "std" and number <= 0:
+                raise ConfigError(f"{name}.{part} is {number}; it must be above 0")
+    return value
 
 
 # ---------------------------------------------------------------- keys together

@@ -12,7 +12,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from kd_cli.config.check import check_config, interval
 from kd_cli.config.moved import with_current_names
-from kd_cli.config.schema import Transfer
+from kd_cli.config.schema import OWN_KEYS, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 
 
@@ -23,13 +23,14 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
     """
     v = check_config(with_current_names(container(cfg)))
     teacher, dataset = dict(v["teacher"]), dict(v["dataset"])
-    checkpoint, members, combine = (teacher.pop(key) for key in ("checkpoint", "members", "combine"))
+    own = {key: teacher.pop(key) for key in OWN_KEYS["teacher"]}
     val_fraction = dataset.pop("val_fraction")
     return RunConfig(
-        teacher=train_spec(v, "teacher", teacher, choices),
-        checkpoint=checkpoint,
-        members=members,
-        combine=combine,
+        teacher=train_spec(v, "teacher", teacher, choices, normalize=own["normalize"]),
+        checkpoint=own["checkpoint"],
+        checkpoint_key=own["checkpoint_key"],
+        members=own["members"],
+        combine=own["combine"],
         student=train_spec(v, "student", v["student"], choices),
         transfer=transfer_set(v["transfer"]),
         diagnostics=v["diagnostics"],
@@ -60,7 +61,9 @@ def container(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def train_spec(v: dict[str, Any], role: str, model: Node, choices: Mapping[str, Any]) -> TrainSpec:
+def train_spec(
+    v: dict[str, Any], role: str, model: Node, choices: Mapping[str, Any], *, normalize: Any = "data"
+) -> TrainSpec:
     """Return a role's model and how it is trained."""
     prefix = "teacher_" if role == "teacher" else ""
     training = v[f"{prefix}training"]
@@ -76,6 +79,7 @@ def train_spec(v: dict[str, Any], role: str, model: Node, choices: Mapping[str, 
         precision=v["precision"],
         keep=training["keep"],
         batchnorm=training["batchnorm"],
+        normalize=normalize,
     )
 
 

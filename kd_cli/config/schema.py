@@ -30,6 +30,7 @@ class Allowed:
     most: float | None = None
     auto: bool = False  # or the word "auto"
     classes: bool = False  # a list of classes, by number or name
+    normalisation: bool = False  # data, imagenet, none, or a mean and a standard deviation
     interval: bool = False  # a number of epochs, or of seconds: "30s"
     what: str = ""  # the quantity, where "a number" says too little
     example: str = ""  # shown in the hint
@@ -143,6 +144,8 @@ class Schema:
 @dataclass
 class TeacherKeys:
     checkpoint: str | None = None
+    checkpoint_key: str | None = None  # which of several weights in the checkpoint's file
+    normalize: Any = field(default="data", metadata=allowed(normalisation=True))
     members: int = field(default=1, metadata=allowed(whole=True, least=1, most=1000))
     combine: str = field(default=COMBINE[0], metadata=allowed(choices=COMBINE))
 

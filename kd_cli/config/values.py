@@ -32,12 +32,13 @@ class TrainSpec:
     precision: str
     keep: str = "last"
     batchnorm: str = "running"
+    normalize: Any = "data"  # how the model wants its input: data, imagenet, none, or {mean, std}
 
     def identity(self, data: str) -> dict[str, Any]:
         """Return the facts that the model's fingerprint is made of; `data` is the data set's own fingerprint."""
         facts = dataclasses.asdict(self)
         del facts["name"]  # which does not change the weights
-        for key, value in (("keep", "last"), ("batchnorm", "running")):
+        for key, value in (("keep", "last"), ("batchnorm", "running"), ("normalize", "data")):
             if facts[key] == value:
                 del facts[key]  # absent from the fingerprints made before the key existed
         code = code_version([self.model, self.optimizer, self.schedule])
@@ -50,6 +51,7 @@ class RunConfig:
 
     teacher: TrainSpec
     checkpoint: str | None
+    checkpoint_key: str | None
     members: int
     combine: str
     student: TrainSpec

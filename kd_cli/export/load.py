@@ -1,4 +1,4 @@
-"""The student of a run as a module to use elsewhere."""
+"""The student of a run, recorded by the run and loaded for use elsewhere."""
 
 from __future__ import annotations
 
@@ -6,74 +6,77 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_cli.config.build import build
+from kd_cli.config.fingerprint import code_version
 from kd_cli.config.moved import with_current_names
-from kd_cli.data.normalisation import normalise
+from kd_cli.config.values import TrainSpec
+from kd_cli.data.source import Dataset
 from kd_cli.errors import CheckpointError, KdError, first_line
+from kd_cli.export.student import Student
 from kd_cli.learn.teachers import freeze
-from kd_cli.runs.device_data import dtype_of
-from kd_cli.runs.models import mismatches, with_sizes
+from kd_cli.models.building import dtype_of, prepared
+from kd_cli.models.weights import mismatches
 from kd_cli.shipped import USER, raised_by
-from kd_cli.storage.files import checksum, read_json
+from kd_cli.storage.files import checksum_of, read_json
 from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 
 OWN_MODELS = tuple(f"kd_cli.models.{name}" for name in ("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model"))
 
 
-class Student(nn.Module):
-    """A trained student with the preparation of its input: images as the data set has them in, logits out."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        classes: tuple[str, ...],
-        input_shape: tuple[int, ...],
-        dtype: torch.dtype,
-        shift: list[float] | None = None,
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("shift", None if shift is None else torch.tensor(shift, dtype=dtype))
-        self.mean, self.std, self.classes, self.input_shape, self.dtype = mean, std, classes, input_shape, dtype
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, *input_shape], uint8 or float in [0, 1] -> logits [B, classes]."""
-        device = next(self.network.parameters()).device
-        logits = self.network(normalise(images, self.mean, self.std, self.dtype).to(device))
-        return logits if self.shift is None else logits + self.shift
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Probabilities at T = 1, the temperature of all inference: [B, classes]."""
-        return self(images).softmax(-1)
+def record_student(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str, Any]:
+    """The content of student.json: the model and its code, its input and its normalisation, a shift of its logits."""
+    images = dataset.train.images
+    return {
+        "model": spec.model,
+        "code": code_version(spec.model),
+        "name": spec.name,
+        "input_shape": list(dataset.shape),
+        "classes": list(dataset.class_names),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "normalize": spec.normalize,
+        "values": "bytes" if images.dtype == torch.uint8 else "floats",
+        "range": [0.0, 1.0] if images.dtype == torch.uint8 else [float(value) for value in torch.aminmax(images)],
+        "shift": shift.tolist() if shift.any() else None,
+        "precision": spec.precision,
+    }
 
 
-def load_student(run_dir: str | Path, *, trust: bool = False) -> Student:
+def load_student(run_dir: str | Path, *, trust: bool = False, same_code: bool = True) -> Student:
     """The distilled student of a run directory, on the CPU, in eval mode.
 
-    Takes images as its data set has them, uint8 or float in [0, 1]; predicts exactly what the run reported. Only models
-    of kd_cli itself are built unless you trust the run: `trust=True` imports and calls the code that its student.json
-    names, a model of your own for example. Raises CheckpointError when there is no student or its files are damaged.
+    Takes images as its data set has them, bytes or floats in [0, 1]; predicts exactly what the run reported. Builds
+    models of kd_cli only, unless you trust the run: `trust=True` imports and calls the code that its student.json
+    names, a model of your own for example. Raises CheckpointError when there is no student, when its files are damaged,
+    and when your model's file is not the one that the run used, which `same_code=False` accepts.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     folder = Path(run_dir).expanduser()
     try:
         rebuild = read_json(folder / STUDENT)
         if not intact(folder / STUDENT):
-            raise ValueError(f"{STUDENT} is not what the run wrote")
+            raise ValueError(f"{STUDENT} was changed since the run wrote it")
         model = with_current_names(rebuild["model"])
         check_targets(model, folder, trust=trust)
-        if checksum(folder / WEIGHTS) != rebuild["checksum"]:
-            raise ValueError(f"{WEIGHTS} is not what the run wrote")
-        state = load_file(folder / WEIGHTS)
-        shape = tuple(rebuild["input_shape"])
-        network = build(model, where="model", input_shape=shape, num_classes=len(rebuild["classes"]))
-        network = with_sizes(network, shape)
+        if same_code:
+            check_code(model, rebuild.get("code"), folder)
+        content = (folder / WEIGHTS).read_bytes()
+        if checksum_of(content) != rebuild["checksum"]:
+            raise ValueError(f"{WEIGHTS} was changed since the run wrote it")
+        state = load(content)
+        shape, classes = tuple(rebuild["input_shape"]), tuple(rebuild["classes"])
+        network = prepared(
+            build(model, where="model", input_shape=shape, num_classes=len(classes)),
+            target=model["_target_"],
+            shape=shape,
+            classes=len(classes),
+            normalize=rebuild.get("normalize", "data"),
+            data_mean=rebuild["mean"],
+            data_std=rebuild["std"],
+        )
         dtype = dtype_of(rebuild["precision"])
         network.to(dtype)
         if problems := mismatches(network, state):
@@ -83,10 +86,12 @@ def load_student(run_dir: str | Path, *, trust: bool = False) -> Student:
             freeze(network),
             mean=tuple(rebuild["mean"]),
             std=tuple(rebuild["std"]),
-            classes=tuple(rebuild["classes"]),
+            classes=classes,
             input_shape=shape,
             dtype=dtype,
             shift=rebuild.get("shift"),
+            values=rebuild.get("values", "unknown"),
+            range=tuple(rebuild["range"]) if rebuild.get("range") else None,
         ).eval()
     except Exception as error:
         explained = refusal(folder, error)
@@ -110,6 +115,18 @@ def refusal(folder: Path, error: Exception) -> CheckpointError | None:
     if isinstance(error, expected | SafetensorError):
         return CheckpointError(f"the student in {folder} cannot be rebuilt: {first_line(error)}")
     return None
+
+
+def check_code(model: Any, recorded: Any, folder: Path) -> None:
+    """CheckpointError when the user's own code is not what it was in the run; older runs have not recorded it."""
+    if recorded is None or (found := code_version(model)) == recorded:
+        return
+    changed = sorted(name for name in found.keys() | recorded if found.get(name) != recorded.get(name))
+    raise CheckpointError(
+        f"{', '.join(changed)}: this code was changed since the run in {folder}, so its student may predict something "
+        "else",
+        hint="restore the files of the run; load_student(DIR, trust=True, same_code=False) takes the changed code",
+    )
 
 
 def check_targets(node: Any, folder: Path, *, trust: bool) -> None:

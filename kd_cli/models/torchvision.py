@@ -14,6 +14,9 @@ from kd_cli.errors import ConfigError, first_line
 from kd_cli.models.arguments import by, check_sizes, sizes
 from kd_cli.vision import import_torchvision, network_timeout
 
+USUAL_SIZES = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384)  # sides of images, in pixels
+UNFIT = (RuntimeError, ValueError, AssertionError, ZeroDivisionError, IndexError, TypeError)  # torch's, for wrong sizes
+
 
 class Adapted(nn.Module):
     """A network for RGB images, given images of another size or with one channel."""
@@ -63,18 +66,50 @@ def torchvision_model(
     if image_size is not None:
         (image_size,) = sizes("image_size", [image_size])
 
-    options = _options(name, (image_size, image_size) if image_size else input_shape[1:], pretrained)
-    network = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    try:
+        network = _build(name, input_shape, num_classes, pretrained=pretrained, image_size=image_size)
+    except UNFIT as error:
+        raise _too_small(error, name, input_shape, num_classes, pretrained) from error
     if pretrained:
-        _load_pretrained(network, name, models.get_model_weights(name).DEFAULT, num_classes)
-    if input_shape[0] == 1 or image_size is not None:
-        network = Adapted(network, repeat=input_shape[0] == 1, image_size=image_size)
-    _try_shapes(network, name, input_shape, num_classes)
+        inner = network.network if isinstance(network, Adapted) else network
+        _load_pretrained(inner, name, models.get_model_weights(name).DEFAULT, num_classes)
+    try:
+        _try_shapes(network, input_shape, num_classes)
+    except UNFIT as error:
+        raise _too_small(error, name, input_shape, num_classes, pretrained) from error
     return network
 
 
+def _build(
+    name: str, input_shape: tuple[int, ...], num_classes: int, *, pretrained: bool, image_size: int | None
+) -> nn.Module:
+    options = _options(name, (image_size, image_size) if image_size else input_shape[1:], pretrained)
+    network = import_torchvision().models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if input_shape[0] == 1 or image_size is not None:
+        return Adapted(network, repeat=input_shape[0] == 1, image_size=image_size)
+    return network
+
+
+def _too_small(
+    error: Exception, name: str, input_shape: tuple[int, ...], num_classes: int, pretrained: bool
+) -> ConfigError:
+    """The error for images that a network cannot take, with the smallest usual size that it can."""
+    for size in USUAL_SIZES:
+        try:
+            with torch.device("meta"):
+                network = _build(name, input_shape, num_classes, pretrained=pretrained, image_size=size)
+            _try_shapes(network, input_shape, num_classes)
+        except UNFIT:
+            continue
+        hint = f"image_size={size} resizes them for the network, and is the smallest of the usual sizes that it takes"
+        break
+    else:
+        hint = f"none of the usual sizes fits, from {USUAL_SIZES[0]} to {USUAL_SIZES[-1]}; choose another name"
+    return ConfigError(f"{name} cannot take images of the shape {by(input_shape)}: {first_line(error)}", hint=hint)
+
+
 def _options(name: str, size: tuple[int, ...], pretrained: bool) -> dict[str, Any]:
-    """What single architectures must be told, for images of (height, width)."""
+    """The arguments that single architectures need, for images of (height, width)."""
     if name in ("googlenet", "inception_v3"):
         # init_weights=True is the default, but left unsaid it warns; these weights expect inputs scaled otherwise
         return {"aux_logits": False, "init_weights": True, "transform_input": pretrained}
@@ -121,20 +156,16 @@ def _load_pretrained(network: nn.Module, name: str, weights: Any, num_classes: i
         )
 
 
-def _try_shapes(network: nn.Module, name: str, input_shape: tuple[int, ...], num_classes: int) -> None:
-    """Send one image without data through the network: a wrong size is found now, not after a teacher's training."""
+def _try_shapes(network: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Send two images without data through the network: a wrong size is found now, not after a teacher's training."""
     tensors = {key: value.to("meta") for key, value in network.state_dict(keep_vars=True).items()}
     tensors |= {key: value.to("meta") for key, value in network.named_buffers()}  # those that are not saved
     training = network.training
-    network.eval()
     try:
-        with torch.device("meta"), torch.no_grad():
-            logits = torch.func.functional_call(network, tensors, (torch.empty(1, *input_shape),))
-    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise ConfigError(
-            f"{name} cannot take images of the shape {by(input_shape)}: {first_line(error)}",
-            hint="image_size=64 resizes them for the network; most of these were made for 224",
-        ) from error
+        for mode in (False, True):  # in training BatchNorm needs more than one value per channel
+            network.train(mode)
+            with torch.device("meta"), torch.no_grad():
+                logits = torch.func.functional_call(network, tensors, (torch.empty(2, *input_shape),))
     finally:
         network.train(training)
-    assert logits.shape == (1, num_classes), f"{name} gives {tuple(logits.shape)}"
+    assert logits.shape == (2, num_classes), f"it gives {tuple(logits.shape)}"

@@ -14,6 +14,7 @@ from kd_cli.data.source import Dataset, Split, prepare
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Examples
 from kd_cli.learn.cuda_graphs import CudaGraphs, Recorder
+from kd_cli.models.building import dtype_of
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,6 @@ class DeviceData:
     @property
     def dtype(self) -> torch.dtype:
         return dtype_of(self.precision)
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """The type of weights and images; bfloat16 and tf32 are arithmetic on float32 weights."""
-    return torch.float64 if precision == "float64" else torch.float32
 
 
 def resolve_device(name: str) -> torch.device:

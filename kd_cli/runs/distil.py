@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import TrainSpec
+from kd_cli.export.load import record_student
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
@@ -21,7 +22,7 @@ from kd_cli.runs.jobs import Job, alive, failing
 from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.stacks import Member, Stage, report_line
-from kd_cli.runs.summary import diverged_error, missed_classes, rebuilding, with_agreement
+from kd_cli.runs.summary import diverged_error, missed_classes, with_agreement
 from kd_cli.statistics import gap_closed
 from kd_cli.storage.run_dir import SUMMARY
 
@@ -120,7 +121,7 @@ class Distillation:
         if job.teacher is not None:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
-        job.directory.write_student(outcome.state, rebuilding(spec, data.dataset, shift))
+        job.directory.write_student(outcome.state, record_student(spec, data.dataset, shift))
         self.write_pictures(job, logits, T=task.T)
         job.directory.write_summary(job.summary | {"status": "completed"})
         job.on_completed(job.path)

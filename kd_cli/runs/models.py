@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import traceback
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from kd_cli.config.build import build
 from kd_cli.config.values import TrainSpec
@@ -21,52 +21,61 @@ from kd_cli.learn.learner import single_precision
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.stacked.structure import is_dense, widths
 from kd_cli.learn.teachers import freeze
-from kd_cli.runs.device_data import DeviceData, dtype_of
+from kd_cli.models.building import dtype_of, prepared
+from kd_cli.models.outputs import described
+from kd_cli.models.renormalised import Renormalised
+from kd_cli.models.weights import Fit, absurd, fit_weights, mismatches, wrong_head, wrong_input
+from kd_cli.runs.device_data import DeviceData
 from kd_cli.shipped import raised_by_statement
+from kd_cli.storage.weight_files import SAVE, WeightFile, read_weight_file
 
 
 def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.device | str = "cpu") -> nn.Module:
     """The model of a spec with its initial weights, which depend on the seed and the role alone."""
-    where = "teacher" if role == "teacher" else "student"
     # Built on the CPU: the same weights on every device.
     with global_stream(spec.seed, role, "init"):
-        built = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
-        module = with_sizes(checked_module(built, spec, where), dataset.shape)
+        module = _built(spec, dataset, role)
     return module.to(device, dtype_of(spec.precision))
-
-
-def with_sizes(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """The module; lazy layers take their sizes, and their initial weights, from one blank image."""
-    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, *shape))
-        module.train()
-    return module
 
 
 def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
     """The model without memory for its weights, to look at its shapes; a real one where its code needs numbers."""
-    where = "teacher" if role == "teacher" else "student"
-    sizes: dict[str, Any] = {"input_shape": dataset.shape, "num_classes": dataset.classes}
     try:
         with torch.device("meta"):
-            return with_sizes(checked_module(build(spec.model, where=where, **sizes), spec, where), dataset.shape)
+            return _built(spec, dataset, role)
     except KdError:
         raise
-    except Exception:  # a constructor that computes with its weights; its own errors come again below
+    except Exception:  # a constructor that computes with its weights; the user's own errors come again below
         with global_stream(0, "blank"):
-            return with_sizes(checked_module(build(spec.model, where=where, **sizes), spec, where), dataset.shape)
+            return _built(spec, dataset, role)
 
 
-def checked_module(module: Any, spec: TrainSpec, where: str) -> nn.Module:
-    """The module itself. ConfigError when a model's target gave something else."""
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f"{where}: {spec.model['_target_']} gave a {type(module).__name__}, not a torch.nn.Module")
-    return module
+def _built(spec: TrainSpec, dataset: Dataset, role: str) -> nn.Module:
+    where = "teacher" if role == "teacher" else "student"
+    built = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
+    if not isinstance(built, nn.Module):
+        raise ConfigError(f"{where}: {spec.model['_target_']} gave a {type(built).__name__}, not a torch.nn.Module")
+    try:
+        return prepared(
+            built,
+            target=spec.model["_target_"],
+            shape=dataset.shape,
+            classes=dataset.classes,
+            normalize=spec.normalize,
+            data_mean=dataset.mean,
+            data_std=dataset.std,
+        )
+    except ValueError as error:
+        if not str(error).startswith("normalize"):
+            raise
+        raise ConfigError(f"{where}.{error}") from error
 
 
-def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
-    """Try the model on two blank images. ConfigError when model and data do not fit."""
+def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> list[str]:
+    """Try the model on two blank images, in evaluation and in training; return notes on what is made of its output.
+
+    ConfigError when model and data do not fit.
+    """
     where = "teacher" if role == "teacher" else "student"
     wanted = f"images {tuple(dataset.shape)} and {dataset.classes} classes"
     try:
@@ -75,12 +84,13 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
             sizes = widths(module)  # type: ignore[arg-type]
             joints = [math.prod(dataset.shape), *(n for pair in sizes for n in pair), dataset.classes]
             if joints[::2] == joints[1::2]:
-                return
+                return []
+        notes = [f"{where} {spec.name} {said}" for said in _try_output(module, dataset)]
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         with torch.no_grad():
             logits = module.eval()(torch.zeros(2, *dataset.shape, device=device))
     except NotImplementedError:
-        return  # an operation that needs real numbers: an error will show in training
+        return []  # an operation that needs real numbers; training will raise its errors
     except (RuntimeError, ValueError) as error:
         if raised_by_statement(error) or not in_forward(error):
             raise  # the user's own error, of which the data may know nothing
@@ -94,6 +104,7 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> None:
             f"{where}={spec.name} gives {tuple(logits.shape)} for 2 images of {dataset.name}; it must be "
             f"(2, {dataset.classes}): one logit for each class"
         )
+    return notes
 
 
 def in_forward(error: BaseException) -> bool:
@@ -101,10 +112,24 @@ def in_forward(error: BaseException) -> bool:
     return any(frame.f_code.co_name == "_call_impl" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
+def _try_output(module: nn.Module, dataset: Dataset) -> list[str]:
+    """What the module returns beside logits, in evaluation or in training. ValueError when it returns no logits."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, *dataset.shape, device=device)
+    inner = module.network if isinstance(module, Renormalised) else module
+    found: dict[str, list[str]] = {}
+    for mode in ("evaluation", "training"):
+        with torch.no_grad():
+            output = inner.train(mode == "training").forward(images)  # not a call: its hooks take the logits
+        if not isinstance(output, Tensor):
+            found.setdefault(f"returns {described(output, dataset.classes)[1]}", []).append(mode)
+    return [said + (f", in {modes[0]} only" if len(modes) == 1 else "") for said, modes in found.items()]
+
+
 def load_module(spec: TrainSpec, state: dict[str, Tensor], data: DeviceData, *, role: str) -> nn.Module:
     """The model with trained weights, frozen, on the data's device."""
     # Everything an mlp holds is in its state dict: no random weights need to be drawn first.
-    plain = spec.model["_target_"] == "kd_cli.models.mlp.mlp"
+    plain = spec.model["_target_"] == "kd_cli.models.mlp.mlp" and spec.normalize == "data"
     module = (blank_module if plain else build_module)(spec, data.dataset, role=role)
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):
@@ -116,68 +141,104 @@ def load_module(spec: TrainSpec, state: dict[str, Tensor], data: DeviceData, *, 
     return freeze(module.to(data.device, dtype_of(spec.precision)))
 
 
-def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset) -> dict[str, Tensor]:
-    """The user's own weights for a model: safetensors, or a state dict read without unpickling code.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A user's weights for a model, the checksum of the file they are from, and notes on what was made of it."""
 
-    CheckpointError when they are unreadable or those of another architecture.
+    state: dict[str, Tensor]
+    checksum: str
+    notes: tuple[str, ...]
+
+
+def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset, *, key: str | None = None) -> Checkpoint:
+    """The user's own weights for a model, read once and without running code that the file names.
+
+    CheckpointError when they are unreadable, damaged, or those of another architecture.
     """
-    path = path.expanduser()
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    file = read_weight_file(path)
+    named = f"teacher.checkpoint={path}"
+    if not file.tensors:
         raise CheckpointError(
-            f"teacher.checkpoint={path} cannot be read as weights: {first_line(error)}",
-            hint="save the weights alone, safetensors.torch.save_file(model.state_dict(), FILE) or "
-            "torch.save(model.state_dict(), FILE); a pickled model would run code of its own and is refused",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(
-            f"teacher.checkpoint={path} holds no state dict (names and tensors)", hint="save model.state_dict()"
+            f"{named} holds no tensors{_keys(file)}", hint=SAVE if file.keys else "it may be an optimiser's or a log"
         )
-    if problems := mismatches(blank_module(spec, dataset, role="teacher"), state):
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    module = blank_module(spec, dataset, role="teacher")
+    fit = fit_weights(module, file.tensors, homes=file.homes, key=key)
+    if fit.problems:
+        message, hint = _misfit(named, spec, dataset, module, fit, file)
+        raise CheckpointError(message, hint=hint)
+    if (reason := absurd(fit.state)) is not None:
         raise CheckpointError(
-            f"teacher.checkpoint={path} does not fit teacher={spec.name} on {dataset.name} "
-            f"({dataset.classes} classes): {'; '.join(problems[:3])}{more}",
-            hint="give the architecture that these weights come from, e.g. teacher=smallmlp teacher.hidden=[300,300]",
+            f"{named}: {reason}", hint="the file is damaged, or its training diverged; take weights of an earlier epoch"
         )
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"teacher.checkpoint={path}: {name} holds values that are infinite or not numbers",
-                hint="the training that it comes from diverged; take weights of an earlier epoch",
-            )
-    return state
+    notes = list(fit.notes)
+    if file.not_read:
+        classes = ", ".join(file.not_read[:3]) + (" and others" if len(file.not_read) > 3 else "")
+        notes.append(f"objects of {classes} in it are not created; only tensors are read")
+    return Checkpoint(fit.state, file.checksum, tuple(f"{named}: {note}" for note in notes))
 
 
-def mismatches(module: nn.Module, state: Mapping[str, Any]) -> list[str]:
-    """Where weights do not fit a module: names, kinds of numbers, shapes."""
-    own = module.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is not in the model" for name in state if name not in own]
-    for name, expected in own.items():
-        if name not in state:
-            continue
-        found = state[name]
-        if found.layout != torch.strided or found.is_quantized:
-            problems.append(f"{name} is not a plain tensor")
-        elif found.is_floating_point() != expected.is_floating_point() or found.is_complex():
-            problems.append(f"{name} is {found.dtype}, the model's is {expected.dtype}")
-        elif found.shape != expected.shape:
-            problems.append(f"{name} is {tuple(found.shape)}, the model's is {tuple(expected.shape)}")
-    return problems
+def _misfit(
+    named: str, spec: TrainSpec, dataset: Dataset, module: nn.Module, fit: Fit, file: WeightFile
+) -> tuple[str, str]:
+    """The message and the hint for weights that do not fit."""
+    where = f" (under '{fit.place}.')" if fit.place else ""
+    data = f"teacher={spec.name} on {dataset.name} ({dataset.classes} classes)"
+    architecture = "give the architecture that these weights come from, e.g. teacher=smallmlp teacher.hidden=[300,300]"
+    if not fit.matched:
+        some = ", ".join(list(file.tensors)[:3])
+        return (
+            f"{named} does not fit {data}: {'; '.join(fit.problems[:3])}{_keys(file)}; its tensors are {some}, ..., "
+            f"the model's {', '.join(list(module.state_dict())[:3])}, ...",
+            architecture,
+        )
+    if (head := wrong_head(module, fit.state, dataset.classes)) is not None:
+        layer, classes = head
+        return (
+            f"{named}{where} fits teacher={spec.name} but for its last layer {layer}, which has {classes:,} classes; "
+            f"{dataset.name} has {dataset.classes:,}",
+            "a teacher must know the data's classes: train its last layer on them first, or choose the data that it "
+            "was trained on",
+        )
+    problems = fit.problems
+    if (first := wrong_input(module, fit.state)) is not None:
+        problems = [first, *problems]
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return f"{named}{where} does not fit {data}: {'; '.join(problems[:3])}{more}", architecture
+
+
+def _keys(file: WeightFile) -> str:
+    """The names at the top of a file, for a message."""
+    if not file.keys or file.keys[0] in file.tensors:
+        return ""
+    return f"; its keys are {', '.join(file.keys[:8])}" + (", ..." if len(file.keys) > 8 else "")
 
 
 def forward_flops(module: nn.Module, image: Tensor) -> int:
-    """Floating-point operations of one image's forward pass (a multiply-add is two)."""
+    """Floating-point operations of one image's forward pass (a multiply-add is two).
+
+    They are counted on a copy without data: on a CPU torch fuses layers such as attention and LSTM into operators that
+    its counter does not know.
+    """
     if is_dense(module):
         layers = widths(module)  # type: ignore[arg-type]
         return sum(2 * inputs * outputs for inputs, outputs in layers)
+    try:
+        return _count_flops(_without_data(module), image.to("meta"))
+    except Exception:  # a forward that needs numbers, or an operator that has no form without them
+        return _count_flops(module, image)
+
+
+def _without_data(module: nn.Module) -> nn.Module:
+    """A copy on the meta device, for which no memory is taken."""
+    known: dict[int, Any] = {}
+    for p in module.parameters():
+        known[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+    for b in module.buffers():
+        known[id(b)] = b.detach().to("meta")
+    return copy.deepcopy(module, known)
+
+
+def _count_flops(module: nn.Module, image: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():

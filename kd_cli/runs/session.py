@@ -38,6 +38,7 @@ class Session:
         self.checked: set[tuple[str, str]] = set()  # fingerprints of models that take the data, and of sound recipes
         self.ensembles: dict[str, tuple[Ensemble, Report]] = {}
         self.flops: dict[str, int] = {}
+        self.shape_notes: dict[tuple[str, str], list[str]] = {}  # of models that take the data
         self.shown: set[str] = set()  # notes that have been on the terminal
 
     def run(self, jobs: Sequence[Job], report_ended: Callable[[], None]) -> None:
@@ -90,10 +91,12 @@ class Session:
         """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
         roles = {"student": job.config.student} | ({"teacher": job.config.teacher} if job.needs_teacher else {})
         for role, spec in roles.items():
-            model = (role, fingerprint(spec.model))
+            model = (role, fingerprint([spec.model, spec.normalize]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
             if model not in self.checked:
-                check_shape(spec, self.data.dataset, role=role)
+                self.shape_notes[model] = check_shape(spec, self.data.dataset, role=role)
+            for sentence in self.shape_notes[model]:
+                self.note(job, sentence)
             if recipe not in self.checked:
                 check_recipe(spec, role)
             self.checked |= {model, recipe}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kd_cli.config.values import RunConfig, TrainSpec
+from kd_cli.config.values import RunConfig
 from kd_cli.data.source import Dataset
 from kd_cli.errors import Diverged
 from kd_cli.learn.engine import Outcome
@@ -126,20 +126,6 @@ def diverged_error(role: str, outcome: Outcome, jobs: Iterable[Job]) -> Diverged
         job.summary |= {"status": "diverged", "cause": error.message}
         job.directory.write_summary(job.summary)
     return error
-
-
-def rebuilding(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str, Any]:
-    """What rebuilds the module around its weights: the model, its input's normalisation, a shift of its logits."""
-    return {
-        "model": spec.model,
-        "name": spec.name,
-        "input_shape": list(dataset.shape),
-        "classes": list(dataset.class_names),
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-        "shift": shift.tolist() if shift.any() else None,
-        "precision": spec.precision,
-    }
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import RunConfig, TrainSpec
@@ -18,10 +18,10 @@ from kd_cli.learn.teachers import combine_logits
 from kd_cli.runs.building import HARD, TrainingTask, stream_of
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.jobs import Job, failing, grouped
+from kd_cli.runs.model_notes import loaded_teacher_notes, output_notes
 from kd_cli.runs.models import load_module, predict_module, read_checkpoint
 from kd_cli.runs.stacks import Member, Stage, report_line
 from kd_cli.runs.summary import diverged_error
-from kd_cli.storage.files import checksum
 from kd_cli.storage.store import Entry
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Wanted:
     title: str
     data: DeviceData  # whose training part it learns from
     state: dict[str, Tensor] | None = None  # the user's own weights
+    notes: tuple[str, ...] = ()  # what was chosen, left out or filled in when they were read
 
     @functools.cached_property
     def key(self) -> str:
@@ -70,7 +71,7 @@ def wanted_teacher(session: Session, job: Job) -> list[Wanted]:
     """The members of the teacher: one network, or several that differ in their seed alone."""
     config = job.config
     if config.checkpoint is not None:
-        key = fingerprint([config.checkpoint, config.teacher.identity("")])
+        key = fingerprint([config.checkpoint, config.checkpoint_key, config.teacher.identity("")])
         if key not in session.user_weights:
             session.user_weights[key] = user_weights(session.data, config)
         return [session.user_weights[key]]
@@ -94,14 +95,16 @@ def user_weights(data: DeviceData, config: RunConfig) -> Wanted:
     """The weights in `teacher.checkpoint` as a teacher."""
     spec = config.teacher
     path = Path(str(config.checkpoint)).expanduser()
-    state = read_checkpoint(path, spec, data.dataset)
+    found = read_checkpoint(path, spec, data.dataset, key=config.checkpoint_key)
     identity = spec.identity(data.dataset.fingerprint)
+    keys = ("data", "model", "precision", "code", "format", "normalize")
     facts = {
         "kind": "checkpoint",
-        "file": checksum(path),
-        **{key: identity[key] for key in ("data", "model", "precision", "code", "format")},
+        "file": found.checksum,
+        **{key: identity[key] for key in keys if key in identity},
+        **({"checkpoint_key": config.checkpoint_key} if config.checkpoint_key is not None else {}),
     }
-    return Wanted(facts, spec, f"teacher {spec.name}", data, state)
+    return Wanted(facts, spec, f"teacher {spec.name}", data, found.state, found.notes)
 
 
 # ---------------------------------------------------------------- from the store, or trained
@@ -193,15 +196,30 @@ class Shared:
             outputs = {"test": predict_module(module, session.data.test)}
             if self.role == "teacher":  # on all of the training data, whatever the transfer set
                 outputs["train"] = predict_module(module, session.data.train)
+            report = session.model_report(model.spec, module, outputs["test"], outcome)
             self.entries[key] = session.store.put(
                 key,
                 weights=state,
                 outputs=outputs,
-                report=session.model_report(model.spec, module, outputs["test"], outcome),
+                report={**report, "notes": [*model.notes, *self._notes(model, module, outputs["test"])]},
                 history=outcome.history if outcome else [],
                 facts=model.facts,
             )
             self.trained.add(key)
+
+    def _notes(self, model: Wanted, module: nn.Module, logits: Tensor) -> list[str]:
+        """What a model's outputs show that its user should know."""
+        notes = output_notes(logits, title=model.title)
+        if model.state is None:
+            return notes
+        data = self.session.data
+        return notes + loaded_teacher_notes(
+            module,
+            data.val if len(data.val) else data.train,
+            data_mean=data.dataset.mean,
+            data_std=data.dataset.std,
+            normalize=model.spec.normalize,
+        )
 
     def _report(self, job: Job, keys: list[str]) -> bool:
         """Log where a job's models come from, and write their rows; whether the store had all of them.
@@ -209,6 +227,8 @@ class Shared:
         The job that trains a model notes it beforehand, so that it says the same when it is resumed.
         """
         for key in keys:
+            for note in self.entries[key].report.get("notes", ()):  # entries of older versions have none
+                self.session.note(job, note)
             if key not in job.directory.trained:
                 job.say(f"{self.models[key].title}: from the store, {key}")
             if key not in self.trained or job is not self.users[key][0]:  # else written during training

@@ -57,10 +57,10 @@ def why_not(module: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) 
         return f"{type(module).__name__} has weights that are not trained"
     if len({p.dtype for p in module.parameters()}) > 1:
         return f"{type(module).__name__} has weights of several types"
+    if len(list(module.named_parameters(remove_duplicate=False))) > len(list(module.parameters())):
+        return f"{type(module).__name__} has layers that share weights"
     if is_layered(module):
-        own = [name for layer in module._modules.values() for name, _ in layer.named_parameters()]  # type: ignore[union-attr]
-        several = len(own) > len(list(module.parameters()))
-        return f"{type(module).__name__} has layers that share weights" if several else None
+        return None
     if any("Dropout" in type(m).__name__ for m in module.modules()):
         return f"{type(module).__name__} has dropout inside a forward of its own"
     try:
