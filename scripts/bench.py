@@ -50,8 +50,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from kd_cli.commands import cores
-from kd_cli.commands.help import conf_dir
 from kd_cli.config.build import build
+from kd_cli.config.options import conf_dir
 from kd_cli.config.read import folder
 from kd_cli.data.normalisation import normalise
 from kd_cli.data.source import prepare

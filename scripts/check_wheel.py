@@ -63,7 +63,7 @@ def install(wheel: Path, environment: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(bin_dir / "python")]
     options = ["--quiet", "--no-compile", "-c", str(ROOT / "constraints.txt")]
     run([*pip, "install", *options, str(wheel)], cwd=environment, env=os.environ)
-    where = "import kd_cli.commands.help as h; d = h.conf_dir(); assert d.parent.name == 'kd_cli' and d.is_dir(), d"
+    where = "import kd_cli.config.options as h; d = h.conf_dir(); assert d.parent.name == 'kd_cli' and d.is_dir(), d"
     run([str(bin_dir / "python"), "-I", "-c", where], cwd=environment, env=os.environ)
     return bin_dir
 

@@ -28,7 +28,7 @@ from kd_cli.report.render import TEMPLATES
 from kd_cli.report.svg.lines import Point, Series, line_chart
 from kd_cli.report.words import plus_minus, show
 from kd_cli.statistics import Stat, stat
-from kd_cli.sweeps.task import sweep_command
+from kd_cli.sweeps.sweep_folder import resumed_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = "seed=range(3)"
@@ -411,7 +411,7 @@ def arguments() -> argparse.Namespace:
 def run(part: Part, folder: Path, more: Sequence[str]) -> bool:
     """Run the experiment's sweep, or what is missing of it; whether all of it completed."""
     words = ["-m", f"experiment={part.name}", *part.more, *more, f"hydra.sweep.dir={folder}"]
-    if folder.is_dir() and sweep_command(folder) is not None:
+    if folder.is_dir() and resumed_arguments(folder) is not None:
         words = [f"resume={folder}"]  # with the words it was begun with
     print(f"\n== {part.title}: kd-run {' '.join(words)}", flush=True)
     return subprocess.run([sys.executable, "-m", "kd_cli", *words]).returncode == 0

@@ -15,8 +15,10 @@ import yaml
 from conftest import TINY
 from process import Ran
 
-from kd_cli.commands.help import conf_dir, groups, keys, page
+from kd_cli.commands.help import page
+from kd_cli.config.options import conf_dir, groups
 from kd_cli.config.schema import Schema
+from kd_cli.config.yaml_comments import keys
 
 GROUPS = {"teacher", "student", "model", "dataset", "method", "optimizer", "schedule", "training", "teacher_training"}
 GROUPS |= {"teacher_optimizer", "teacher_schedule"}

@@ -284,7 +284,7 @@ def test_an_interval_is_a_number_of_epochs_or_of_seconds() -> None:
 
 
 def test_presets_cannot_be_taken_for_methods() -> None:
-    from kd_cli.commands.help import conf_dir, groups
+    from kd_cli.config.options import conf_dir, groups
 
     options = groups([conf_dir()])
     assert sorted(options["preset"]) == sorted(FORMER_LOSSES.values())
@@ -294,7 +294,7 @@ def test_presets_cannot_be_taken_for_methods() -> None:
 
 @pytest.mark.parametrize("word", ["grad_clip", "model", "learning_rate", "patience", "num_workers", "wandb", "T1"])
 def test_a_word_like_no_key_gets_no_hint(word: str) -> None:
-    from kd_cli.commands.help import conf_dir, key_names
+    from kd_cli.config.options import conf_dir, key_names
 
     assert did_you_mean(word, key_names([conf_dir()])) is None
 
@@ -312,7 +312,7 @@ def test_a_word_like_no_key_gets_no_hint(word: str) -> None:
     ],
 )
 def test_a_typing_error_finds_its_key(word: str, key: str) -> None:
-    from kd_cli.commands.help import conf_dir, key_names
+    from kd_cli.config.options import conf_dir, key_names
 
     assert did_you_mean(word, key_names([conf_dir()])) == f"did you mean {key}?"
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from process import Ran
 
-from kd_cli.commands.help import conf_dir
+from kd_cli.config.options import conf_dir
 
 EXPERIMENTS = sorted(file.stem for file in (conf_dir() / "experiment").glob("*.yaml"))
 SMALL = ("dataset=digits", "teacher.hidden=[8]", "training.epochs=1", "teacher_training.epochs=1")

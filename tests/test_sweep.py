@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import yaml
 from conftest import TINY
@@ -22,16 +23,21 @@ from omegaconf import DictConfig, OmegaConf
 from process import Ran
 from safetensors.torch import load_file
 
-from kd_cli.commands.help import conf_dir
 from kd_cli.commands.kd_run import prepare
+from kd_cli.config.options import conf_dir
 from kd_cli.runs.stack_size import smallest_fast_size
 from kd_cli.runs.stacks import parts
-from kd_cli.sweeps.launcher import remember_compositions, save_configuration, to_yaml, without_hydra
+from kd_cli.sweeps.hydra_internals.checks import RELIES_ON, SWITCH, missing, usable
+from kd_cli.sweeps.hydra_internals.compositions import sweep_config_loader
+from kd_cli.sweeps.hydra_internals.records import save_configuration, to_yaml
+from kd_cli.sweeps.jobs import without_hydra
 from kd_cli.sweeps.names import LONGEST, job_dir
 from kd_cli.sweeps.task import checked, spread
 
 Run = Callable[..., Ran]
 OwnCode = Callable[..., list[str]]
+# Launchers, and whether the fused one uses its shortcuts past Hydra's public functions.
+LAUNCHERS = ["fused", "fused without shortcuts", "basic"]
 OUT = "hydra.sweep.dir=out"
 # Numbers and words of a run's record that are its own: times, and where it comes from.
 OWN = {"seconds", "examples_per_second", "command", "from_store", "fingerprint", "epoch_seconds"}
@@ -42,6 +48,13 @@ def sweep(kd_run: Run, *argv: str, code: int = 0, **options: Any) -> Ran:
     ran = kd_run("-m", *TINY, *argv, *([] if any(a.startswith("hydra.sweep.dir") for a in argv) else [OUT]), **options)
     assert ran.code == code, ran.err
     return ran
+
+
+@pytest.fixture
+def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name, *without = request.param.split(" ", 1)
+    monkeypatch.setenv(SWITCH, "0" if without else "1")
+    return name
 
 
 def summary(path: Path) -> dict[str, Any]:
@@ -86,11 +99,14 @@ def said(path: Path) -> list[str]:
 # ---------------------------------------------------------------- fused as one by one
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "switch"), [("float64", 1e-9, "1"), ("float64", 1e-9, "0"), ("float32", 1e-4, "1")]
+)
 def test_a_fused_sweep_leaves_what_one_by_one_leaves(
-    kd_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, tolerance: float
+    kd_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, tolerance: float, switch: str
 ) -> None:
     folders = []
+    monkeypatch.setenv(SWITCH, switch)
     for launcher in ("fused", "basic"):
         monkeypatch.setenv("KD_STORE", str(tmp_path / f"store-{launcher}"))
         argv = ("T=1,4", "seed=0,1", "training.epochs=2", "student.dropout=0.2", f"precision={precision}")
@@ -131,7 +147,7 @@ def net(input_shape, num_classes):
 """
 
 
-@pytest.mark.parametrize("launcher", ["fused", "basic"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, indirect=True)
 def test_ones_own_callback_hears_of_each_job(kd_run: Run, own_code: OwnCode, tmp_path: Path, launcher: str) -> None:
     own_code({"hearing.py": HEARING})
     own = "+hydra.callbacks.own._target_=hearing.Hearing"
@@ -222,11 +238,15 @@ COMBINATIONS = [
 ]
 
 
+needs_shortcuts = pytest.mark.skipif(not usable("compositions") or not usable("jobs"), reason="not with this Hydra")
+
+
+@needs_shortcuts
 @pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
 def test_a_remembered_composition_is_hydras_own(loader: tuple[Any, DictConfig], overrides: list[str]) -> None:
     found, master = loader
     expected = found.load_sweep_config(master, overrides)
-    own = remember_compositions(found)
+    own = sweep_config_loader(found)
     found.load_sweep_config(master, ["T=77", *overrides[:1]])  # something has been remembered
     for compose in (found.load_sweep_config, own, found.load_sweep_config, own):
         config = compose(master, overrides)
@@ -259,12 +279,37 @@ def test_a_remembered_composition_refuses_what_hydra_refuses(
     found, master = loader
     with pytest.raises(Exception, match=r"override") as expected:
         found.load_sweep_config(master, overrides)
-    remember_compositions(found)
+    sweep_config_loader(found)
     with pytest.raises(type(expected.value)) as refused:
         found.load_sweep_config(master, overrides)
     assert str(refused.value) == str(expected.value)
 
 
+@pytest.mark.parametrize("shortcut", RELIES_ON)
+def test_a_shortcut_is_used_where_all_that_it_relies_on_is_there(
+    shortcut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert missing(shortcut) is None or not hydra.__version__.startswith("1.3")
+    assert usable(shortcut) == (missing(shortcut) is None)
+    monkeypatch.setenv(SWITCH, "0")
+    assert not usable(shortcut)
+
+
+@pytest.mark.parametrize("shortcut", RELIES_ON)
+def test_a_shortcut_is_not_used_where_hydra_has_other_names_or_signatures(
+    shortcut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (module, name, parameters), *others = RELIES_ON[shortcut]
+    assert parameters is not None
+    for changed in ((module, name + "_gone", parameters), (module, name, (*parameters, "more"))):
+        missing.cache_clear()
+        monkeypatch.setitem(RELIES_ON, shortcut, (*others, changed))
+        assert not usable(shortcut)
+        assert str(missing(shortcut)).startswith(f"{module}.{name}") or not hydra.__version__.startswith("1.3")
+    missing.cache_clear()
+
+
+@needs_shortcuts
 @pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
 def test_the_record_of_a_job_is_written_as_omegaconf_writes_it(
     loader: tuple[Any, DictConfig], overrides: list[str], tmp_path: Path
@@ -278,6 +323,7 @@ def test_the_record_of_a_job_is_written_as_omegaconf_writes_it(
     assert (tmp_path / "overrides.yaml").read_text() == OmegaConf.to_yaml(config.hydra.overrides.task)
 
 
+@needs_shortcuts
 def test_long_words_and_odd_ones_survive_the_fast_writer() -> None:
     odd = {
         "long": "word " * 60,
@@ -309,7 +355,7 @@ def test_a_value_swept_twice_runs_in_two_directories(kd_run: Run, tmp_path: Path
 # ---------------------------------------------------------------- dry runs
 
 
-@pytest.mark.parametrize("launcher", ["fused", "basic"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, indirect=True)
 def test_a_dry_run_of_a_sweep_tells_and_leaves_nothing(kd_run: Run, tmp_path: Path, launcher: str) -> None:
     argv = ("-m", *TINY, "T=1,2", "dry_run=true", f"hydra/launcher={launcher}")
     ran = kd_run(*argv)
@@ -326,7 +372,7 @@ def test_a_dry_run_of_a_sweep_tells_and_leaves_nothing(kd_run: Run, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("launcher", ["fused", "basic"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, indirect=True)
 def test_a_dry_run_removes_no_run(kd_run: Run, tmp_path: Path, launcher: str) -> None:
     sweep(kd_run, "T=1,2")
     before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out") if ".hydra" not in name}
@@ -342,7 +388,7 @@ def test_a_dry_run_removes_no_run(kd_run: Run, tmp_path: Path, launcher: str) ->
 # ---------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize("launcher", ["fused", "basic"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, indirect=True)
 def test_a_failed_job_fails_nothing_else_and_is_counted(kd_run: Run, tmp_path: Path, launcher: str) -> None:
     ran = sweep(kd_run, "T=-1,1", "optimizer.lr=0.01,1e30", f"hydra/launcher={launcher}", code=1)
     by_name = {job.name: job for job in jobs(tmp_path / "out")}
@@ -358,7 +404,7 @@ def test_a_failed_job_fails_nothing_else_and_is_counted(kd_run: Run, tmp_path: P
     assert "Traceback" not in ran.err
 
 
-@pytest.mark.parametrize("launcher", ["fused", "basic"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, indirect=True)
 def test_fail_fast_ends_a_sweep_at_its_first_failure(kd_run: Run, tmp_path: Path, launcher: str) -> None:
     ran = sweep(kd_run, "optimizer.lr=1e30,0.01", "fail_fast=true", f"hydra/launcher={launcher}", code=1)
     assert not list((tmp_path / "out").glob("001*/summary.json"))
@@ -410,7 +456,7 @@ Distillation.finish = killed
 """
 
 
-@pytest.mark.parametrize("launcher", ["fused", "basic"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, indirect=True)
 def test_a_killed_sweep_is_resumed_to_the_same_table(kd_run: Run, tmp_path: Path, launcher: str) -> None:
     argv = ("T=1,4", "seed=0,1", f"hydra/launcher={launcher}", "precision=float64")
     whole = sweep(kd_run, *argv, "hydra.sweep.dir=whole")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_cli.commands.output import allow_any_text
 from kd_cli.errors import KdError
 from kd_cli.report.pages import write_report, write_run_page
 from kd_cli.report.read import collect, is_run, read_run
@@ -23,6 +24,7 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `kd-report`. After a user's mistake, prints it without a traceback and exits with 1."""
+    allow_any_text()
     try:
         report(arguments(argv))
     except KdError as error:

@@ -1,4 +1,4 @@
-"""Ctrl-C once ends training after the epoch, twice at once; a scheduler's SIGTERM is as the first."""
+"""Ctrl-C once, or a scheduler's SIGTERM, ends training after the epoch; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Stop:
 
     @classmethod
     def listen(cls) -> None:
-        """Take over SIGINT and SIGTERM; call it in the main thread."""
+        """Handle SIGINT and SIGTERM from now on; call it in the main thread."""
         cls.asked = False
-        signal.signal(signal.SIGINT, cls._hear)
-        signal.signal(signal.SIGTERM, cls._hear)
+        signal.signal(signal.SIGINT, cls._handle)
+        signal.signal(signal.SIGTERM, cls._handle)
 
     @classmethod
-    def _hear(cls, number: int, frame: FrameType | None) -> None:
+    def _handle(cls, number: int, frame: FrameType | None) -> None:
         if cls.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         cls.asked = True
@@ -29,4 +29,5 @@ class Stop:
 
 
 def stopping() -> bool:
+    """Whether training should stop at the end of this epoch."""
     return Stop.asked

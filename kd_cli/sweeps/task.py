@@ -1,4 +1,4 @@
-"""The task that Hydra runs: one job, or all jobs of a sweep together."""
+"""The task that Hydra runs: one run, or all jobs of a sweep together."""
 
 from __future__ import annotations
 
@@ -8,211 +8,229 @@ import dataclasses
 import logging
 import logging.config
 import os
-import shlex
-import shutil
+import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kd_cli.config.read import run_config
+from kd_cli.config.options import conf_dir, data_node, groups, no_such_option
+from kd_cli.config.read import option_name, run_config
 from kd_cli.config.values import RunConfig
-from kd_cli.errors import ConfigError, KdError, StorageError
-from kd_cli.nearest import did_you_mean
-from kd_cli.storage.run_dir import configuration_record, note_command, refuse_other_run
-from kd_cli.sweeps.launcher import known_to_hydra, without_hydra
-from kd_cli.sweeps.names import SWEPT, register_resolvers
+from kd_cli.errors import ConfigError, KdError
+from kd_cli.storage.run_dir import configuration_record
+from kd_cli.sweeps.jobs import SweepJob, SweepTask, current_job, ignore_hydras_report, without_hydra
+from kd_cli.sweeps.names import register_resolvers
 from kd_cli.sweeps.signals import stopping
+from kd_cli.sweeps.sweep_folder import FAILED, MULTIRUN, SweepNotes, command, leave_nothing
 
 if TYPE_CHECKING:
     from kd_cli.runs.jobs import Job, Say
-    from kd_cli.sweeps.launcher import SweepJob
 
 log = logging.getLogger("kd_cli")
 
-MULTIRUN, LOG = "multirun.yaml", "run.log"  # what Hydra leaves beside .hydra
-FAILED = ".failed"  # of a sweep under way with fail_fast: its jobs, in whatever process, begin no more
-WORDS = ".command.json"  # of a sweep: Hydra writes multirun.yaml anew at each resumption, and not in one piece
+LINES = 8  # of all jobs' messages, as many as a sweep prints; the others are in the jobs' logs
 
 
-class SweepNotes(Callback):
-    """Notes where a sweep writes, so that the command can report on it when it has ended, however it ended."""
+class ReadJob(NamedTuple):
+    """What a sweep's job keeps of its configuration."""
 
-    folder: Path | None = None
-    command = ""  # of a sweep that is resumed, when it was begun
-    after: Any = None  # the node of a function that draws from the sweep's runs
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse the directory of another run before Hydra writes its own files there."""
-        try:
-            path = Path(str(config.hydra.run.dir))
-            refuse_other_run(path)
-            if not config.dry_run:
-                note_command(path, command())
-        except StorageError as error:
-            raise SystemExit(f"error: {error}") from error  # Hydra would make a warning of an Exception
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        searched = OmegaConf.select(config, "hydra.sweeper.params") or {}
-        swept = [*(o.get_key_element() for o in parsed if o.is_sweep_override()), *map(str, searched)]
-        os.environ[SWEPT] = ",".join(swept)
-        SweepNotes.after = OmegaConf.to_container(config.after_sweep) if config.get("after_sweep") else None
-        SweepNotes.command = ""
-        SweepNotes.folder = None if config.dry_run else Path(str(config.hydra.sweep.dir))
-        (Path(str(config.hydra.sweep.dir)) / FAILED).unlink(missing_ok=True)
-        if SweepNotes.folder is not None:
-            try:
-                note_words(SweepNotes.folder, config)
-            except StorageError as error:
-                SweepNotes.folder = None
-                raise SystemExit(f"error: {error}") from error  # Hydra would make a warning of an Exception
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.dry_run:
-            leave_nothing(Path(str(config.hydra.sweep.dir)))
+    config: RunConfig | None  # None where the configuration was refused
+    dataset: str
+    fail_fast: bool
 
 
-class Task:
+class Task(SweepTask):
     """Trains what a composed configuration says. Returns the student's validation error, for sweepers that search."""
 
-    folder: Path | None = None  # of the run that was last begun here
+    folder: Path | None = None  # of the run that this process began last
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _task_elsewhere, ()
 
     def __call__(self, cfg: DictConfig) -> float | None:
-        """One job in its own directory: a run, or a job of a launcher that starts them one by one."""
-        hydra = HydraConfig.get()
+        """Run one job in its own directory: a single run, or a job of a launcher that starts them one by one."""
+        hydra: Any = HydraConfig.get()
         path = Path(hydra.runtime.output_dir)
-        if hydra.mode != RunMode.MULTIRUN:
+        with in_folder_of_command(hydra):
+            if hydra.mode != RunMode.MULTIRUN:
+                return self._run_alone(cfg, hydra, path)
+            return self._run_as_job(cfg, hydra, path)
+
+    def _run_alone(self, cfg: DictConfig, hydra: Any, path: Path) -> float | None:
+        try:
             summary = self.run(cfg, path)
-            if summary is not None:
-                print_run(summary, path)
-            return objective(summary or {})
+        except KdError:
+            ignore_hydras_report()
+            if SweepNotes.new:
+                leave_nothing(path, begun=True)  # unless something has been trained
+            raise
+        if summary is not None:
+            print_run(summary, path)
+        return objective(summary or {})
+
+    def _run_as_job(self, cfg: DictConfig, hydra: Any, path: Path) -> float | None:
         failed = Path(str(hydra.sweep.dir)) / FAILED
         if cfg.fail_fast and failed.exists():
             raise KdError("not run: another job failed, and fail_fast=true")
         try:
             return objective(self.run(cfg, path, number=int(hydra.job.num)) or {})
-        except Exception as error:  # told now: Hydra tells of the first failure only, at the end
+        except Exception as error:  # printed now: Hydra prints the first failure only, at the end
             log.error("%s", failure(path, error), exc_info=None if isinstance(error, KdError) else error)
+            ignore_hydras_report()
             if cfg.fail_fast:
                 failed.touch()
             raise
 
     def run(self, cfg: DictConfig, path: Path, *, number: int | None = None) -> dict[str, Any] | None:
-        """Run one configuration, a sweep's job if it has a number; its summary, None for a dry run."""
-        config = checked(cfg, HydraConfig.get())
+        """Run one configuration, a sweep's job if it has a number. Return its summary, None for a dry run."""
+        hydra: Any = HydraConfig.get()
+        config = checked(cfg, hydra)
         if number is not None and cfg.device == "auto":
             config = spread(config, number)
-
-        from kd_cli.runs.jobs import Job
-        from kd_cli.runs.run_many import dry_run, run_many
-
-        job = Job(config, path, command(), on_completed=write_missing_page)
+        job = new_job(config, path)
         Task.folder = path
         if cfg.dry_run:
-            told = dry_run([job])[0]
-            print(told if number is None else f"{path.name}: {told}")
+            line = foresee([job])[0]
+            print(line if number is None else f"{path.name}: {line}")
             leave_nothing(path)
             return None
-        run_many([job], stopping=stopping)
-        if job.error is not None:
-            raise job.error
-        return job.summary
+        for line in announcement([config], [dataset_name(config, hydra)]):
+            log.info("%s", line)
+        return run_one(job)
 
-    def read(self, job: SweepJob, config: DictConfig) -> None:
-        """A sweep's job as plain values, and whether its failure stops the others; `config` is used up."""
-        hydra, stops = config.hydra, bool(config.fail_fast)
-        job.read = None, stops
+    def read(self, job: SweepJob, cfg: DictConfig, hydra: Any) -> None:
+        """Take a job's configuration as plain values, and whether its failure stops the others."""
+        config, fail_fast, name = None, bool(cfg.fail_fast), ""
         try:
-            job.read = checked(without_hydra(config), hydra), stops
+            config = checked(cfg, hydra)
+            name = dataset_name(config, hydra)
         except KdError as error:
             job.error = error
+        job.plain = ReadJob(config, name, fail_fast)
 
     def together(self, jobs: list[SweepJob]) -> None:
-        """All jobs of a sweep, which have been read: each gets its result or its error."""
-        from kd_cli.runs.jobs import Job
-        from kd_cli.runs.run_many import run_many
-
+        """Run all jobs of a sweep, which `read` has seen: each is given its result or its error."""
         started = time.monotonic()
+        printed = Printed()
         running: dict[int, SweepJob] = {}
-        todo: list[Job] = []
-        fail_fast = False
-        for job in jobs:
-            assert job.path is not None
-            config, stops = job.read
-            fail_fast = fail_fast or stops
-            if config is None:
-                assert job.error is not None
-                note(job, logging.ERROR, failure(job.path, job.error), job.error)
-                job.end()
+        for sweep_job in jobs:
+            if sweep_job.plain.config is None:
+                report_failure(sweep_job)
+                sweep_job.end()
             else:
-                todo.append(Job(config, job.path, command(), saying(job), write_missing_page))
-                running[id(todo[-1])] = job
-
-        def finished(job: Job) -> None:
-            sweep_job = running[id(job)]
-            sweep_job.error, sweep_job.result = job.error, objective(job.summary)
-            if job.error is not None:
-                note(sweep_job, logging.ERROR, failure(job.path, job.error), job.error)
-            sweep_job.end()
-
+                running[id(sweep_job)] = sweep_job
+        fail_fast = any(job.plain.fail_fast for job in jobs)
         if fail_fast and (refused := [job for job in jobs if job.error is not None]):
             stopped = KdError(f"not run: {refused[0].path} failed, and fail_fast=true")
             for sweep_job in running.values():
                 sweep_job.error = stopped
             return
-        run_many(todo, finished=finished, fail_fast=fail_fast, stopping=stopping)
-        for one in todo:  # those that fail_fast has stopped were not told
-            running[id(one)].error = one.error
+        self._train_together(list(running.values()), printed, fail_fast)
         log.info("%d jobs in %.1f s", len(jobs), time.monotonic() - started)
+
+    def _train_together(self, sweep_jobs: Sequence[SweepJob], printed: Printed, fail_fast: bool) -> None:
+        todo, owners = [], {}
+        for sweep_job in sweep_jobs:
+            assert sweep_job.path is not None
+            job = new_job(sweep_job.plain.config, sweep_job.path, printed.by(sweep_job))
+            todo.append(job)
+            owners[id(job)] = sweep_job
+            for line in announcement([job.config], [sweep_job.plain.dataset]):
+                sweep_job.records.append(record(logging.INFO, line))
+        for line in announcement([job.config for job in todo], [job.plain.dataset for job in sweep_jobs]):
+            log.info("%s", line)
+
+        def finished(job: Job) -> None:
+            sweep_job = owners[id(job)]
+            sweep_job.error, sweep_job.result = job.error, objective(job.summary)
+            if job.error is not None:
+                report_failure(sweep_job)
+            sweep_job.end()
+
+        run_jobs(todo, finished=finished, fail_fast=fail_fast)
+        for job in todo:  # `finished` is not called for those that fail_fast has stopped
+            owners[id(job)].error = job.error
 
     def dry_run(self, jobs: list[SweepJob]) -> None:
         """Print what the jobs of a sweep would do."""
-        from kd_cli.runs.jobs import Job
-        from kd_cli.runs.run_many import dry_run
-
         todo = []
         for job in jobs:
-            config = job.config
-            with known_to_hydra(config):
-                hydra, folder = config.hydra, Path(str(config.hydra.sweep.dir))
-                path = folder / str(hydra.sweep.subdir)
-                todo.append(Job(checked(without_hydra(config), hydra), path, command()))
-        for one, line in zip(todo, dry_run(todo), strict=True):
+            config = job.compose()
+            with current_job(config):
+                hydra = config.hydra
+                path = Path(str(hydra.sweep.dir)) / str(hydra.sweep.subdir)
+                todo.append(new_job(checked(without_hydra(config), hydra), path))
+        for one, line in zip(todo, foresee(todo), strict=True):
             print(f"{one.path.name}: {line}")
 
 
+def new_job(config: RunConfig, path: Path, say: Say | None = None) -> Job:
+    """Return a job of kd_cli.runs, which imports torch: only when a run begins."""
+    from kd_cli.runs import jobs
+
+    return jobs.Job(config, path, command(), say or jobs.say_to_log, write_missing_page)
+
+
+def run_jobs(jobs: Sequence[Job], **keys: Any) -> None:
+    """Run jobs together until they end or a signal asks to stop."""
+    from kd_cli.runs import run_many
+
+    run_many.run_many(jobs, stopping=stopping, **keys)
+
+
+def foresee(jobs: Sequence[Job]) -> list[str]:
+    """Return a line for each job on what it would do."""
+    from kd_cli.runs import run_many
+
+    return run_many.dry_run(jobs)
+
+
+def run_one(job: Job) -> dict[str, Any]:
+    """Run a job by itself and return its summary; raises its error."""
+    run_jobs([job])
+    if job.error is not None:
+        raise job.error
+    return job.summary
+
+
 def _task_elsewhere() -> Task:
-    """The task in another process, which has not come through the command line."""
+    """Return the task in another process, which has not come through the command line."""
     register_resolvers()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     return Task()
 
 
-def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
-    """The configuration as plain values. ConfigError for what Hydra itself lets pass."""
-    from kd_cli.commands.help import conf_dir, groups
+@contextlib.contextmanager
+def in_folder_of_command(hydra: Any) -> Iterator[None]:
+    """The block in which relative paths start at the folder where the command was given, in runs as in sweeps.
 
+    With `hydra.job.chdir=true` Hydra has moved to the job's directory, where no `dataset.root=photos` would be found.
+    """
+    folder = str(hydra.runtime.cwd)
+    if not hydra.job.chdir or not os.path.isdir(folder):
+        yield
+        return
+    log.info("hydra.job.chdir has no effect: relative paths start in %s", folder)
+    with contextlib.chdir(folder):
+        yield
+
+
+def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
+    """Return the configuration as plain values. ConfigError for what Hydra itself lets pass."""
     folders = [conf_dir(), *(Path(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line")]
     for override in hydra.overrides.task:
         group, _, name = str(override).partition("=")
         if group in ("training", "teacher_training") and name not in (known := groups(folders).get(group, {})):
-            hint = f"{group} can be {', '.join(sorted(known))}"  # an optional group, which Hydra lets be unknown
-            raise ConfigError(
-                f"there is no option {group}={name}", hint=" ".join(filter(None, (did_you_mean(name, known), hint)))
-            )
+            raise no_such_option(group, name, known)  # an optional group: Hydra ignores an option that it cannot find
     record = configuration_record(OmegaConf.to_container(cfg), hydra.runtime.choices)  # type: ignore[arg-type]
     data = OmegaConf.select(cfg, "transfer.data")
     if data is not None:
@@ -221,31 +239,36 @@ def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
     return dataclasses.replace(run_config(cfg, hydra.runtime.choices), record=record)
 
 
-def data_node(given: Any, folders: list[Path]) -> Any:
-    """A data set named by its option, alone or with keys of its own, as the node that its YAML file holds."""
-    from kd_cli.commands.help import groups
+def dataset_name(config: RunConfig, hydra: Any) -> str:
+    """Return the name of the data set's option."""
+    return option_name("dataset", config.dataset, hydra.runtime.choices)
 
-    own = {"name": given} if isinstance(given, str) else given
-    if not isinstance(own, dict) or "_target_" in own:
-        return own
-    known = groups(folders)["dataset"]
-    name = own.get("name")
-    if name not in known:
-        raise ConfigError(
-            f"transfer.data is {name!r}, and there is no such data set",
-            hint=" ".join(filter(None, (did_you_mean(str(name), known), f"it can be {', '.join(sorted(known))}"))),
-        )
-    node = OmegaConf.to_container(OmegaConf.load(known[name]))
-    assert isinstance(node, dict)
-    node.pop("val_fraction", None)
-    return node | {key: value for key, value in own.items() if key != "name"}
+
+def announcement(configs: Sequence[RunConfig], datasets: Sequence[str]) -> list[str]:
+    """Return the line on what will be trained on what; no line on a terminal, where a progress bar shows it."""
+    if not configs or sys.stderr.isatty():
+        return []
+    from kd_cli.runs.device_data import resolve_device
+
+    def listed(values: Sequence[str]) -> str:
+        return ", ".join(dict.fromkeys(values))
+
+    parts = [
+        listed(datasets),
+        "teacher " + listed([f"{c.teacher.name} ({plural(c.teacher.epochs)})" for c in configs]),
+        "student " + listed([f"{c.student.name} ({plural(c.student.epochs)})" for c in configs]),
+        listed([str(resolve_device(c.device)) for c in configs]),
+    ]
+    return ["; ".join(parts)]
+
+
+def plural(epochs: int) -> str:
+    """Return "1 epoch", "30 epochs"."""
+    return f"{epochs:,} epoch{'s' * (epochs != 1)}"
 
 
 def resume_run(path: Path) -> None:
     """Go on with a run from its last saved epoch, by the configuration that it recorded itself."""
-    from kd_cli.runs.jobs import Job
-    from kd_cli.runs.run_many import run_many
-
     if (path.absolute().parent / MULTIRUN).is_file():
         raise ConfigError(
             f"resume is {path}, a job of a sweep, whose jobs are trained together",
@@ -266,116 +289,18 @@ def resume_run(path: Path) -> None:
         raise ConfigError(f"{path / '.hydra'} cannot be read: {error}", hint="start the run anew") from error
     config = checked(cfg, recorded.hydra)
     logging.config.dictConfig(logs)  # type: ignore[arg-type]
-    job = Job(config, path, command(), on_completed=write_missing_page)
     Task.folder = path
-    run_many([job], stopping=stopping)
-    if job.error is not None:
-        raise job.error
-    print_run(job.summary, path)
-
-
-def sweep_command(path: Path) -> list[str] | None:
-    """The words of the command that began a sweep, to repeat it; None when the directory is not a sweep's."""
-    from kd_cli.storage.files import read_json
-
-    noted = path / WORDS
-    if not noted.is_file() and not (path / MULTIRUN).is_file():
-        return None
-    try:
-        if noted.is_file():
-            words = [str(word) for word in read_json(noted)["words"]]
-        else:
-            noted = path / MULTIRUN
-            words = words_of(OmegaConf.load(noted))
-    except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{noted} cannot be read: {error}", hint="start the sweep anew") from error
-    return ["-m", *words, f"resume={path}"]
-
-
-def words_of(config: Any) -> list[str]:
-    """The words of the command that a sweep's configuration was composed by, but where it writes."""
-    hydra = config.hydra
-    folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    words = map(str, [*hydra.overrides.hydra, *hydra.overrides.task])
-    kept = [word for word in words if not word.startswith(("resume=", "hydra.mode=", "hydra.sweep.dir="))]
-    return [*(word for folder in folders for word in ("--config-dir", folder)), *kept]
-
-
-def note_words(folder: Path, config: DictConfig) -> None:
-    """Note how a sweep was begun. StorageError when the folder is another sweep's."""
-    from kd_cli.storage.files import read_json, storage, write_json
-
-    if (folder / WORDS).exists():
-        if config.resume is None:
-            raise StorageError(
-                f"{folder} already holds a sweep",
-                hint=f"kd-run resume={folder} goes on with it; hydra.sweep.dir= names another folder",
-            )
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            SweepNotes.command = str(read_json(folder / WORDS)["command"])
-        return
-    with storage(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / WORDS, {"command": command(), "words": words_of(config)})
+    for line in announcement([config], [dataset_name(config, recorded.hydra)]):
+        log.info("%s", line)
+    print_run(run_one(new_job(config, path)), path)
 
 
 def print_run(summary: dict[str, Any], path: Path) -> None:
-    """The table that a run ends with, and where it is."""
+    """Print the table that a run ends with, and where it is."""
     from kd_cli.report.tables import run_table
 
     print(run_table(summary))
     print(f"\nwritten to {os.path.relpath(path)}")
-
-
-def leave_nothing(folder: Path) -> None:
-    """Remove what Hydra has put into a folder, the folder, and those above it, unless there is something else in them.
-
-    A run that is in the folder stays, as does one that was there before.
-    """
-    made = [path for path in folder.glob("**/*") if path.is_file()]
-    if any(path.parent.name != ".hydra" and path.name not in (MULTIRUN, LOG) for path in made):
-        return
-    shutil.rmtree(folder)
-    here = Path.cwd()
-    for above in folder.absolute().parents:
-        if not above.is_relative_to(here) or above == here:
-            break
-        try:
-            above.rmdir()
-        except OSError:  # there is something else in it
-            break
-
-
-def spread(config: RunConfig, number: int) -> RunConfig:
-    """Jobs of a launcher that runs several at once, each on the next of the machine's GPUs."""
-    import torch
-
-    count = torch.cuda.device_count()
-    return dataclasses.replace(config, device=f"cuda:{number % count}") if count > 1 else config
-
-
-def objective(summary: dict[str, Any]) -> float | None:
-    """What a searching sweeper minimises: the student's validation error in the last epoch."""
-    val = (summary.get("student") or {}).get("val")
-    return None if val is None or val["accuracy"] is None else 1 - val["accuracy"]
-
-
-def command() -> str:
-    """The command that began what this process runs."""
-    return SweepNotes.command or shlex.join(["kd-run", *sys.argv[1:]])
-
-
-def failure(path: Path, error: Exception) -> str:
-    return f"failed: {os.path.relpath(path)}: {error}"
-
-
-def saying(job: SweepJob) -> Say:
-    """Write to a job's log, and to the terminal unless `shown` is false."""
-
-    def say(message: str, *, shown: bool = True) -> None:
-        note(job, logging.INFO, message, shown=shown)
-
-    return say
 
 
 def write_missing_page(path: Path) -> None:
@@ -386,12 +311,68 @@ def write_missing_page(path: Path) -> None:
         write_run_page(path)
 
 
-def note(job: SweepJob, level: int, message: str, error: Exception | None = None, *, shown: bool = True) -> None:
-    """Log something of a job now, on the terminal if it is to be shown, and later in the job's own log."""
-    exc_info = None if error is None or isinstance(error, KdError) else (type(error), error, error.__traceback__)
-    record = log.makeRecord(log.name, level, __file__, 0, message, (), exc_info)
-    job.records.append(record)
-    if not shown:
-        return
-    prefix = "" if error is not None or job.path is None else f"{job.path.name}: "
-    log.handle(log.makeRecord(log.name, level, __file__, 0, prefix + message, (), exc_info))
+def spread(config: RunConfig, number: int) -> RunConfig:
+    """Return the configuration with one of the machine's GPUs in turn, for launchers that run several jobs at once."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return dataclasses.replace(config, device=f"cuda:{number % count}") if count > 1 else config
+
+
+def objective(summary: dict[str, Any]) -> float | None:
+    """Return what a searching sweeper minimises: the student's validation error in the last epoch."""
+    val = (summary.get("student") or {}).get("val")
+    return None if val is None or val["accuracy"] is None else 1 - val["accuracy"]
+
+
+# ---------------------------------------------------------------- a sweep's messages
+
+
+class Printed:
+    """Writes each message of a sweep's jobs into the job's own log, and the first LINES different ones on the terminal.
+
+    Twenty jobs with one teacher would otherwise print twenty times where it came from.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def by(self, job: SweepJob) -> Say:
+        """Return the function by which a job reports a message; one that is not `shown` is for its own log only."""
+
+        def say(message: str, *, shown: bool = True) -> None:
+            job.records.append(record(logging.INFO, message))
+            if not shown:
+                return
+            short = re.sub(r", [0-9a-f]{32}$", "", message)  # a fingerprint
+            if short in self.seen or len(self.seen) > LINES:
+                return
+            self.seen.add(short)
+            name = job.path.name if job.path is not None else ""
+            more = len(self.seen) > LINES
+            log.handle(
+                record(logging.INFO, "further messages are in the jobs' run.log" if more else f"{name}: {short}")
+            )
+
+        return say
+
+
+def report_failure(job: SweepJob) -> None:
+    """Print a job's failure now, and write it into the job's own log."""
+    assert job.path is not None
+    assert job.error is not None
+    error = None if isinstance(job.error, KdError) else job.error
+    line = record(logging.ERROR, failure(job.path, job.error), error)
+    job.records.append(line)
+    log.handle(line)
+
+
+def failure(path: Path, error: Exception) -> str:
+    """Return the line on a job's failure."""
+    return f"failed: {os.path.relpath(path)}: {error}"
+
+
+def record(level: int, message: str, error: Exception | None = None) -> logging.LogRecord:
+    """Return a log record, with the traceback of an error."""
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    return log.makeRecord(log.name, level, __file__, 0, message, (), exc_info)
