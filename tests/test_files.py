@@ -18,9 +18,9 @@ from process import Ran, Running
 
 from kd_cli.commands.kd_report import arguments, report
 from kd_cli.errors import StorageError
+from kd_cli.locks import Held, lock, tidy_locks
 from kd_cli.report.read import read_run
 from kd_cli.storage.files import MAKING, checksum, making, replacing, tidy, write_json, write_tensors, write_text
-from kd_cli.storage.locks import Held, lock, tidy_locks
 from kd_cli.storage.run_dir import read_summary
 from kd_cli.storage.training_state import TrainingState, forget
 
@@ -160,7 +160,7 @@ def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from kd_cli.storage.locks import lock
+from kd_cli.locks import lock
 folder = Path(sys.argv[1])
 for _ in range(40):
     with lock(folder / "x.lock", waiting=lambda seconds: None):

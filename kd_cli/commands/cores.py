@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-from kd_cli.storage.locks import fcntl, try_lock
+from kd_cli.locks import fcntl, try_lock
 
 __all__ = ["allowance", "keep_memory", "others", "share", "threads"]
 

@@ -51,6 +51,11 @@ def digits(*, data_dir: str | Path, split: str = "hand") -> Source:
     )
 
 
+def digits_at_random(*, data_dir: str | Path) -> Source:
+    """`digits` with `split="random"`: what runs of earlier versions mean by the digits."""
+    return digits(data_dir=data_dir, split="random")
+
+
 def _digits_table() -> np.ndarray:
     """One row per digit, 64 pixels from 0 to 16 and the label: [1797,65].
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kd_cli.data.source import Source
 from kd_cli.errors import ConfigError, DataError
+from kd_cli.locks import lock
 from kd_cli.vision import import_torchvision, network_timeout
 
 log = logging.getLogger(__name__)
@@ -82,14 +83,12 @@ def _download(kind: Callable[..., Any], root: Path) -> None:
     torchvision unpacks straight into the folder that it later reads without a checksum. A process killed there would
     leave half a file that passes for a whole one. So the download goes to a folder beside it; whole files are moved.
     """
-    from filelock import FileLock
-
     name = kind.__name__
     folder, archives = LAYOUTS[name]
     staging = root / f".downloading-{name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):
+        with lock(root / f".{name}.lock", waiting=lambda seconds: None):
             if _read(kind, root) is not None:  # another process has downloaded it in the meantime
                 return
             log.info("downloading %s to %s", name, root)

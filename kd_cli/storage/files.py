@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import StorageError
-from kd_cli.storage.locks import fcntl, is_at, try_lock
+from kd_cli.locks import fcntl, is_at, try_lock
 
 TEMPORARY, MAKING = ".tmp", ".making-"  # the end of a temporary file's name, the beginning of a temporary folder's
 DIGEST = 16  # bytes of a checksum

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import StorageError
+from kd_cli.locks import Held, lock
 from kd_cli.roles import ROLES
 from kd_cli.storage.files import (
     checksum,
@@ -36,7 +37,6 @@ from kd_cli.storage.files import (
     write_tensors,
     write_text,
 )
-from kd_cli.storage.locks import Held, lock
 
 BEGUN = "run.json"
 METRICS = "metrics.jsonl"

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.fingerprint import fingerprint as fingerprint_of
+from kd_cli.locks import allow_open_files, lock, tidy_locks
 from kd_cli.storage.files import checksum, making, read_json, storage, tidy, write_json, write_tensors
-from kd_cli.storage.locks import allow_open_files, lock, tidy_locks
 
 log = logging.getLogger(__name__)
 
