@@ -69,7 +69,7 @@ def _load(pixels: Path, about: Path, stamp: str) -> tuple[Tensor, np.ndarray] | 
         entry = json.loads(about.read_text())
         if entry["files"] != stamp:
             return None
-        array = np.load(pixels, mmap_mode="c", allow_pickle=False)  # c: pages are read when they are used
+        array = np.load(pixels, mmap_mode="c")  # c: pages are read when they are used
         if array.dtype != np.uint8 or _digest(array.data) != entry["pixels"] or len(array) != len(entry["facts"]):
             return None
         return torch.from_numpy(array), np.array(entry["facts"], dtype=np.uint8)

@@ -12,15 +12,11 @@ PHOTOGRAPH = 32  # pixels per side from which colour pictures are hard for an ML
 
 def advice(student: TrainSpec, dataset: Dataset) -> list[str]:
     """A sentence for each choice that is known to serve the data badly."""
-    shape = dataset.shape
-    if (
-        len(shape) == 3
-        and shape[0] == 3
-        and min(shape[1:]) >= PHOTOGRAPH
-        and current_name(str(student.model["_target_"])) == MLP
-    ):
+    shape, is_mlp = dataset.shape, current_name(str(student.model["_target_"])) == MLP
+    if is_mlp and len(shape) == 3 and shape[0] == 3 and min(shape[1:]) >= PHOTOGRAPH:
         return [
-            f"the student {student.name} is an MLP, which does not know that pixels have neighbours; for colour pictures "
-            f"of {shape[1]}x{shape[2]} pixels try teacher=cnn student=cnn, or teacher=torchvision student=torchvision"
+            f"the student {student.name} is an MLP, which does not know that pixels have neighbours; for colour "
+            f"pictures of {shape[1]}x{shape[2]} pixels try teacher=cnn student=cnn, or teacher=torchvision "
+            "student=torchvision"
         ]
     return []
