@@ -54,7 +54,7 @@ from kd_cli.config.build import build
 from kd_cli.config.options import conf_dir
 from kd_cli.config.read import folder
 from kd_cli.data.normalisation import normalise
-from kd_cli.data.source import prepare
+from kd_cli.data.prepare import prepare
 from kd_cli.data.torchvision import torchvision_dataset
 from kd_cli.learn.cuda_graphs import CudaGraphs
 from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording

@@ -455,7 +455,7 @@ def test_half_precision_gives_what_its_numbers_give_in_full(
 def raw() -> State:
     """A teacher of the digits that was trained on pixels from 0 to 255."""
     from kd_cli.data.digits import digits
-    from kd_cli.data.source import prepare
+    from kd_cli.data.prepare import prepare
 
     data = prepare(digits(data_dir="unused"), val_fraction=0.1)
     with torch.random.fork_rng():

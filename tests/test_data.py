@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
-import importlib.util
 import json
 import os
 import pickle
@@ -18,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from made_mnist import RAW, write_mnist
-from PIL import Image
 
 from kd_cli.data.digits import digits
-from kd_cli.data.folders import imagefolder
+from kd_cli.data.duplicates import known
 from kd_cli.data.normalisation import normalise
-from kd_cli.data.source import Source, prepare
+from kd_cli.data.prepare import prepare
+from kd_cli.data.source import Source
 from kd_cli.data.torchvision import torchvision_dataset
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.vision import import_torchvision
@@ -31,7 +30,7 @@ from kd_cli.vision import import_torchvision
 
 @pytest.fixture(scope="session")
 def source():
-    return digits(data_dir="unused")
+    return digits(data_dir="unused", split="random")
 
 
 @pytest.fixture
@@ -53,26 +52,6 @@ def small(train=40, test=20, classes=3, shape=(2, 5, 4), dtype=torch.uint8) -> S
         return images, torch.arange(n) % classes
 
     return Source("small", *part(train), *part(test), class_names=tuple("abcdefgh"[:classes]))
-
-
-# ---------------------------------------------------------------- the digits
-
-
-def test_the_digits_are_real_and_split_the_same_way_everywhere(source):
-    assert source.train_images.shape == (1200, 1, 8, 8)
-    assert source.test_images.shape == (597, 1, 8, 8)
-    assert source.train_images.dtype == torch.float32
-    assert source.train_images.aminmax() == (0, 1)
-    assert sorted(set(source.test_labels.tolist())) == list(range(10))
-    data = prepare(source, val_fraction=0.16666667)
-    assert (len(data.train), len(data.val), len(data.test)) == (1000, 200, 597)
-    assert data.fingerprint == "c6664f227376bda3b419870caf67ac95"
-
-
-def test_no_digit_is_in_two_parts(source):
-    data = prepare(source, val_fraction=0.16666667)
-    rows = torch.cat([part.images.flatten(1) for part in (data.train, data.val, data.test)])
-    assert len(rows.unique(dim=0)) == 1797
 
 
 # ---------------------------------------------------------------- the validation part
@@ -112,6 +91,63 @@ def test_a_validation_fraction_that_empties_a_part_is_refused(fraction, left):
         prepare(small(), val_fraction=fraction)
 
 
+def test_a_class_gives_the_same_share_to_the_validation_part_and_keeps_the_rest():
+    source = small(train=37, classes=3)
+    labels = torch.tensor([0] * 24 + [1] * 3 + [2] * 10)
+    data = prepare(dataclasses.replace(source, train_labels=labels), val_fraction=0.2)
+    assert data.class_counts()["val"] == [4, 1, 2]
+    assert data.class_counts()["train"] == [20, 2, 8]
+    order = np.random.RandomState(20150309).permutation(37)
+    common = np.sort([i for i in order if i < 24][:4])
+    assert data.val.images[data.val.labels == 0].equal(source.train_images[common])
+    assert "of each class of the 37 training examples, the same share, 7 in all" in data.split_rule
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_the_last_example_of_a_class_trains(fraction):
+    labels = torch.tensor([0] * 37 + [1, 2, 2])
+    data = prepare(dataclasses.replace(small(), train_labels=labels), val_fraction=fraction)
+    assert min(data.class_counts()["train"]) >= 1
+    assert sum(data.class_counts()["train"]) + sum(data.class_counts()["val"]) == 40
+
+
+def test_classes_without_examples_are_noted():
+    source = small(train=40, test=20, classes=3)
+    labels = torch.tensor([0] * 39 + [1])
+    data = prepare(
+        dataclasses.replace(source, train_labels=labels, test_labels=torch.zeros(20).long()), val_fraction=0.1
+    )
+    assert "no training examples: class c" in data.notes
+    assert "no validation examples: classes b, c" in data.notes
+    assert "no test examples: classes b, c" in data.notes
+    assert data.class_counts() == {"train": [35, 1, 0], "val": [4, 0, 0], "test": [20, 0, 0]}
+
+
+def test_groups_stay_whole():
+    groups = torch.arange(40) // 8
+    data = prepare(dataclasses.replace(small(), groups=groups), val_fraction=0.3)
+    first = np.random.RandomState(20150309).permutation(5)[0]
+    assert data.val.images.equal(small().train_images[8 * first : 8 * first + 8])
+    assert len(prepare(dataclasses.replace(small(), groups=groups), val_fraction=0.01 + 1 / 40).val) == 8
+    assert len(prepare(dataclasses.replace(small(), groups=groups), val_fraction=0.99 - 1 / 40).val) == 32
+
+
+def test_one_group_cannot_be_divided():
+    with pytest.raises(DataError, match="it leaves 40 to train on and 0 to validate on"):
+        prepare(dataclasses.replace(small(), groups=torch.zeros(40).long()), val_fraction=0.3)
+
+
+def test_a_published_validation_part_validates():
+    val = small(train=12, test=1)
+    source = dataclasses.replace(small(), val_images=val.train_images, val_labels=val.train_labels)
+    data = prepare(source, val_fraction=0.1)
+    assert (len(data.train), len(data.val), len(data.test)) == (40, 12, 20)
+    assert data.val.images.equal(val.train_images)
+    assert any("its 12 examples validate, and val_fraction has no effect" in note for note in data.notes)
+    assert prepare(source, val_fraction=0).fingerprint == data.fingerprint
+    assert prepare(small(), val_fraction=0).fingerprint != data.fingerprint
+
+
 # ---------------------------------------------------------------- normalisation
 
 
@@ -123,10 +159,36 @@ def test_mean_and_deviation_are_those_of_each_channel_of_the_training_part(dtype
     assert data.std == pytest.approx(pixels.std((0, 2, 3), unbiased=False).tolist(), rel=1e-6)
 
 
-def test_data_that_are_no_images_have_one_mean():
-    data = prepare(small(shape=(13,), dtype=torch.float32), val_fraction=0)
-    assert data.shape == (13,)
-    assert data.mean == pytest.approx((float(data.train.images.mean()),))
+def test_each_feature_of_a_table_is_standardised():
+    source = small(shape=(5,), dtype=torch.float32)
+    units = torch.tensor([1.0, 1000.0, 1e-3, 1e6, 1.0])
+    for rows in (source.train_images, source.test_images):
+        rows *= units
+        rows += 7 * units
+    data = prepare(source, val_fraction=0)
+    assert data.shape == (5,)
+    assert data.mean == pytest.approx(data.train.images.double().mean(0).tolist(), rel=1e-6)
+    assert data.std == pytest.approx(data.train.images.double().std(0, unbiased=False).tolist(), rel=1e-6)
+    rows = normalise(data.train.images, data.mean, data.std, torch.float64)
+    torch.testing.assert_close(rows.mean(0), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows.std(0, unbiased=False), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_a_constant_feature_is_noted_and_not_divided_by_nothing():
+    source = small(shape=(5,), dtype=torch.float32)
+    source.train_images[:, 2] = 0.1
+    source.test_images[:, 2] = 0.1
+    data = prepare(source, val_fraction=0)
+    assert data.std[2] == 1
+    assert normalise(data.test.images, data.mean, data.std, torch.float32)[:, 2].abs().max() < 1e-6
+    assert "1 feature of 5 is constant in the training part: 2 (counted from 0)" in data.notes
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((13,), torch.uint8), ((7, 13), torch.float32)])
+def test_flattened_pictures_and_sequences_have_one_mean(shape, dtype):
+    data = prepare(small(shape=shape, dtype=dtype), val_fraction=0)
+    scale = 255 if dtype == torch.uint8 else 1
+    assert data.mean == pytest.approx((float(data.train.images.double().mean()) / scale,), rel=1e-6)
     assert len(data.std) == 1
 
 
@@ -201,6 +263,89 @@ def test_the_fingerprint_knows_contents_and_not_memory_or_name(source):
     assert prepare(other, val_fraction=0.25).fingerprint == prepare(source, val_fraction=0.25).fingerprint
 
 
+def test_the_fingerprint_knows_the_rule_of_the_split():
+    sources = [small(), dataclasses.replace(small(), by_class=False)]
+    sources += [dataclasses.replace(small(), groups=torch.arange(40) // n) for n in (5, 10)]
+    assert len({prepare(s, val_fraction=0.25).fingerprint for s in sources}) == 4
+    assert len({prepare(s, val_fraction=0).fingerprint for s in sources}) == 1
+
+
+# ---------------------------------------------------------------- what is noted
+
+
+def test_what_a_source_notes_reaches_the_data_set():
+    data = prepare(dataclasses.replace(small(), notes=["3 rows were left out"]), val_fraction=0.1)
+    assert data.notes[0] == "3 rows were left out"
+
+
+def test_examples_in_two_parts_are_counted():
+    source = small()
+    source.test_images[3:6] = source.train_images[:3]
+    source.test_images[6] = source.train_images[0]
+    source.test_images[7] = source.train_images[0]
+    source.test_images[7, 0, 0, 0] += 1
+    assert "4 test pictures of 20 are identical to a training picture" in prepare(source, val_fraction=0).notes
+    source.train_images[20:] = source.train_images[:20]
+    notes = prepare(source, val_fraction=0.25).notes
+    assert any("validation pictures of 10 are identical to a training picture" in note for note in notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 3), (2, 7)])
+def test_identical_examples_are_found_whatever_their_size(dtype, shape):
+    ours, others = small(shape=shape, dtype=dtype).train_images, small(shape=shape, dtype=dtype).test_images
+    expected = [any(torch.equal(one, other) for other in others) for one in ours]
+    assert known(ours, others).tolist() == expected
+    assert known(ours, ours[5:9]).tolist() == [any(torch.equal(o, p) for p in ours[5:9]) for o in ours]
+    assert known(ours, ours[:0]).tolist() == [False] * 40
+
+
+def test_blank_pictures_are_named():
+    source = small()
+    source.train_images[4] = 9
+    source.test_images[7, 0], source.test_images[7, 1] = 3, 200
+    source.test_images[8, 0] = 3  # only one of its channels
+    names = tuple(f"{i}.png" for i in range(40))
+    notes = prepare(dataclasses.replace(source, train_names=names), val_fraction=0).notes
+    assert "2 pictures have the same value in every pixel: 4.png, test example 7" in notes
+
+
+def test_names_follow_their_examples():
+    names = tuple(f"{i}.png" for i in range(40))
+    data = prepare(dataclasses.replace(small(), train_names=names), val_fraction=0.25)
+    for split in (data.train, data.val):
+        for image, name in zip(split.images, split.names, strict=True):
+            assert torch.equal(image, small().train_images[int(name.removesuffix(".png"))])
+    assert data.test.names == ()
+
+
+# ---------------------------------------------------------------- where the channels are
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (28, 28, 1), (32, 16, 4)])
+def test_images_that_look_like_channels_last_are_asked_about(shape):
+    with pytest.raises(DataError, match=r"channels of .* pixels, or .* pixels of \d channels?\?") as caught:
+        prepare(small(shape=shape), val_fraction=0)
+    assert "permute(0, 3, 1, 2)" in caught.value.hint
+    for said in ("channels_first=False", "channels_first=True"):
+        assert said in caught.value.hint
+
+
+def test_a_source_may_say_where_its_channels_are():
+    source = small(shape=(8, 9, 3))
+    last = prepare(dataclasses.replace(source, channels_first=False), val_fraction=0)
+    assert last.shape == (3, 8, 9)
+    assert last.train.images.equal(source.train_images.permute(0, 3, 1, 2))
+    assert last.test.images.equal(source.test_images.permute(0, 3, 1, 2))
+    assert len(last.mean) == 3
+    assert prepare(dataclasses.replace(source, channels_first=True), val_fraction=0).shape == (8, 9, 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 28, 28), (3, 4, 4), (2, 5, 4), (1, 40, 3)])
+def test_channels_first_are_not_asked_about(shape):
+    assert prepare(small(shape=shape), val_fraction=0).shape == shape
+
+
 # ---------------------------------------------------------------- sources that cannot be used
 
 
@@ -222,6 +367,16 @@ def test_the_fingerprint_knows_contents_and_not_memory_or_name(source):
         ({"train_images": torch.zeros(40, 2, 5, 4, device="meta")}, "and is on meta"),
         ({"class_names": ("only",)}, "names of two or more classes"),
         ({"class_names": (0, 1, 2)}, "names of two or more classes"),
+        (
+            {"val_images": torch.zeros(3, 2, 5, 4, dtype=torch.uint8)},
+            "val_images and val_labels must be given together",
+        ),
+        (
+            {"val_images": torch.zeros(3, 2, 5, 4), "val_labels": torch.zeros(3, dtype=torch.int64)},
+            "val_images are torch.float32",
+        ),
+        ({"groups": torch.zeros(39, dtype=torch.int64)}, r"groups are torch.int64 of shape \(39,\)"),
+        ({"test_names": ("a.png",)}, "test_names are 1 and test_labels 20"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_refused_by_name(change, said):
@@ -368,176 +523,10 @@ def test_two_processes_download_once(tmp_path, monkeypatch):
         assert [process.communicate(timeout=120)[0] for process in pair] == ["30\n", "30\n"]
         server.shutdown()
     assert len(served) == 2 * len(RAW)  # torchvision asks once for redirects and once for the file
-    assert set(os.listdir(tmp_path / "data")) <= {"MNIST", ".MNIST.lock"}
+    assert sorted(os.listdir(tmp_path / "data")) == ["MNIST"]
     assert sorted(os.listdir(tmp_path / "data" / "MNIST" / "raw")) == sorted(RAW)
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="name is 'SVHN'; it must be one of MNIST, FashionMNIST, KMNIST, CIFAR10"):
         torchvision_dataset(data_dir="unused", name="SVHN")
-
-
-# ---------------------------------------------------------------- folders of pictures
-
-
-def picture(path: Path, colour, size=(12, 8), mode="RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
-
-
-@pytest.fixture
-def zoo(tmp_path):
-    """Ten pictures of each of two classes; how red they are tells which is which."""
-    for i in range(10):
-        picture(tmp_path / "zoo" / "cat" / f"{i}.png", (100 + i, 0, 0))
-        picture(tmp_path / "zoo" / "dog" / f"{i}.png", (200 + i, 0, 0))
-    return tmp_path / "zoo"
-
-
-def read(root, data_dir="/nowhere", **keys):
-    return imagefolder(data_dir=data_dir, root=str(root), **{"image_size": 6, **keys})
-
-
-def test_a_folder_per_class_is_split_by_the_recorded_rule(zoo):
-    source = read(zoo, test_fraction=0.25)
-    assert source.class_names == ("cat", "dog")
-    assert source.train_images.shape == (15, 3, 6, 6)
-    assert source.train_images.dtype == torch.uint8
-    red = torch.cat([source.train_images, source.test_images])[:, 0, 0, 0]
-    assert sorted(red.tolist()) == [*range(100, 110), *range(200, 210)]
-    assert ((red >= 200).long() == torch.cat([source.train_labels, source.test_labels])).all()
-    order = np.random.RandomState(20150309).permutation(20)
-    assert source.test_images[:, 0, 0, 0].tolist() == [100 + i % 10 + 100 * (i // 10) for i in np.sort(order[:5])]
-
-
-def test_train_and_test_folders_are_taken_as_they_are(tmp_path):
-    for part, n in (("train", 3), ("test", 2), ("val", 9)):
-        for name in ("b", "a"):
-            for i in range(n):
-                picture(tmp_path / part / name / "deeper" / f"{i}.jpeg", 9, mode="L")
-    source = read(tmp_path, channels=1)
-    assert source.class_names == ("a", "b")
-    assert source.train_images.shape == (6, 1, 6, 6)
-    assert source.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert source.test_labels.tolist() == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize("size", [(30, 10), (10, 30)])
-def test_the_shorter_side_is_scaled_and_the_centre_kept(zoo, size):
-    wide = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3), np.uint8))
-    for i in range(10):
-        wide.save(zoo / "cat" / f"{i}.png")
-    scaled = wide.resize((size[0] // 2, size[1] // 2), Image.Resampling.BILINEAR)
-    left, top = (scaled.width - 5) // 2, (scaled.height - 5) // 2
-    expected = torch.from_numpy(np.array(scaled.crop((left, top, left + 5, top + 5)))).permute(2, 0, 1)
-    source = read(zoo, image_size=5)
-    assert (source.train_images[source.train_labels == 0] == expected).all()
-
-
-def test_grey_palette_and_transparent_pictures_become_three_channels(zoo):
-    picture(zoo / "cat" / "0.png", 7, mode="L")
-    picture(zoo / "cat" / "1.gif", 7, mode="P")
-    picture(zoo / "cat" / "2.png", (7, 7, 7, 0), mode="RGBA")
-    assert read(zoo).train_images.shape[1:] == (3, 6, 6)
-
-
-def test_what_is_no_picture_is_passed_over(zoo):
-    (zoo / "notes.txt").touch()
-    (zoo / "cat" / "Thumbs.db").touch()
-    (zoo / "cat" / "._0.png").touch()
-    (zoo / ".cache").mkdir()
-    assert len(read(zoo).train_labels) == 16
-
-
-def test_a_relative_root_is_found_where_one_stands_and_in_the_data_folder(zoo, monkeypatch, tmp_path):
-    assert len(read("zoo", data_dir=zoo.parent).train_labels) == 16
-    monkeypatch.chdir(zoo.parent)
-    assert len(read("zoo").train_labels) == 16
-    with pytest.raises(DataError, match=r"root is pets, and there is no folder .*/pets nor /nowhere/pets"):
-        read("pets")
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a picture", "truncated"])
-def test_an_unreadable_picture_is_named(zoo, damage):
-    file = zoo / "dog" / "3.png"
-    file.write_bytes(file.read_bytes()[:50] if damage == "truncated" else damage)
-    with pytest.raises(DataError, match=r"the picture .*zoo/dog/3\.png cannot be used"):
-        read(zoo)
-
-
-@pytest.mark.parametrize("limit", [50, 90])
-def test_a_decompression_bomb_is_an_error(zoo, limit, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # PIL warns above it and refuses above twice as much
-    with pytest.raises(DataError, match=r"the picture .*0\.png cannot be used: Image size \(96 pixels\) exceeds"):
-        read(zoo)
-
-
-def test_sixteen_bits_are_not_cut_to_eight_in_silence(zoo):
-    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(zoo / "cat" / "0.png")
-    with pytest.raises(DataError, match=r"0\.png cannot be used: it has more than 8 bits per channel"):
-        read(zoo)
-
-
-def test_folders_that_are_no_data_set_are_told_why(tmp_path, zoo):
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(DataError, match="nothing has 0 class folders; it must have two or more"):
-        read(tmp_path / "nothing")
-    (zoo / "fish").mkdir()
-    with pytest.raises(DataError, match="zoo/fish has no pictures, and so the class fish has no examples"):
-        read(zoo)
-
-
-def test_train_and_test_must_have_the_same_classes(tmp_path):
-    for path in ("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/c/0.png"):
-        picture(tmp_path / path, 0)
-    with pytest.raises(DataError, match="the same classes; only one of them has b, c"):
-        read(tmp_path)
-
-
-def test_a_train_folder_without_a_test_folder_is_not_taken_for_a_class(tmp_path):
-    for path in ("train/a/0.png", "val/a/0.png"):
-        picture(tmp_path / path, 0)
-    with pytest.raises(DataError, match="has a folder train and no folder test"):
-        read(tmp_path)
-
-
-def test_a_class_may_be_called_train(zoo):
-    picture(zoo / "train" / "0.png", 0)
-    assert read(zoo).class_names == ("cat", "dog", "train")
-
-
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ({"image_size": 0}, "image_size is 0"),
-        ({"image_size": 6.0}, "image_size is 6.0"),
-        ({"channels": 4}, "channels is 4"),
-        ({"test_fraction": 0}, "test_fraction is 0"),
-        ({"test_fraction": 1.0}, "test_fraction is 1.0"),
-    ],
-)
-def test_keys_outside_their_range_are_refused(zoo, keys, said):
-    with pytest.raises(ConfigError, match=said):
-        read(zoo, **keys)
-
-
-def test_a_test_fraction_that_empties_a_part_is_refused(zoo):
-    with pytest.raises(DataError, match=r"test_fraction=0.01 makes 0 the test part"):
-        read(zoo, test_fraction=0.01)
-
-
-def test_the_digits_are_those_that_scikit_learn_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    ours = digits(data_dir="unused")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # its file is elsewhere
-    other = digits(data_dir="unused")
-    for source in (ours, other):
-        images = torch.cat([source.train_images, source.test_images])
-        labels = torch.cat([source.train_labels, source.test_labels])
-        table = torch.cat([images.flatten(1), labels[:, None]], 1).double()
-        loaded = torch.from_numpy(np.column_stack([bunch.data / 16, bunch.target]))
-        assert sorted(table.tolist()) == sorted(loaded.tolist())
-    assert torch.equal(ours.train_images, other.train_images)
-    assert ours.train_images.dtype == other.train_images.dtype == torch.float32

@@ -10,7 +10,7 @@ MOVED = {
     "kd_cli.zoo.models.mlp": "kd_cli.models.mlp.mlp",
     "kd_cli.zoo.models.cnn": "kd_cli.models.cnn.cnn",
     "kd_cli.zoo.models.torchvision_model": "kd_cli.models.torchvision.torchvision_model",
-    "kd_cli.zoo.data.digits": "kd_cli.data.digits.digits",
+    "kd_cli.zoo.data.digits": "kd_cli.data.digits.digits_at_random",  # the only split there was
     "kd_cli.zoo.data.imagefolder": "kd_cli.data.folders.imagefolder",
     "kd_cli.zoo.data.torchvision_dataset": "kd_cli.data.torchvision.torchvision_dataset",
     "kd_cli.learn.optim.Constant": "kd_cli.learn.schedules.Constant",

@@ -1,59 +1,112 @@
-"""Pictures in folders: which files belong to which class and part."""
+"""A user's own pictures as a data set: a folder per class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from kd_cli.data.pictures import decode_all
-from kd_cli.data.source import Source
-from kd_cli.data.splits import set_aside
-from kd_cli.errors import ConfigError, DataError
-from kd_cli.numeric import is_number, is_whole
+import torch
+from torch import Tensor
 
-PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from kd_cli.data.decoded import decoded
+from kd_cli.data.pictures import Reading, notes, shown
+from kd_cli.data.source import Source, Split
+from kd_cli.data.splits import set_aside_by_class
+from kd_cli.data.tree import Classes, read_tree
+from kd_cli.errors import ConfigError, DataError
 
 
 def imagefolder(
-    *, data_dir: str | Path, root: str, image_size: int, test_fraction: float = 0.2, channels: int = 3
+    *,
+    data_dir: str | Path,
+    root: str,
+    image_size: int,
+    test_fraction: float = 0.2,
+    channels: int = 3,
+    background: str | Sequence[int] = "white",
 ) -> Source:
-    """Pictures in a folder per class, under `root` or under its `train` and `test`; square, `image_size` pixels wide.
+    """Pictures in a folder per class, under `root` or under its parts; square, `image_size` pixels wide.
 
-    The shorter side of a picture is scaled to `image_size` and its centre kept. Where `root` has no `test`, the first
-    `test_fraction` of the recorded permutation is the test part. A relative `root` is looked for in the working
-    directory, then in `data_dir`. Raises DataError, which names the picture that cannot be read.
+    Parts are called train, test and, if there is one, val, in the usual spellings. If `root` has none, the share
+    `test_fraction` of each class is the test part. The shorter side of a picture is scaled to `image_size` and its
+    centre kept; transparent pixels show `background`. A relative `root` is looked for in the working directory, then in
+    `data_dir`. A folder without class folders gives unlabelled pictures. Raises DataError, which names the picture that
+    cannot be read.
     """
-    if not is_whole(image_size) or image_size < 1:
-        raise ConfigError(f"image_size is {image_size!r}; it must be a whole number, 1 or more")
-    if channels not in (1, 3):
-        raise ConfigError(f"channels is {channels!r}; it must be 3 (colour) or 1 (grey)")
-    if not is_number(test_fraction) or not 0 < test_fraction < 1:
+    reading = Reading(_positive(image_size), _channels(channels), _colour(background))
+    if isinstance(test_fraction, bool) or not isinstance(test_fraction, int | float) or not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
-    folder = _picture_root(root, Path(data_dir).expanduser())
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train, test = _pictures_by_class(folder / "train"), _pictures_by_class(folder / "test")
-        if list(train) != list(test):
-            only = sorted(set(train) ^ set(test))
-            raise DataError(
-                f"{folder}: train and test must have the same classes; only one of them has {_listed(only)}",
-                hint="make the missing class folders, or take the others away",
-            )
-        images, labels = decode_all(train, image_size, channels)
-        return Source(folder.name, images, labels, *decode_all(test, image_size, channels), class_names=tuple(train))
+    data_dir = Path(data_dir).expanduser()
+    folder = _root(root, data_dir)
+    tree = read_tree(folder)
+    files = [*tree.unlabelled, *(file for classes in tree.parts.values() for part in classes.values() for file in part)]
+    images, facts = decoded(folder, files, reading, data_dir)
+    names = tuple(shown(file.relative_to(folder)) for file in files)
+    said = [*tree.notes, *notes(facts, reading)]
+    if tree.unlabelled:
+        everything = Split(images, torch.zeros(len(files), dtype=torch.int64), names)
+        return _source(folder, (), everything, Split(images[:0], everything.labels[:0]), None, said)
+    splits, start = {}, 0
+    for part, classes in tree.parts.items():
+        labels = _labels(classes)
+        end = start + len(labels)
+        splits[part] = Split(images[start:end], labels, names[start:end])
+        start = end
+    class_names = tuple(next(iter(tree.parts.values())))
+    if "all" not in splits:
+        return _source(folder, class_names, splits["train"], splits["test"], splits.get("val"), said)
+    train, test = _test_part(folder, splits["all"], test_fraction)
+    said.append(
+        f"{shown(folder.name)} has no test part: {len(test)} of its {len(names)} pictures test, the same share of each "
+        "class"
+    )
+    return _source(folder, class_names, train, test, None, said)
 
-    pictures = _pictures_by_class(folder)
-    images, labels = decode_all(pictures, image_size, channels)
-    count = round(len(labels) * test_fraction)
-    if count in (0, len(labels)):
+
+def _source(
+    folder: Path, class_names: tuple[str, ...], train: Split, test: Split, val: Split | None, said: list[str]
+) -> Source:
+    return Source(
+        name=shown(folder.name),
+        train_images=train.images,
+        train_labels=train.labels,
+        test_images=test.images,
+        test_labels=test.labels,
+        class_names=class_names,
+        val_images=None if val is None else val.images,
+        val_labels=None if val is None else val.labels,
+        train_names=train.names,
+        val_names=() if val is None else val.names,
+        test_names=test.names,
+        channels_first=True,
+        notes=said,
+    )
+
+
+def _test_part(folder: Path, everything: Split, test_fraction: float) -> tuple[Split, Split]:
+    """The training and the test part of pictures that have none. DataError if one of them would be empty."""
+    total = len(everything)
+    count = round(total * test_fraction)
+    held, kept = set_aside_by_class(everything.labels, count)
+    if count in (0, total) or not len(held):
         raise DataError(
-            f"{folder} has {len(labels)} pictures, and test_fraction={test_fraction} makes {count} the test part",
+            f"{shown(folder)} has {total} pictures, and test_fraction={test_fraction} makes {count} the test part",
             hint="it needs some to test on and some to train on: more pictures, or another test_fraction",
         )
-    held, kept = set_aside(len(labels), count)
-    return Source(folder.name, images[kept], labels[kept], images[held], labels[held], class_names=tuple(pictures))
+
+    def take(positions: Tensor) -> Split:
+        names = tuple(everything.names[i] for i in positions.tolist())
+        return Split(everything.images[positions], everything.labels[positions], names)
+
+    return take(kept), take(held)
 
 
-def _picture_root(root: str, data_dir: Path) -> Path:
+def _labels(classes: Classes) -> Tensor:
+    counts = torch.tensor([len(pictures) for pictures in classes.values()])
+    return torch.repeat_interleave(torch.arange(len(classes)), counts)
+
+
+def _root(root: str, data_dir: Path) -> Path:
     asked = Path(root).expanduser()
     for folder in (asked, data_dir / asked):
         if folder.is_dir():
@@ -64,33 +117,29 @@ def _picture_root(root: str, data_dir: Path) -> Path:
     )
 
 
-def _pictures_by_class(folder: Path) -> dict[str, list[Path]]:
-    """The classes in `folder`, sorted, and their pictures, sorted: the same on every machine."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if "train" in classes and set(classes) <= {"train", "val", "valid", "validation"}:
-        raise DataError(
-            f"{folder} has a folder train and no folder test", hint="call the held-out pictures' folder test"
+def _positive(image_size: int) -> int:
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+        raise ConfigError(f"image_size is {image_size!r}; it must be a whole number, 1 or more")
+    return image_size
+
+
+def _channels(channels: int) -> int:
+    if channels not in (1, 3):
+        raise ConfigError(f"channels is {channels!r}; it must be 3 (colour) or 1 (grey)")
+    return channels
+
+
+def _colour(background: str | Sequence[int]) -> tuple[int, int, int]:
+    from PIL import ImageColor
+
+    try:
+        numbers = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(isinstance(n, int) and 0 <= n <= 255 for n in numbers):
+        raise ConfigError(
+            f"background is {background!r}; it must be a colour",
+            hint="a name (white, black), or red, green and blue from 0 to 255: background=[255,255,255]",
         )
-    if len(classes) < 2:
-        raise DataError(
-            f"{folder} has {len(classes)} class folders; it must have two or more",
-            hint="put each class's pictures into a folder of its own: cat/1.jpg, dog/1.jpg",
-        )
-    pictures = {name: sorted(_pictures(folder / name)) for name in classes}
-    for name, found in pictures.items():
-        if not found:
-            raise DataError(
-                f"{folder / name} has no pictures, and so the class {name} has no examples",
-                hint=f"pictures end in {_listed(sorted(PICTURES))}; remove the folder if it is no class",
-            )
-    return pictures
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    for file in folder.rglob("*"):
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file():
-            yield file
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    red, green, blue = numbers
+    return red, green, blue

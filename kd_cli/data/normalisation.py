@@ -46,12 +46,25 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel of [N,C,H,W], over everything for other shapes; a deviation of 0 becomes 1."""
-    channels = images.unbind(1) if images.dim() == 4 else (images,)
-    moments = _moments_of_bytes if images.dtype == torch.uint8 else _moments_of_floats
-    pairs = [moments(channel) for channel in channels]
+    """Mean and standard deviation of [N, *shape]; a deviation of 0 becomes 1.
+
+    Per channel of [N,C,H,W]; per feature of floating-point tables [N,F], whose columns have units of their own; over
+    everything for other shapes, and for bytes [N,F], which are flattened pictures of one unit.
+    """
+    if images.dim() == 2 and images.is_floating_point():
+        pairs = _moments_of_columns(images)
+    else:
+        channels = images.unbind(1) if images.dim() == 4 else (images,)
+        moments = _moments_of_bytes if images.dtype == torch.uint8 else _moments_of_floats
+        pairs = [moments(channel) for channel in channels]
     # Rounding may leave a tiny deviation for constant images, and dividing by it would amplify the rounding error.
     return tuple(m for m, _ in pairs), tuple(s if s > 1e-7 * abs(m) else 1.0 for m, s in pairs)
+
+
+def _moments_of_columns(table: Tensor) -> list[tuple[float, float]]:
+    mean = torch.stack([part.double().sum(0) for part in table.split(CHUNK)]).sum(0) / len(table)
+    square = torch.stack([(part.double() - mean).square_().sum(0) for part in table.split(CHUNK)]).sum(0) / len(table)
+    return list(zip(mean.tolist(), square.sqrt().tolist(), strict=True))
 
 
 def _moments_of_bytes(values: Tensor) -> tuple[float, float]:

@@ -1,29 +1,34 @@
-"""The data sets that ship with the tool, and what every data set is made into.
+"""What a data set function returns, and what training and testing use.
 
-A data set function returns a `Source`: the images and labels that somebody published, in two parts. `prepare` checks
-it, sets a validation part aside and measures what normalises it. A user's own function does as those here do: it takes
-`data_dir` and its own keys, by name, and returns a `Source`.
+A data set function returns a `Source`: images and labels as somebody published them, in two or three parts.
+`kd_cli.data.prepare` makes a `Dataset` of it. A user's own function does what those here do: it takes `data_dir` and
+its own keys, by name, and returns a `Source`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kd_cli.data.normalisation import mean_and_std
-from kd_cli.data.splits import RULE_SEED, set_aside
 from kd_cli.errors import DataError
-from kd_cli.numeric import is_number
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set as published: images [N, *shape], uint8 or float, and labels [N], int64, from 0."""
+    """A data set as published: images [N, *shape], uint8 or float, and labels [N], int64, from 0.
+
+    Images with channels are [N,C,H,W] (`channels_first=False` for [N,H,W,C]; None refuses sizes that look like it),
+    tables are [N,F]. Everything after `class_names` may be left out. `val_images` and `val_labels` are a published
+    validation part; without them, `prepare` sets one aside: whole groups if `groups` [N] numbers the training examples
+    (by writer, by patient), else class by class, or without regard to classes if `by_class` is False. `*_names` are
+    the examples' file names. `notes` are plain sentences, one for each thing that was left out, turned, filled in or
+    guessed while reading; they reach the log and the report. No `class_names` and no test part: unlabelled images, for
+    `transfer.data` only.
+    """
 
     name: str
     train_images: Tensor
@@ -31,14 +36,24 @@ class Source:
     test_images: Tensor
     test_labels: Tensor
     class_names: tuple[str, ...]
+    val_images: Tensor | None = None
+    val_labels: Tensor | None = None
+    groups: Tensor | None = None
+    by_class: bool = True
+    channels_first: bool | None = None
+    train_names: tuple[str, ...] = ()
+    val_names: tuple[str, ...] = ()
+    test_names: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images [N, *shape] and their labels [N]."""
+    """Images [N, *shape], their labels [N], and their file names if they have any."""
 
     images: Tensor
     labels: Tensor
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,7 +61,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What training and testing use; `mean` and `std` are the training part's, per channel, uint8 counting as 0..1."""
+    """What training and testing use.
+
+    `mean` and `std` are the training part's: per channel of [N,C,H,W], per feature of a table [N,F], over everything
+    for other shapes; uint8 counts as 0..1. `notes` are plain sentences for the log, the summary and the report.
+    """
 
     name: str
     train: Split
@@ -57,7 +76,7 @@ class Dataset:
     std: tuple[float, ...]
     fingerprint: str
     split_rule: str
-    notes: tuple[str, ...] = ()  # what was left out, changed, filled in or guessed to make it
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -68,41 +87,22 @@ class Dataset:
         """The shape of one example, e.g. (1, 28, 28)."""
         return tuple(self.train.images.shape[1:])
 
-
-def prepare(source: Source, *, val_fraction: float) -> Dataset:
-    """Check a source, set its validation part aside, and measure the mean and deviation of the rest.
-
-    The parts depend on the number of examples and on `val_fraction` alone, never on a run's seed. Raises DataError.
-    """
-    _check(source)
-    if not is_number(val_fraction) or not 0 <= val_fraction < 1:
-        raise DataError(f"val_fraction is {val_fraction!r}; it must be a number, at least 0 and below 1")
-    total = len(source.train_labels)
-    count = round(total * val_fraction)
-    if count == total or (count == 0 and val_fraction > 0):
-        raise DataError(
-            f"val_fraction is {val_fraction}: of the {total} training examples of {source.name} it leaves "
-            f"{total - count} to train on and {count} to validate on",
-            hint="val_fraction=0 does without a validation part",
-        )
-    val, train = set_aside(total, count)
-    images = source.train_images[train]
-    mean, std = mean_and_std(images)
-    return Dataset(
-        name=source.name,
-        train=Split(images, source.train_labels[train]),
-        val=Split(source.train_images[val], source.train_labels[val]),
-        test=Split(source.test_images, source.test_labels),
-        class_names=tuple(source.class_names),
-        mean=mean,
-        std=std,
-        fingerprint=_fingerprint(source, val_fraction),
-        split_rule=f"of the {total} training examples, the {count} whose positions come first in numpy's "
-        f"RandomState({RULE_SEED}).permutation({total}) validate; the others train",
-    )
+    def class_counts(self) -> dict[str, list[int]]:
+        """How many examples each class has, for the parts `train`, `val` and `test`: three lists of [classes]."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: torch.bincount(part.labels, minlength=self.classes).tolist() for name, part in parts.items()}
 
 
-def _check(source: Source) -> None:
+def parts_of(source: Source) -> dict[str, Split]:
+    """The parts that a source has: `train`, `test`, and `val` if it was published."""
+    parts = {"train": Split(source.train_images, source.train_labels, source.train_names)}
+    if source.val_images is not None and source.val_labels is not None:
+        parts["val"] = Split(source.val_images, source.val_labels, source.val_names)
+    return parts | {"test": Split(source.test_images, source.test_labels, source.test_names)}
+
+
+def check(source: Source) -> None:
+    """Raise DataError, which names the part and what it must be, if a labelled data set cannot be used."""
     if not isinstance(source, Source):
         raise DataError(
             f"a data set function must return a kd_cli.data.source.Source, and this one returned "
@@ -110,55 +110,83 @@ def _check(source: Source) -> None:
         )
     where = f"data set {source.name}"
     names = source.class_names
+    if not names and isinstance(source.test_images, Tensor) and len(source.test_images) == 0:
+        raise DataError(
+            f"{where} has pictures without labels",
+            hint="put each class's pictures into a folder of its own (cat/1.jpg, dog/1.jpg), or give it as "
+            "transfer.data, where labels are not needed",
+        )
     if len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: class_names is {names!r}; it must hold the names of two or more classes")
-    for part, images, labels in (
-        ("train", source.train_images, source.train_labels),
-        ("test", source.test_images, source.test_labels),
-    ):
-        _check_part(f"{where}: {part}", images, labels, len(names))
-    train, test = source.train_images, source.test_images
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+    if (source.val_images is None) != (source.val_labels is None):
+        raise DataError(f"{where}: val_images and val_labels must be given together")
+    parts = parts_of(source)
+    for part, split in parts.items():
+        check_images(f"{where}: {part}", split.images)
+        _check_labels(f"{where}: {part}", split, len(names))
+    train = source.train_images
+    for part, split in parts.items():
+        if train.shape[1:] != split.images.shape[1:] or train.dtype != split.images.dtype:
+            raise DataError(
+                f"{where}: train_images are {train.dtype} of shape {tuple(train.shape[1:])}, and {part}_images are "
+                f"{split.images.dtype} of shape {tuple(split.images.shape[1:])}; they must be alike"
+            )
+    groups = source.groups
+    if groups is not None and (groups.dtype != torch.int64 or groups.shape != source.train_labels.shape):
         raise DataError(
-            f"{where}: train_images are {train.dtype} of shape {tuple(train.shape[1:])}, and test_images are "
-            f"{test.dtype} of shape {tuple(test.shape[1:])}; they must be alike"
+            f"{where}: groups are {groups.dtype} of shape {tuple(groups.shape)}; they must be torch.int64 "
+            f"[{len(train)}], one number for each training example"
+        )
+    check_layout(where, train, source.channels_first)
+
+
+def check_images(what: str, images: Any) -> None:
+    """Raise DataError if these are no images that a model can be trained on."""
+    if not isinstance(images, Tensor) or images.device.type != "cpu":
+        raise DataError(f"{what}_images must be a tensor on the CPU, and is {_kind(images)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise DataError(f"{what}_images are {images.dtype}; they must be torch.uint8 or floating point")
+    if images.dim() < 2:
+        raise DataError(f"{what}_images have the shape {tuple(images.shape)}; it must be [N, *shape of one example]")
+    if images.numel() == 0:
+        raise DataError(f"{what}_images are empty, of shape {tuple(images.shape)}; there must be at least one example")
+    if images.is_floating_point() and not all(math.isfinite(float(end)) for end in torch.aminmax(images)):
+        raise DataError(f"{what}_images hold values that are infinite or not numbers")  # aminmax passes a NaN on
+
+
+def check_layout(where: str, images: Tensor, channels_first: bool | None) -> None:
+    """Raise DataError if images [N,a,b,c] look like [N,H,W,C] and the source does not say what they are."""
+    if images.dim() != 4 or channels_first is not None:
+        return
+    a, b, c = images.shape[1:]
+    if c in (1, 3, 4) and min(a, b) > 4:
+        raise DataError(
+            f"{where}: images are [N, {a}, {b}, {c}]: are they {a} channels of {b}x{c} pixels, or {a}x{b} pixels of "
+            f"{c} channel{'s' if c > 1 else ''}?",
+            hint="images.permute(0, 3, 1, 2) makes [N,C,H,W] of [N,H,W,C]; or say which: "
+            "Source(..., channels_first=False) for [N,H,W,C], channels_first=True for [N,C,H,W]",
         )
 
 
-def _check_part(what: str, images: Tensor, labels: Tensor, classes: int) -> None:
-    for kind, tensor in (("images", images), ("labels", labels)):
-        if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
-            raise DataError(f"{what}_{kind} must be a tensor on the CPU, and is {_kind(tensor)}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise DataError(f"{what}_images are {images.dtype}; they must be torch.uint8 or floating point")
+def _check_labels(what: str, split: Split, classes: int) -> None:
+    labels = split.labels
+    if not isinstance(labels, Tensor) or labels.device.type != "cpu":
+        raise DataError(f"{what}_labels must be a tensor on the CPU, and is {_kind(labels)}")
     if labels.dtype != torch.int64 or labels.dim() != 1:
         raise DataError(
             f"{what}_labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be torch.int64 [N]"
         )
-    if images.dim() < 2:
-        raise DataError(f"{what}_images have the shape {tuple(images.shape)}; it must be [N, *shape of one example]")
-    if len(images) != len(labels):
-        raise DataError(f"{what}_images are {len(images)} and {what.split(': ')[-1]}_labels {len(labels)}; one each")
-    if images.numel() == 0:
-        raise DataError(f"{what}_images are empty, of shape {tuple(images.shape)}; there must be at least one example")
+    part = what.split(": ")[-1]
+    if len(split.images) != len(labels):
+        raise DataError(f"{what}_images are {len(split.images)} and {part}_labels {len(labels)}; one each")
+    if split.names and len(split.names) != len(labels):
+        raise DataError(f"{what}_names are {len(split.names)} and {part}_labels {len(labels)}; one each, or none")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise DataError(
             f"{what}_labels go from {low} to {high}; with {classes} classes they must lie in 0..{classes - 1}"
         )
-    if images.is_floating_point() and not all(math.isfinite(float(end)) for end in torch.aminmax(images)):
-        raise DataError(f"{what}_images hold values that are infinite or not numbers")  # aminmax passes a NaN on
 
 
 def _kind(value: Any) -> str:
     return f"on {value.device}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def _fingerprint(source: Source, val_fraction: float) -> str:
-    """16 bytes of BLAKE2b over all that decides what is trained and tested on, in hexadecimal."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in (source.train_images, source.train_labels, source.test_images, source.test_labels):
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    digest.update(repr((tuple(source.class_names), float(val_fraction))).encode())
-    return digest.hexdigest()

@@ -50,7 +50,11 @@ def torchvision_dataset(*, data_dir: str | Path, name: str) -> Source:
         )
     train, test = parts
     return Source(
-        name.lower(), *_image_tensors(train), *_image_tensors(test), class_names=tuple(str(c) for c in train.classes)
+        name.lower(),
+        *_image_tensors(train),
+        *_image_tensors(test),
+        class_names=tuple(str(c) for c in train.classes),
+        by_class=False,  # the classes are large, and published results stand on this rule
     )
 
 
@@ -79,7 +83,6 @@ def _download(kind: Callable[..., Any], root: Path) -> None:
     torchvision unpacks straight into the folder that it later reads without a checksum. A process killed there would
     leave half a file that passes for a whole one. So the download goes to a folder beside it; whole files are moved.
     """
-
     name = kind.__name__
     folder, archives = LAYOUTS[name]
     staging = root / f".downloading-{name}"

@@ -10,7 +10,8 @@ from torch import Tensor
 from kd_cli.config.build import build
 from kd_cli.config.values import RunConfig
 from kd_cli.data.normalisation import Normalisation
-from kd_cli.data.source import Dataset, Split, prepare
+from kd_cli.data.prepare import prepare
+from kd_cli.data.source import Dataset, Split
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Examples
 from kd_cli.learn.cuda_graphs import CudaGraphs, Recorder

@@ -11,6 +11,7 @@ from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Outcome
+from kd_cli.runs.advice import advice
 from kd_cli.runs.building import check_recipe
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import DeviceData
@@ -75,8 +76,8 @@ class Session:
     def prepare(self, job: Job) -> None:
         """Check what is trained for a job before anything is, and begin its summary."""
         self.check_models(job)
-        transfer = self.transfer(job.config)
-        for sentence in (*self.data.dataset.notes, *transfer.notes):
+        data, transfer = self.data.dataset, self.transfer(job.config)
+        for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data)):
             self.note(job, sentence)
         if not transfer.labelled:
             self.check_unlabelled(job)

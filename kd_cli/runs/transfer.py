@@ -13,7 +13,8 @@ from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.schema import Transfer
 from kd_cli.config.values import RunConfig
 from kd_cli.data.normalisation import Normalisation
-from kd_cli.data.source import Dataset, prepare
+from kd_cli.data.prepare import unlabelled
+from kd_cli.data.source import Dataset
 from kd_cli.data.splits import first_positions
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.learn.batches import Examples
@@ -30,7 +31,7 @@ class TransferSet:
     omitted: tuple[int, ...]
     labelled: bool
     facts: dict[str, Any]  # what a fingerprint says of it; empty for all of the training data
-    notes: tuple[str, ...] = ()  # on another data set that the examples come from
+    notes: tuple[str, ...] = ()  # what was left out, turned or filled in while reading other images: sentences
 
     @property
     def whole(self) -> bool:
@@ -79,25 +80,50 @@ def omitted_classes(spec: Transfer, dataset: Dataset) -> tuple[int, ...]:
 
 
 def _other_data(spec: Transfer, config: RunConfig, data: DeviceData) -> TransferSet:
-    """All training images of another data set, prepared as the teacher's own images are."""
+    """All training images of another data set, normalised with the mean and deviation of the teacher's data."""
     assert spec.data is not None
     if spec.omit or spec.only:
         raise ConfigError("transfer.data has no labels, so transfer.omit and transfer.only cannot choose among it")
-    other = prepare(build(spec.data, where="transfer.data", data_dir=config.data_dir), val_fraction=0.0)
-    if other.shape != data.dataset.shape:
+    node, notes = _of_the_same_size(spec.data, data.dataset)
+    source = build(node, where="transfer.data", data_dir=config.data_dir)
+    images, content, read = unlabelled(source)
+    if images.shape[1:] != data.dataset.shape:
         raise DataError(
-            f"transfer.data is {other.name} with images {tuple(other.shape)}, and {data.dataset.name} has "
-            f"{tuple(data.dataset.shape)}: the student must see what the teacher can",
+            f"transfer.data is {source.name} with images {tuple(images.shape[1:])}, and {data.dataset.name} has "
+            f"{tuple(data.dataset.shape)}: teacher and student must take the same images",
             hint="choose data of the same shape",
         )
-    images = other.train.images
+    if not _same_scale(images, data.dataset.train.images):
+        raise DataError(
+            f"transfer.data is {source.name} with {images.dtype} images from {float(images.min()):g} to "
+            f"{float(images.max()):g}, and {data.dataset.name} has {data.dataset.train.images.dtype}: their scales "
+            "cannot be compared",
+            hint="give both as torch.uint8, or both as floating point",
+        )
     if spec.fraction < 1:
         images = images[first_positions(len(images), max(1, round(spec.fraction * len(images))))]
     normalise = Normalisation(data.dataset.mean, data.dataset.std, data.dtype)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=data.device)  # never looked at: beta is 0
-    facts = {**spec.examples(), "fingerprint": other.fingerprint}
+    labels = torch.zeros(len(images), dtype=torch.int64, device=data.device)  # never read: beta is 0
     examples = Examples(images.to(data.device), labels, normalise=normalise)
-    return TransferSet(examples, None, (), False, facts, tuple(f"transfer.data: {note}" for note in other.notes))
+    facts = {**spec.examples(), "data": node, "fingerprint": content}
+    said = tuple(f"transfer.data: {note}" for note in [*notes, *read])
+    return TransferSet(examples, None, (), False, facts, said)
+
+
+def _of_the_same_size(node: dict[str, Any], dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
+    """The node of another data set with the sizes of the data set's images, if it has keys for them."""
+    shape = dataset.shape
+    if len(shape) != 3 or shape[1] != shape[2]:
+        return node, []
+    sizes = {key: value for key, value in (("image_size", shape[1]), ("channels", shape[0])) if key in node}
+    changed = [f"{key} is {value}" for key, value in sizes.items() if node[key] != value]
+    return {**node, **sizes}, [f"{' and '.join(changed)}, as in {dataset.name}"] if changed else []
+
+
+def _same_scale(images: Tensor, others: Tensor) -> bool:
+    """False if one of them are bytes, which count as 0..1, and the other are floats beyond that range."""
+    floats = [one for one in (images, others) if one.is_floating_point()]
+    return len(floats) != 1 or (float(floats[0].min()) >= 0 and float(floats[0].max()) <= 1)
 
 
 def key_of(config: RunConfig) -> str:

@@ -1,0 +1,52 @@
+"""Examples that occur in two parts, and examples that show nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 4096  # examples hashed at a time
+
+
+def known(images: Tensor, others: Tensor) -> Tensor:
+    """Which of the images [N, *shape] occur, in every value, among `others` [M, *shape]: [N], bool."""
+    if not len(images) or not len(others):
+        return torch.zeros(len(images), dtype=torch.bool)
+    ours, theirs = _hashes(images), _hashes(others)
+    order = np.argsort(theirs, kind="stable")
+    place = np.searchsorted(theirs[order], ours)
+    found = np.zeros(len(images), dtype=bool)
+    for i in np.flatnonzero(np.isin(ours, theirs)):
+        for k in order[place[i] :]:
+            if theirs[k] != ours[i]:
+                break
+            if torch.equal(images[i], others[int(k)]):
+                found[i] = True
+                break
+    return torch.from_numpy(found)
+
+
+def constant(images: Tensor) -> Tensor:
+    """Which of the images [N,C,H,W] or [N, *shape] have the same value in every pixel (of each channel): [N], bool."""
+    flat = images.flatten(2) if images.dim() == 4 else images.flatten(1)
+    if flat.shape[-1] < 2:
+        return torch.zeros(len(flat), dtype=torch.bool)
+    few = flat[..., :: max(1, flat.shape[-1] // 16)]  # enough to rule out almost all pictures at little cost
+    found = (few == few[..., :1]).flatten(1).all(1)
+    for i in found.nonzero()[:, 0].tolist():
+        found[i] = bool((flat[i] == flat[i, ..., :1]).all())
+    return found
+
+
+def _hashes(images: Tensor) -> np.ndarray:
+    """A 64-bit number for each image, equal for equal images: its words times fixed odd numbers, added modulo 2^64."""
+    width = images[0].numel() * images.element_size()
+    weights = np.random.RandomState(0).randint(1, 2**62, (width + 7) // 8).astype(np.uint64) * 2 + 1
+    out = np.empty(len(images), dtype=np.uint64)
+    for start in range(0, len(images), CHUNK):
+        part = images[start : start + CHUNK].contiguous()
+        words = np.zeros((len(part), 8 * len(weights)), dtype=np.uint8)
+        words[:, :width] = part.reshape(len(part), -1).view(torch.uint8).numpy()
+        out[start : start + CHUNK] = words.view(np.uint64) @ weights
+    return out

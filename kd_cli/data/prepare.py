@@ -1,0 +1,167 @@
+"""A data set made ready: checked, its validation part set aside, its statistics measured, its oddities noted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kd_cli.data.duplicates import constant, known
+from kd_cli.data.normalisation import mean_and_std
+from kd_cli.data.sentences import listed, sentence
+from kd_cli.data.source import Dataset, Source, Split, check, check_images, check_layout, parts_of
+from kd_cli.data.splits import RULE_SEED, set_aside, set_aside_by_class, set_aside_groups
+from kd_cli.errors import DataError
+
+
+def prepare(source: Source, *, val_fraction: float) -> Dataset:
+    """Check a source, set its validation part aside, and measure the mean and deviation of the rest.
+
+    The parts depend on the source and on `val_fraction` alone, never on a run's seed. Raises DataError.
+    """
+    check(source)
+    if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float) or not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction is {val_fraction!r}; it must be a number, at least 0 and below 1")
+    source = channels_first(source)
+    parts = parts_of(source)
+    train, val, test = parts["train"], parts.get("val"), parts["test"]
+    if val is not None:
+        val_fraction, positions = 0.0, None
+        rule = f"the {len(val)} examples of the published validation part validate"
+        notes = [
+            f"{source.name} has a validation part of its own: its {len(val)} examples validate, and val_fraction "
+            "has no effect"
+        ]
+    else:
+        positions, rest, rule = _validation_part(source, val_fraction)
+        train, val = _take(train, rest), _take(train, positions)
+        notes = []
+    mean, std = mean_and_std(train.images)
+    dataset = Dataset(
+        name=source.name,
+        train=train,
+        val=val,
+        test=test,
+        class_names=tuple(source.class_names),
+        mean=mean,
+        std=std,
+        fingerprint=_fingerprint(source, val_fraction, positions),
+        split_rule=rule,
+    )
+    return replace(dataset, notes=(*source.notes, *notes, *_notes(dataset)))
+
+
+def unlabelled(source: Source) -> tuple[Tensor, str, list[str]]:
+    """The training images of a source whose labels are not used, their fingerprint, and notes. Raises DataError."""
+    if not isinstance(source, Source) or source.class_names:
+        dataset = prepare(source, val_fraction=0.0)
+        unused = len(dataset.test) + len(dataset.val)
+        note = f"{dataset.name} as transfer.data: its training part is used, {unused} held-out examples are not"
+        return dataset.train.images, dataset.fingerprint, [*source.notes, note]
+    check_images(f"data set {source.name}: train", source.train_images)
+    check_layout(f"data set {source.name}", source.train_images, source.channels_first)
+    return channels_first(source).train_images, _fingerprint(source, 0.0, None), source.notes
+
+
+def channels_first(source: Source) -> Source:
+    """The source with images [N,C,H,W], if it says that they are [N,H,W,C]."""
+    if source.channels_first is not False or source.train_images.dim() != 4:
+        return source
+
+    def turned(images: Tensor) -> Tensor:
+        return images.permute(0, 3, 1, 2).contiguous()
+
+    return replace(
+        source,
+        train_images=turned(source.train_images),
+        test_images=turned(source.test_images),
+        val_images=None if source.val_images is None else turned(source.val_images),
+    )
+
+
+def _take(split: Split, positions: Tensor) -> Split:
+    names = tuple(split.names[i] for i in positions.tolist()) if split.names else ()
+    return Split(split.images[positions], split.labels[positions], names)
+
+
+def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tensor, str]:
+    """The positions that validate, those that train, and the rule in words. Raises DataError if a part is empty."""
+    total = len(source.train_labels)
+    count = round(total * val_fraction)
+    order = f"numpy's RandomState({RULE_SEED}).permutation"
+    if source.groups is not None:
+        val, train = set_aside_groups(source.groups, count)
+        groups = len(source.groups.unique())
+        rule = (
+            f"of the {groups} groups of the {total} training examples, the "
+            f"{len(source.groups[val].unique())} that come first in {order}({groups}) validate; the others train"
+        )
+    elif source.by_class:
+        val, train = set_aside_by_class(source.train_labels, count)
+        rule = (
+            f"of each class of the {total} training examples, the same share, {len(val)} in all, whose positions come "
+            f"first in {order}({total}) validate; the others train"
+        )
+    else:
+        val, train = set_aside(total, count)
+        rule = (
+            f"of the {total} training examples, the {count} whose positions come first in {order}({total}) validate; "
+            "the others train"
+        )
+    left, held = (total - count, count) if count in (0, total) else (len(train), len(val))
+    if not left or (not held and val_fraction > 0):
+        raise DataError(
+            f"val_fraction is {val_fraction}: of the {total} training examples of {source.name} it leaves "
+            f"{left} to train on and {held} to validate on",
+            hint="val_fraction=0 does without a validation part",
+        )
+    return val, train, rule
+
+
+def _notes(dataset: Dataset) -> list[str]:
+    """What a reader of the results must know of the data: one sentence each."""
+    notes = []
+    named = {"training": dataset.train, "validation": dataset.val, "test": dataset.test}
+    for part, counts in zip(named, dataset.class_counts().values(), strict=True):
+        empty = [name for name, count in zip(dataset.class_names, counts, strict=True) if count == 0]
+        if empty and len(named[part]):
+            notes.append(f"no {part} examples: {_classes(empty)}")
+    noun = "example" if len(dataset.shape) < 2 else "picture"
+    for part in ("validation", "test"):
+        if count := int(known(named[part].images, dataset.train.images).sum()):
+            text = f"{{n}} {part} {{{noun}s}} of {len(named[part]):,} {{is}} identical to a training {noun}"
+            notes.append(sentence(text, count))
+    if len(dataset.shape) > 1:
+        blank = [
+            split.names[i] if split.names else f"{part} example {i}"
+            for part, split in named.items()
+            for i in constant(split.images).nonzero()[:, 0].tolist()
+        ]
+        if blank:
+            text = "{n} {pictures} {has} the same value in every pixel: {names}"
+            notes.append(sentence(text, len(blank), names=listed(blank, 5)))
+    elif flat := (dataset.train.images == dataset.train.images[:1]).all(0).nonzero()[:, 0].tolist():
+        text = "{n} {features} of {all} {is} constant in the training part: {names} (counted from 0)"
+        notes.append(sentence(text, len(flat), all=dataset.shape[0], names=listed([str(i) for i in flat])))
+    return notes
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"{'class' if len(names) == 1 else 'classes'} {listed(names)}"
+
+
+def _fingerprint(source: Source, val_fraction: float, positions: Tensor | None) -> str:
+    """16 bytes of BLAKE2b over everything that decides what is trained and tested on, in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    plain = source.groups is None and not source.by_class
+    tensors = [source.train_images, source.train_labels, source.test_images, source.test_labels]
+    tensors += [tensor for tensor in (source.val_images, source.val_labels) if tensor is not None]
+    tensors += [positions] if positions is not None and len(positions) and not plain else []
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(repr((tuple(source.class_names), float(val_fraction))).encode())
+    return digest.hexdigest()
