@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from omegaconf import ListConfig
+from process import Ran
 from torch import nn
 
 from kd_cli.config.build import build, locate
@@ -290,6 +292,22 @@ def test_presets_cannot_be_taken_for_methods() -> None:
     assert sorted(options["preset"]) == sorted(FORMER_LOSSES.values())
     assert not options["preset"].keys() & options["method"].keys()
     assert "loss" not in options
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    {
+        "soft_and_hard": ["method=soft_targets"],
+        "soft_only": ["method=soft_targets", "beta=0"],
+        "without_T2": ["method=soft_targets", "method.square_T=false"],
+        "logits_only": ["method=logits", "beta=0"],
+        "hard_only": ["method=hard", "beta=1"],
+        "label_smoothing_only": ["method=label_smoothing", "beta=1"],
+    }.items(),
+)
+def test_a_preset_is_a_method_with_its_weights(kd_run: Callable[..., Ran], preset: str, words: list[str]) -> None:
+    composed = [yaml.safe_load(kd_run(*argv, "--cfg", "job").out) for argv in ([f"preset={preset}"], words)]
+    assert composed[0] == composed[1]
 
 
 @pytest.mark.parametrize("word", ["grad_clip", "model", "learning_rate", "patience", "num_workers", "wandb", "T1"])
