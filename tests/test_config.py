@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import torch
 import yaml
@@ -172,7 +172,7 @@ def test_a_value_that_a_library_refuses_is_a_mistake_in_the_configuration(own: s
 
 
 def test_a_dangerous_target_is_refused_where_hydra_has_a_list_of_them(own: str) -> None:
-    if not any(find_spec(f"hydra._internal.{name}") for name in ("target_policy", "execution_policy")):
+    if hydra.__version__ in ("1.3.2", "1.3.3"):
         pytest.skip("this version of Hydra has none")
     for node in ({"_target_": "os.system", "command": "true"}, {"_target_": "builtins.eval", "_args_": ["1"]}):
         for where in (node, {"_target_": f"{own}.Got", "inner": node}):
