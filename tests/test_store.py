@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from conftest import TINY
 from process import Ran, Running
 from torch import Tensor
 
+from kd_cli.commands.kd_store import main as kd_store
 from kd_cli.errors import StorageError
 from kd_cli.storage.store import Entry, Store
 
@@ -260,3 +263,82 @@ def test_a_teacher_is_trained_again_when_its_own_code_is_edited(
     assert [run(), run()] == [True, False]
     own_code({"own_model.py": OWN_MODEL.replace("Tanh", "ReLU")})
     assert [run(), run()] == [True, False]
+
+
+# ---------------------------------------------------------------- listing and removing
+
+
+def aged(store: Store, key: str, days: float) -> None:
+    """Set the time of an entry's last use."""
+    then = time.time() - days * 86400
+    os.utime(store.root / key / "entry.json", (then, then))
+
+
+def filled(root: Path) -> Store:
+    store = Store(root)
+    for key, kind in ((KEY, "teacher"), (OTHER, "alone")):
+        weights, outputs = tensors()
+        report = REPORT | {"name": kind}
+        facts = {"kind": kind, "data": "12345678ff"}
+        store.put(key, weights=weights, outputs=outputs, report=report, history=HISTORY, facts=facts)
+    return store
+
+
+def test_a_store_lists_what_it_holds_the_least_recently_used_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = filled(tmp_path)
+    aged(store, OTHER, 40)
+    aged(store, KEY, 20)
+    (tmp_path / "partial").mkdir()
+    assert [(one.path.name, one.kind, one.data) for one in store.entries()] == [
+        (OTHER, "student alone", "12345678"),
+        (KEY, "teacher", "12345678"),
+    ]
+    assert store.entries()[0].bytes == sum(file.stat().st_size for file in (tmp_path / OTHER).iterdir())
+    kd_store([str(tmp_path), "--unused", "30"])
+    said = capsys.readouterr().out
+    assert OTHER in said
+    assert KEY not in said
+    assert store.get(OTHER) is not None  # which uses it
+    assert [one.path.name for one in store.entries()] == [KEY, OTHER]
+
+
+def test_what_was_not_used_for_long_is_removed_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = filled(tmp_path)
+    aged(store, OTHER, 40)
+    kd_store([str(tmp_path), "--unused", "30", "--remove"])
+    assert "removed: 1 models" in capsys.readouterr().out
+    assert store.get(OTHER) is None
+    assert store.get(KEY) is not None
+    aged(store, KEY, 0.01)
+    assert not store.prune(unused=0)  # used a quarter of an hour ago: a run may still read it
+    aged(store, KEY, 1)
+    with store.lock([KEY]):
+        assert not store.prune(unused=0)
+    assert [one.path.name for one in store.prune(unused=0)] == [KEY]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["locks"]
+
+
+def test_a_damaged_entry_that_was_moved_away_is_listed_and_removed(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    (tmp_path / KEY / "weights.safetensors").write_bytes(b"")
+    assert store.get(KEY) is None
+    (moved,) = [one for one in store.entries() if one.kind == "damaged"]
+    os.utime(moved.path, (0, 0))
+    assert moved.path in [one.path for one in store.prune(unused=86400)]
+    assert not moved.path.exists()
+
+
+@pytest.mark.parametrize("argv", [["--remove"], ["--unused", "-1"], ["--unused", "soon"]])
+def test_a_command_that_would_remove_too_much_is_refused(argv: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        kd_store([str(tmp_path), *argv])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_store_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kd_store([str(tmp_path / "none")])
+    assert "0 models, 0.0 MB" in capsys.readouterr().out

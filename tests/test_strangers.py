@@ -123,7 +123,7 @@ def test_an_error_of_the_users_model_is_raised_as_it_is(
 ) -> None:
     (tmp_path / "own_model_that_reads.py").write_text("def net(**sizes):\n    return open('widths.csv')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    change(student, model={"_target_": "own_model_that_reads.net"})
+    change(student, model={"_target_": "own_model_that_reads.net"}, code=None)
     with pytest.raises(FileNotFoundError, match=r"widths\.csv"):
         load_student(student, trust=True)
 
@@ -154,7 +154,7 @@ def test_a_student_whose_description_is_wrong_is_refused(student: Path, values: 
 def test_a_changed_description_is_noticed(student: Path) -> None:
     path = student / "student.json"
     path.write_text(path.read_text().replace('"mean": [\n    0.', '"mean": [\n    1.'))
-    with pytest.raises(CheckpointError, match=r"student\.json is not what the run wrote"):
+    with pytest.raises(CheckpointError, match=r"student\.json was changed since the run wrote it"):
         load_student(student)
 
 

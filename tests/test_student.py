@@ -271,7 +271,7 @@ def test_a_student_whose_code_was_changed_is_refused_unless_that_is_accepted(
     assert loaded(trust=True) == "loaded\n"
     own.write_text(MODEL.format(activation="Sigmoid"))
     said = loaded(trust=True)
-    assert "the code of own_net: this code was changed since the run" in said
+    assert "own_net: this code was changed since the run" in said
     assert "same_code=False" in said
     assert loaded(trust=True, same_code=False) == "loaded\n"
 

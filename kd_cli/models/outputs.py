@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kd_cli.errors import ConfigError
+
 NAMES = ("logits", "out", "output", "outputs", "pred", "prediction", "predictions")
 
 
@@ -22,7 +24,7 @@ def _hook(classes: int, module: nn.Module, args: Any, output: Any) -> Tensor | N
 
 
 def described(output: Any, classes: int) -> tuple[Tensor, str]:
-    """The logits in a model's output, and where they were in it. ValueError when it has none.
+    """The logits in a model's output, and where they were in it. ConfigError when it has none.
 
     They are what is named `logits`; else the only tensor `[B, classes]`, or the first one of several.
     """
@@ -32,7 +34,10 @@ def described(output: Any, classes: int) -> tuple[Tensor, str]:
             return found, f"{kind}, of which '{name}' is taken as the logits"
     fitting = [name for name, value in named.items() if isinstance(value, Tensor) and value.shape[1:] == (classes,)]
     if not fitting:
-        raise ValueError(f"it returns {kind}, and no tensor in it is [batch, {classes}]: one logit for each class")
+        raise ConfigError(
+            f"the model returns {kind}, and no tensor in it is [batch, {classes}]: one logit for each class",
+            hint="have its forward return the logits, alone or under the name logits",
+        )
     return named[fitting[0]], f"{kind}, of which {_place(fitting[0])} is taken as the logits"
 
 

@@ -89,6 +89,10 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> list[str]:
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         with torch.no_grad():
             logits = module.eval()(torch.zeros(2, *dataset.shape, device=device))
+    except ConfigError as error:
+        if not error.message.startswith("the model returns"):
+            raise
+        raise ConfigError(f"{where}={spec.name}: {error.message}", hint=error.hint) from error
     except NotImplementedError:
         return []  # an operation that needs real numbers; training will raise its errors
     except (RuntimeError, ValueError) as error:
@@ -113,16 +117,22 @@ def in_forward(error: BaseException) -> bool:
 
 
 def _try_output(module: nn.Module, dataset: Dataset) -> list[str]:
-    """What the module returns beside logits, in evaluation or in training. ValueError when it returns no logits."""
+    """What the module returns beside logits, in evaluation or in training. ConfigError when it returns no logits."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     images = torch.zeros(2, *dataset.shape, device=device)
     inner = module.network if isinstance(module, Renormalised) else module
     found: dict[str, list[str]] = {}
-    for mode in ("evaluation", "training"):
-        with torch.no_grad():
-            output = inner.train(mode == "training").forward(images)  # not a call: its hooks take the logits
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
+            mode = "training" if inner.training else "evaluation"
             found.setdefault(f"returns {described(output, dataset.classes)[1]}", []).append(mode)
+
+    hook = inner.register_forward_hook(keep, prepend=True)  # before the one that takes the logits
+    for training in (False, True):
+        with torch.no_grad():
+            inner.train(training)(images)
+    hook.remove()
     return [said + (f", in {modes[0]} only" if len(modes) == 1 else "") for said, modes in found.items()]
 
 

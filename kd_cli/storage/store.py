@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kd_cli.config.fingerprint import fingerprint as fingerprint_of
-from kd_cli.locks import allow_open_files, lock, tidy_locks
+from kd_cli.locks import Held, allow_open_files, lock, tidy_locks
 from kd_cli.storage.files import checksum, making, read_json, storage, tidy, write_json, write_tensors
 
 log = logging.getLogger(__name__)
+
+KINDS = {"alone": "student alone", "checkpoint": "from a file"}  # how a listing names the kinds of facts
+IN_USE = 3600.0  # seconds for which an entry that was looked up may still be read
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,18 @@ class Entry:
         return load_file(self.path / "outputs.safetensors")
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What a listing of the store says of one of its folders: an entry, or a damaged one that was moved away."""
+
+    path: Path
+    kind: str  # teacher, student alone, from a file, damaged
+    name: str  # the option's name: bigmlp
+    data: str  # the first digits of the data's fingerprint
+    bytes: int
+    used: float  # when a run last took it, in seconds since 1970
+
+
 class Store:
     """A folder of entries, safe for concurrent use."""
 
@@ -68,6 +85,8 @@ class Store:
             for name, expected in entry["checksums"].items():
                 if checksum(path / name) != expected:
                     raise ValueError(f"{name} was changed since it was written")
+            with contextlib.suppress(OSError):  # a store that may only be read
+                os.utime(path / "entry.json")  # when it was last used, for `entries`
             return Entry(fingerprint, path, entry["report"], entry["history"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._set_aside(path, error)
@@ -97,6 +116,41 @@ class Store:
                 for fingerprint in wanted:
                     stack.enter_context(lock(folder / f"{fingerprint}.lock", waiting=waiting))
             yield
+
+    def entries(self) -> list[Listed]:
+        """All entries, and the damaged ones that were moved away; the least recently used first."""
+        found = []
+        for path in self.root.glob("*"):
+            damaged = path.name.startswith("damaged-")
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another folder, or just removed
+                facts = {} if damaged else read_json(path / "entry.json")
+                found.append(
+                    Listed(
+                        path,
+                        "damaged" if damaged else KINDS.get(facts["facts"]["kind"], facts["facts"]["kind"]),
+                        "" if damaged else str(facts["report"]["name"]),
+                        "" if damaged else str(facts["facts"]["data"])[:8],
+                        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+                        (path if damaged else path / "entry.json").stat().st_mtime,
+                    )
+                )
+        return sorted(found, key=lambda one: one.used)
+
+    def prune(self, *, unused: float) -> list[Listed]:
+        """Remove entries that no run has used for `unused` seconds, an hour at least, and damaged ones; return them.
+
+        What another process makes at this moment stays.
+        """
+        removed = []
+        for one in self.entries():
+            if time.time() - one.used < max(unused, IN_USE):
+                continue
+            with storage(self.root), contextlib.suppress(Held):
+                (self.root / "locks").mkdir(exist_ok=True)
+                with lock(self.root / "locks" / f"{one.path.name}.lock"), making(self.root) as folder:
+                    one.path.rename(folder / one.path.name)  # it is gone at once for those who look it up
+                removed.append(one)
+        return removed
 
     def tidy(self) -> None:
         """Remove the temporary files and locks that killed processes left behind."""

@@ -119,17 +119,18 @@ def _read_safetensors(path: Path, content: bytes) -> Any:
         return load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path} is a damaged safetensors file: {str(error).splitlines()[0]}", hint="copy or download it again"
+            f"{path} cannot be read as weights: a damaged safetensors file: {str(error).splitlines()[0]}",
+            hint="copy or download it again",
         ) from error
 
 
 def _refuse_other_formats(path: Path, content: bytes) -> None:
     """CheckpointError for what is plainly no file of torch.save."""
     if not content.strip(b"\0"):
-        raise CheckpointError(f"{path} is empty", hint="copy or download it again")
+        raise CheckpointError(f"{path} cannot be read as weights: it is empty", hint="copy or download it again")
     for start, kind, hint in FORMATS:
         if content.lstrip()[: len(start)].lower() == start.lower():
-            raise CheckpointError(f"{path} holds no weights of torch: it is {kind}", hint=hint or SAVE)
+            raise CheckpointError(f"{path} cannot be read as weights: it is {kind}", hint=hint or SAVE)
 
 
 def _read_torch(path: Path, content: bytes) -> tuple[Any, list[str]]:
@@ -202,20 +203,22 @@ def _check_archive(path: Path, content: bytes) -> None:
             damaged = archive.testzip() if any(info.CRC for info in archive.infolist()) else None
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is damaged: {_plain(error)}", hint="copy or download it again; the file may be cut off"
+            f"{path} cannot be read as weights: it is damaged: {_plain(error)}",
+            hint="copy or download it again; the file may be cut off",
         ) from error
     if damaged is not None:
         raise CheckpointError(
-            f"{path} is damaged: {damaged} in it does not have its checksum", hint="copy or download it again"
+            f"{path} cannot be read as weights: it is damaged: {damaged} in it does not have its checksum",
+            hint="copy or download it again",
         )
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(
-            f"{path} is a TorchScript program, not weights",
+            f"{path} cannot be read as weights: it is a TorchScript program",
             hint="torch.save(torch.jit.load(FILE).state_dict(), NEW) makes a file of its weights",
         )
     if not any(name.endswith("data.pkl") for name in names):
         kind = "NumPy arrays" if all(name.endswith(".npy") for name in names) else f"{', '.join(names[:3])}"
-        raise CheckpointError(f"{path} is a zip archive of {kind}, not a file of torch.save", hint=SAVE)
+        raise CheckpointError(f"{path} cannot be read as weights: it is a zip archive of {kind}", hint=SAVE)
 
 
 def _tensors(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any, str]]:
