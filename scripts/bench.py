@@ -9,6 +9,7 @@
 Compared are epochs of one distillation: a 2x1200 teacher, a 2x800 student, soft and hard targets, the same optimiser.
 
     kd-cli         the project's own path: engine, learner and method, on resident tensors, teacher logits computed once
+    plain loop     plain PyTorch on the same resident tensors and teacher logits, without metrics
     bare loop      plain PyTorch: torchvision's MNIST, ToTensor, Normalize, DataLoader, the teacher live
     torchdistill   its DistillationBox and KDLoss on the same DataLoader, where it is installed
     products       the matrix products of the student's step and nothing else, their outputs allocated as in training
@@ -30,6 +31,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -44,7 +46,6 @@ from typing import Any
 
 import torch
 import yaml
-from kd_cli.learn.optim import Constant
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset
@@ -53,15 +54,19 @@ from kd_cli.commands import cores
 from kd_cli.config.build import build
 from kd_cli.config.options import conf_dir
 from kd_cli.config.read import folder
-from kd_cli.data.normalisation import normalise
+from kd_cli.data.normalisation import Normalisation
 from kd_cli.data.prepare import prepare
 from kd_cli.data.torchvision import torchvision_dataset
-from kd_cli.learn.cuda_graphs import CudaGraphs
-from kd_cli.learn.engine import Examples, Plan, Steps, fit, recording
-from kd_cli.learn.learner import Autocast, Learner
+from kd_cli.learn.batches import Examples, distinct
+from kd_cli.learn.cuda_graphs import CudaGraphs, recorded_steps
+from kd_cli.learn.engine import Plan, Training, fit
+from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Learner, ModuleLearner
 from kd_cli.learn.methods import SoftTargets, Weights
+from kd_cli.learn.objective import Objective
+from kd_cli.learn.schedules import Constant
 from kd_cli.learn.stacked.learner import StackedLearner
-from kd_cli.learn.teachers import CachedTeacher, batches, freeze
+from kd_cli.learn.teachers import CachedTeacher, freeze
+from kd_cli.runs.building import SMALL
 from kd_cli.vision import import_torchvision
 
 T, ALPHA, BETA = 2.0, 1.0, 0.5
@@ -90,8 +95,7 @@ class Setting:
 
     def model(self, node: Mapping[str, Any], seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        shape = tuple(self.train.images.shape[1:])
-        built: nn.Module = build(dict(node), input_shape=shape, num_classes=CLASSES)
+        built: nn.Module = build(dict(node), input_shape=self.train.shape, num_classes=CLASSES)
         return built.to(self.device)
 
     def live_teacher(self) -> nn.Module:
@@ -208,6 +212,7 @@ def compare_epochs(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "kd-cli": our_epoch(setting, teacher),
         "products": products_alone(setting),
         "in place": products_alone(setting, reuse=True),
+        "plain loop": plain_epoch(setting, teacher),
         "bare loop": bare_epoch(setting, workers),
     }
     if importlib.util.find_spec("torchdistill"):
@@ -241,7 +246,7 @@ def compare_sweeps(args: argparse.Namespace, scratch: Path) -> list[dict[str, An
         part = replace(
             setting,
             student=read_node("model", name),
-            train=Examples(setting.train.images[:n], setting.train.labels[:n]),
+            train=setting.train.subset(torch.arange(n)),
         )
         contenders = {
             "one by one": students(part, teacher, size, stacked=False),
@@ -268,44 +273,69 @@ def students(setting: Setting, teacher: CachedTeacher, size: int, *, stacked: bo
     temperatures = [float(2 ** (s % 4)) for s in range(size)]
     seeds = [s // 4 for s in range(size)]
     modules = [setting.model(setting.student, seed) for seed in seeds]
-    plan = Plan(epochs=1, batch_size=setting.batch, schedule=Constant())
-    nothing = Examples(setting.train.images[:0], setting.train.labels[:0])
 
-    def epoch(learner: Learner, of: Sequence[int]) -> None:
+    def trained(of: Sequence[int]) -> Contender:
         rows = torch.tensor([(temperatures[s], ALPHA, BETA) for s in of], device=setting.device).T.contiguous()
-        fit(
-            learner,
-            setting.train,
-            nothing,
-            role="student",
-            seeds=[seeds[s] for s in of],
-            plan=plan,
-            method=SoftTargets(),
-            weights=Weights(*rows),
-            teacher=teacher,
-            recorder=recorder_on(setting.device),
-        )
+        objective = Objective(SoftTargets(), Weights(*rows))
+        learner = learn([modules[s] for s in of], setting.optimizer, [seeds[s] for s in of], objective)
+        return training_epochs(learner, setting.train, objective, teacher, [seeds[s] for s in of], batch=setting.batch)
 
     if stacked:
-        stack = learn(modules, setting, seeds)
-        return lambda: epoch(stack, range(size))
-    solos = [learn([module], setting, [seed]) for module, seed in zip(modules, seeds, strict=True)]
+        return trained(range(size))
+    epochs = [trained([s]) for s in range(size)]
 
     def one_by_one() -> None:
-        for s, learner in enumerate(solos):
-            epoch(learner, [s])
+        for epoch in epochs:
+            epoch()
 
     return one_by_one
+
+
+def training_epochs(
+    learner: Learner,
+    train: Examples,
+    objective: Objective,
+    teacher: CachedTeacher,
+    seeds: Sequence[int],
+    *,
+    batch: int,
+    epochs: int = 1,
+) -> Contender:
+    """Epochs as a run trains them, metrics included. Nothing is validated or written."""
+    plan = Plan(epochs=epochs, batch_size=batch, schedule=Constant())
+    nothing = train.subset(torch.arange(0))
+    training = Training(train, nothing, "student", list(seeds), plan, objective, teacher)
+
+    def run() -> None:
+        fit(learner, training, recorder=recorder_on(train.device))
+
+    return run
+
+
+def objective_of(size: int, device: torch.device) -> Objective:
+    """Soft and hard targets for students alike."""
+    return Objective(SoftTargets(), Weights(*(torch.full((size,), x, device=device) for x in (T, ALPHA, BETA))))
 
 
 def recorder_on(device: torch.device) -> CudaGraphs | None:
     return CudaGraphs(device) if device.type == "cuda" else None
 
 
-def learn(modules: Sequence[nn.Module], setting: Setting, seeds: Sequence[int]) -> Learner:
-    """Students as a run trains them: fully connected ones in closed form, one or many."""
+def learn(
+    modules: Sequence[nn.Module],
+    optimizer: Mapping[str, Any],
+    seeds: Sequence[int],
+    objective: Objective,
+    autocast: Autocast = NO_AUTOCAST,
+) -> Learner:
+    """Students as a run trains them: several, and small fully connected ones, as a stack, others as a module."""
+    if len(modules) == 1 and sum(p.numel() for p in modules[0].parameters()) > SMALL:
+        built = build(dict(optimizer), modules[0].parameters())
+        return ModuleLearner(modules[0], built, seed=seeds[0], objective=objective, autocast=autocast)
     hyper: list[dict[str, float]] = [{}] * len(modules)
-    return StackedLearner(modules, lambda groups: build(setting.optimizer, groups), hyper=hyper, seeds=seeds)
+    return StackedLearner(
+        modules, lambda groups: build(dict(optimizer), groups), hyper=hyper, seeds=seeds, autocast=autocast
+    )
 
 
 def prepare_setting(args: argparse.Namespace, scratch: Path) -> tuple[Setting, str, float]:
@@ -318,20 +348,24 @@ def prepare_setting(args: argparse.Namespace, scratch: Path) -> tuple[Setting, s
         write_made_mnist(root / raw, args.examples)
     start = time.perf_counter()
     data = prepare(torchvision_dataset(data_dir=root, name="MNIST"), val_fraction=0)
-    images = normalise(data.train.images, data.mean, data.std, torch.float32)[: args.examples].clone()
-    reading = (time.perf_counter() - start) * len(images) / len(data.train)
+    device = torch.device(args.device)
+    train = Examples(
+        data.train.images[: args.examples].to(device),
+        data.train.labels[: args.examples].to(device),
+        normalise=Normalisation(data.mean, data.std, torch.float32),
+    )
+    reading = (time.perf_counter() - start) * len(train) / len(data.train)
 
     steps = [vision.transforms.ToTensor(), vision.transforms.Normalize(data.mean, data.std)]
     pictures = vision.datasets.MNIST(root, train=True, transform=vision.transforms.Compose(steps))
-    device = torch.device(args.device)
     setting = Setting(
         batch=args.batch,
         device=device,
         teacher=read_node("model", args.teacher),
         student=read_node("model", args.student),
         optimizer=read_node("optimizer", "adamw"),
-        images=Subset(pictures, range(len(images))),
-        train=Examples(images.to(device), data.train.labels[: args.examples].to(device)),
+        images=Subset(pictures, range(len(train))),
+        train=train,
     )
     return setting, origin, reading
 
@@ -356,30 +390,31 @@ def read_node(group: str, name: str) -> dict[str, Any]:
 def cached_teacher(setting: Setting) -> CachedTeacher:
     teacher = setting.live_teacher()
     with torch.no_grad():
-        return CachedTeacher(torch.cat([teacher(batch) for batch in batches(setting.train.images)]))
+        return CachedTeacher(torch.cat([teacher(images) for images in setting.train.in_order()]))
 
 
 def our_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
-    """An epoch as a run trains it, metrics included. Nothing is validated or written, as in the others."""
-    student = setting.model(setting.student, 1)
-    learner = learn([student], setting, [0])
-    plan = Plan(epochs=1, batch_size=setting.batch, schedule=Constant())
-    weights = Weights(*(torch.tensor([value], device=setting.device) for value in (T, ALPHA, BETA)))
-    nothing = Examples(setting.train.images[:0], setting.train.labels[:0])
+    """An epoch as a run trains it. Nothing is validated or written, as in the others."""
+    objective = objective_of(1, setting.device)
+    learner = learn([setting.model(setting.student, 1)], setting.optimizer, [0], objective)
+    return training_epochs(learner, setting.train, objective, teacher, [0], batch=setting.batch)
+
+
+def plain_epoch(setting: Setting, teacher: CachedTeacher) -> Contender:
+    """A loop written by hand on what kd-cli works with: resident tensors, cached teacher logits, no metrics."""
+    student, batch = setting.model(setting.student, 1).train(), setting.batch
+    optimizer = build(setting.optimizer, student.parameters())
+    images, labels = setting.train.first(len(setting.train)), setting.train.labels
+    soft_targets = F.softmax(teacher.logits_MNC[0] / T, dim=1)
 
     def epoch() -> None:
-        fit(
-            learner,
-            setting.train,
-            nothing,
-            role="student",
-            seeds=[0],
-            plan=plan,
-            method=SoftTargets(),
-            weights=weights,
-            teacher=teacher,
-            recorder=recorder_on(setting.device),
-        )
+        for index in torch.randperm(len(labels), device=setting.device).split(batch):
+            logits = student(images[index])
+            soft = F.cross_entropy(logits / T, soft_targets[index])
+            loss = ALPHA * T**2 * soft + BETA * F.cross_entropy(logits, labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
     return epoch
 
@@ -465,7 +500,7 @@ def products_alone(setting: Setting, *, size: int = 1, reuse: bool = False) -> C
 
 
 def widths_of(setting: Setting) -> list[int]:
-    return [setting.train.images[0].numel(), *setting.student["hidden"], CLASSES]
+    return [math.prod(setting.train.shape), *setting.student["hidden"], CLASSES]
 
 
 def products(
@@ -510,8 +545,7 @@ def compare_floor(args: argparse.Namespace, batch: int, precision: str) -> dict[
     device, dtype = torch.device(args.device), getattr(torch, precision)
     student = read_node("model", args.student)
     widths = [784, *student["hidden"], CLASSES]
-    learner = made_learner(student, [0], device, precision)
-    step = Stepping(learner, made_examples(60_000, CLASSES, device), batch)
+    step = Stepping(student, made_examples(60_000, CLASSES, device), batch, precision)
     product = products(widths, batch, 1, dtype, device, reuse=True)
     alone = replayed(lambda: repeat(product, step.count), device)
     repeat(step, 3)  # on a GPU the third is recorded
@@ -575,31 +609,37 @@ def gaps(step: Stepping, blocks: int = 20) -> float:
 
 
 class Stepping:
-    """Steps of a training, a block of them at a call, and where their time goes."""
+    """Steps of a training of one student, a block of them at a call, and where their time goes."""
 
-    def __init__(self, learner: StackedLearner, train: Examples, batch: int) -> None:
-        classes, device = int(train.labels.max()) + 1, train.labels.device
-        weights = Weights(*(torch.full((learner.size,), value, device=device) for value in (T, ALPHA, BETA)))
+    def __init__(self, node: Mapping[str, Any], train: Examples, batch: int, precision: str) -> None:
+        classes, device = int(train.labels.max()) + 1, train.device
+        self.objective, self.train = objective_of(1, device), train
+        self.learner = made_learner(node, [0], self.objective, device, precision)
         teacher = CachedTeacher(torch.randn(len(train), classes, device=device))
         plan = Plan(epochs=1, batch_size=batch, schedule=Constant())
-        self.steps = Steps(learner, train, SoftTargets(), weights, teacher, plan=plan)
-        self.recorded = recording(self.steps, CudaGraphs(device)) if device.type == "cuda" else None
-        self.count, shape = self.steps.together, (len(set(learner.seeds)), self.steps.together * batch)
+        training = Training(train, train.subset(torch.arange(0)), "student", [0], plan, self.objective, teacher)
+        self.count = training.steps_of_block
+        self.steps = recorded_steps(self.learner, teacher, self.objective, recorder_on(device))
+        shape = (len(distinct([0])), self.count * batch)
         self.draws = itertools.cycle([torch.randint(len(train), shape, device=device) for _ in range(16)])
-        self.sizes, self.factors = (batch,) * self.count, [1.0] * self.count
-        self.rates = torch.ones(self.count, device=device)
+        self.sizes, self.rates = (batch,) * self.count, [1.0] * self.count
 
     def __call__(self) -> None:
-        if self.recorded is None:
-            self.steps(next(self.draws), None, self.sizes, self.factors)
-        else:
-            self.recorded(next(self.draws), None, self.sizes, self.factors, self.rates)
+        self.steps(self.train.blocks(next(self.draws), self.sizes), self.rates)
+
+    def places(self) -> dict[str, tuple[Any, str]]:
+        """The parts of a step, by the object and the method that do it."""
+        learner = self.learner
+        if isinstance(learner, StackedLearner):
+            form = learner._closed_form(self.objective)
+            places = {"forward": (learner, "_logits"), "loss": (form, "gradient")}
+            return places | {"backward": (learner.network, "backward"), "optimiser": (learner, "optimizer_step")}
+        places = {"forward": (learner, "outputs"), "loss": (self.objective.method, "forward")}
+        return places | {"backward": (torch.Tensor, "backward"), "optimiser": (learner.optimizer, "step")}
 
     def parts(self, blocks: int = 8) -> dict[str, float]:
         """Mean milliseconds of a step's parts on a CPU; `rest` is gathering, sums of losses, Python."""
-        learner, network = self.steps.learner, self.steps.learner.network
-        places = {"forward": (learner, "logits"), "loss": (self.steps.teaching, "gradient")}
-        places |= {"backward": (network, "backward"), "optimiser": (learner, "step")}
+        places = self.places()
         found: dict[str, list[float]] = {name: [] for name in places}
 
         def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -620,19 +660,20 @@ class Stepping:
         for name, (owner, method) in places.items():
             setattr(owner, method, were[name])
         parts = {name: 1e3 * sum(values) / (blocks * self.count) for name, values in found.items()}
-        if len(learner.flat.pieces) > 1:  # advanced in the backward pass
-            parts["backward"] -= parts["optimiser"]
         return {**parts, "rest": 1e3 * mean - sum(parts.values())}
 
 
 def made_learner(
-    node: Mapping[str, Any], seeds: Sequence[int], device: torch.device, precision: str, classes: int = CLASSES
-) -> StackedLearner:
+    node: Mapping[str, Any],
+    seeds: Sequence[int],
+    objective: Objective,
+    device: torch.device,
+    precision: str = "float32",
+    classes: int = CLASSES,
+) -> Learner:
     torch.manual_seed(0)
     modules = [build(dict(node), input_shape=(1, 28, 28), num_classes=classes).to(device) for _ in seeds]
-    optimizer, hyper = read_node("optimizer", "adamw"), [{}] * len(seeds)
-    autocast = Autocast(device, precision)
-    return StackedLearner(modules, lambda groups: build(optimizer, groups), hyper=hyper, seeds=seeds, autocast=autocast)
+    return learn(modules, read_node("optimizer", "adamw"), seeds, objective, Autocast(device, precision))
 
 
 def made_examples(n: int, classes: int, device: torch.device) -> Examples:
@@ -646,8 +687,7 @@ def made_examples(n: int, classes: int, device: torch.device) -> Examples:
 def seconds_alone(args: argparse.Namespace) -> float:
     """Seconds of epochs of the student in this process."""
     device = torch.device(args.device)
-    learner = made_learner(read_node("model", args.student), [0], device, "float32")
-    step = Stepping(learner, made_examples(60_000, CLASSES, device), args.batch)
+    step = Stepping(read_node("model", args.student), made_examples(60_000, CLASSES, device), args.batch, "float32")
     blocks = -(-args.epochs_alone * args.examples // (args.batch * step.count))
     repeat(step, 3)  # on a GPU the third is recorded
     print("ready", flush=True)
@@ -711,29 +751,10 @@ def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
     tiny, small = read_node("model", "tinymlp"), read_node("model", "smallmlp")
 
     def epochs(node: Mapping[str, Any], n: int, times: int, classes: int, size: int) -> Contender:
-        learner, examples = (
-            made_learner(node, range(size), device, "float32", classes),
-            made_examples(n, classes, device),
-        )
+        objective, examples = objective_of(size, device), made_examples(n, classes, device)
+        learner = made_learner(node, range(size), objective, device, classes=classes)
         teacher = CachedTeacher(torch.randn(n, classes, device=device))
-        weights = Weights(*(torch.full((size,), value, device=device) for value in (T, ALPHA, BETA)))
-        nothing = Examples(examples.images[:0], examples.labels[:0])
-
-        def run() -> None:
-            fit(
-                learner,
-                examples,
-                nothing,
-                role="student",
-                seeds=list(range(size)),
-                plan=Plan(epochs=times, batch_size=args.batch, schedule=Constant()),
-                method=SoftTargets(),
-                weights=weights,
-                teacher=teacher,
-                recorder=recorder_on(device),
-            )
-
-        return run
+        return training_epochs(learner, examples, objective, teacher, range(size), batch=args.batch, epochs=times)
 
     lines: dict[str, dict[int, Contender]] = {
         "examples (smallmlp, 1 epoch)": {n: epochs(small, n, 1, 10, 1) for n in (1280, 2560, 5120, 10240)},
@@ -772,11 +793,13 @@ def say_epochs(seconds: Mapping[str, list[float]], once: Mapping[str, float], ex
     rates = {name: examples / statistics.median(values) for name, values in seconds.items()}
     ours = seconds["kd-cli"]
     print(f"\n{'':14}examples/s   kd-cli is faster by (median, range)")
-    for name in ("kd-cli", "bare loop", "torchdistill"):
+    for name in ("kd-cli", "plain loop", "bare loop", "torchdistill"):
         if name not in seconds:
             print(f"{name:14}not installed: pip install torchdistill")
             continue
-        note = "" if name == "kd-cli" else f"{versus(seconds[name], ours)}   DataLoader with {workers} workers"
+        note = "" if name == "kd-cli" else versus(seconds[name], ours, name)
+        if name in ("bare loop", "torchdistill"):
+            note += f"   DataLoader with {workers} workers"
         print(f"{name:14}{rates[name]:10,.0f}   {note}".rstrip())
     print(f"{'products':14}{rates['products']:10,.0f}   the student's matrix products alone, outputs allocated")
     print(f"{'in place':14}{rates['in place']:10,.0f}   the same into outputs that are there already")
@@ -797,13 +820,13 @@ def say_epochs(seconds: Mapping[str, list[float]], once: Mapping[str, float], ex
                 )
                 for epochs in (1, EPOCHS)
             }
-            told = ", ".join(f"{ratio:.2f} in {plural(epochs)}" for epochs, ratio in counted.items())
-            print(f"with that counted, faster than {name} by {told}")
+            ratios_of = ", ".join(f"{ratio:.2f} in {plural(epochs)}" for epochs, ratio in counted.items())
+            print(f"with that counted, faster than {name} by {ratios_of}")
     sys.stdout.flush()
 
 
-def versus(theirs: Sequence[float], ours: Sequence[float]) -> str:
-    return f"{spread(ratios(theirs, ours), '.2f')}   goal {GOALS['bare loop']}"
+def versus(theirs: Sequence[float], ours: Sequence[float], name: str) -> str:
+    return spread(ratios(theirs, ours), ".2f") + (f"   goal {GOALS[name]}" if name in GOALS else "")
 
 
 def pairs(seconds: Mapping[str, list[float]], name: str) -> Iterator[tuple[float, float]]:

@@ -24,11 +24,12 @@ def test_prints_ratios_on_made_data_of_mnists_shape_and_writes_every_round(tmp_p
 
     assert "256 examples of made data of MNIST's shape" in said
     assert re.search(r"^bare loop +[\d,]+ +\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) +goal 2\.4", said, re.M), said
+    assert re.search(r"^plain loop +[\d,]+ +\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)$", said, re.M), said
     assert re.search(r"^torchdistill +(not installed|[\d,]+ )", said, re.M), said
     assert re.search(r"^share of the products' rate: \d+% \(\d+%–\d+%\) +goal 80%$", said, re.M), said
 
     epoch = json.loads((tmp_path / "numbers.json").read_text())["epoch"]
-    assert {"kd-cli", "bare loop", "products"} <= set(epoch["seconds"])
+    assert {"kd-cli", "plain loop", "bare loop", "products"} <= set(epoch["seconds"])
     assert all(len(values) == 2 and min(values) > 0 for values in epoch["seconds"].values())
     assert epoch["once"]["teacher_logits"] > 0
 
