@@ -109,6 +109,7 @@ def test_parts_are_recognised_by_the_names_that_people_give_them(tmp_path, train
     assert source.class_names == ("a", "b")
     assert (len(source.train_labels), len(source.test_labels)) == (6, 4)
     assert (source.val_labels is None) if val is None else (len(source.val_labels) == 2)
+    assert any(f"{train} as train" in note for note in source.notes) == (train != "train")
 
 
 @pytest.mark.parametrize("name", ["cat", "trainer", "contest", "testudo", "training wheels", "devil", "valley", "data"])

@@ -86,6 +86,7 @@ def _replace(path: Path, content: bytes | np.ndarray) -> None:
                 file.write(content)
             else:
                 np.save(file, content, allow_pickle=False)
+        os.chmod(name, 0o644)  # mkstemp makes it private, and the folder may be shared
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

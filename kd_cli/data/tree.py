@@ -173,6 +173,8 @@ def _parts(folder: Path, search: Search) -> dict[str, Path] | None:
             search.said.append(
                 f"beside {_names([p[0] for p in named.values()])}, these are left aside: {_names(others)}"
             )
+        if guessed := [f"{shown(entry.name)} as {part}" for part, [entry] in named.items() if entry.name != part]:
+            search.said.append(f"folders of {shown(folder)} are taken for its parts: {listed(guessed)}")
         return {part: several[0] for part, several in named.items()}
     if "train" in named and (not others or _holds_classes(named["train"][0], search)):
         raise DataError(
