@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kd_cli.commands.help import WIDTH, page
-from kd_cli.config.options import conf_dir, groups
+from kd_cli.config.options import conf_dir, groups, own_keys
+from kd_cli.config.schema import OWN_KEYS
 from kd_cli.config.yaml_comments import defaults_list, description, keys
 from kd_cli.nearest import did_you_mean, nearest
 
@@ -216,6 +217,12 @@ def test_every_default_of_the_shipped_configuration_exists() -> None:
         for option in entry.options:
             if entry.group and option != "null" and "$" not in option:
                 assert option in available[entry.group]
+
+
+def test_the_keys_that_every_option_of_a_role_has_are_explained() -> None:
+    own = [key for group in OWN_KEYS for key in own_keys(group)]
+    assert len(own) >= 3
+    assert not [key.name for key in own if not key.comment]
 
 
 # Suggestions

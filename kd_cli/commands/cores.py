@@ -79,7 +79,7 @@ def others(folder: Path | None = None) -> bool:
 
 
 def allowance(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the number of cores, possibly a fraction, that a Linux control group (v1 or v2) allows; None if unlimited."""
+    """Return the cores, possibly a fraction, that a Linux control group (v1 or v2) allows; None if unlimited."""
     try:
         if (root / "cpu.max").is_file():
             quota, period = (root / "cpu.max").read_text().split()[:2]

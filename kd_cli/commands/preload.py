@@ -1,4 +1,4 @@
-"""Load torch's shared libraries in a thread while Hydra composes. Python's import of torch would hold the interpreter."""
+"""Load torch's shared libraries in a thread while Hydra composes, which Python's own import cannot do."""
 
 from __future__ import annotations
 

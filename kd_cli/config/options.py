@@ -32,6 +32,8 @@ SHARED_OPTIONS = {
 # What the help page says of the keys that kd-run adds to every option of a role.
 OWN_COMMENTS = {
     "teacher.checkpoint": "file of trained weights (.safetensors, .pt) for this architecture; null trains it",
+    "teacher.checkpoint_key": "which weights of the file, where it holds several: model_ema; null takes the usual ones",
+    "teacher.normalize": "what the teacher's inputs are normalised by: data, imagenet, none or [mean, std]",
     "teacher.members": "networks that answer together, trained alike but for their seeds",
     "teacher.combine": "how members' probabilities are averaged: geometric or arithmetic",
 }
@@ -185,7 +187,7 @@ def own_keys(group: str) -> list[Key]:
     """Return the keys that kd-run adds to every option of a group, as they would stand in its YAML file."""
     values = OWN_KEYS.get(group, {})
     return [
-        Key(name, "null" if value is None else str(value), OWN_COMMENTS[f"{group}.{name}"])
+        Key(name, "null" if value is None else str(value), OWN_COMMENTS.get(f"{group}.{name}", ""))
         for name, value in values.items()
     ]
 
