@@ -86,8 +86,11 @@ def no_such_option(group: str, name: str, names: Iterable[str]) -> ConfigError:
     return ConfigError(f"there is no option {group}={name}", hint=hint)
 
 
-def data_node(value: Any, conf_dirs: Sequence[Path]) -> Any:
-    """Return the node of a data set that is named by its option, alone or with keys of its own."""
+def data_node(value: Any, conf_dirs: Sequence[Path], like: Mapping[str, Any] | None = None) -> Any:
+    """Return the node of a data set that is named by its option, alone or with keys of its own.
+
+    The size of its images is that of the run's data set, `like`, where both have such a key.
+    """
     own = {"name": value} if isinstance(value, str) else value
     if not isinstance(own, dict) or "_target_" in own:
         return own
@@ -100,7 +103,8 @@ def data_node(value: Any, conf_dirs: Sequence[Path]) -> Any:
         )
     node = yaml.safe_load(known[name].read_text(encoding="utf-8"))
     node.pop("val_fraction", None)
-    return node | {key: item for key, item in own.items() if key != "name"}
+    size = {key: item for key, item in (like or {}).items() if key in ("image_size", "channels") and key in node}
+    return node | size | {key: item for key, item in own.items() if key != "name"}
 
 
 # ---------------------------------------------------------------- what a command composes
