@@ -33,7 +33,10 @@ def likeness(word: str, candidate: str) -> float:
         return whole
     if word.count(".") != candidate.count(".") and whole < SECTION:  # else learning_rate is like training.rotate
         whole = 0.0
-    return max(whole, SECTION * _likeness(word.rpartition(".")[2], candidate.rpartition(".")[2]))
+    last = _likeness(word.rpartition(".")[2], candidate.rpartition(".")[2])
+    if "." in word and "." in candidate and last < LIKE:  # else training.grad_clip is like training.flip
+        whole = 0.0
+    return max(whole, SECTION * last)
 
 
 def _likeness(a: str, b: str) -> float:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kd_cli.commands.help import WIDTH, page
-from kd_cli.config.options import conf_dir, groups
+from kd_cli.config.options import conf_dir, data_node, groups, own_keys
+from kd_cli.config.schema import OWN_KEYS
 from kd_cli.config.yaml_comments import defaults_list, description, keys
 from kd_cli.nearest import did_you_mean, nearest
 
@@ -216,6 +217,20 @@ def test_every_default_of_the_shipped_configuration_exists() -> None:
         for option in entry.options:
             if entry.group and option != "null" and "$" not in option:
                 assert option in available[entry.group]
+
+
+def test_the_keys_that_every_option_of_a_role_has_are_explained() -> None:
+    own = [key for group in OWN_KEYS for key in own_keys(group)]
+    assert len(own) >= 3
+    assert not [key.name for key in own if not key.comment]
+
+
+def test_a_transfer_set_has_the_image_size_of_the_runs_data() -> None:
+    run = {"_target_": "x", "root": "a", "image_size": 32, "channels": 1, "test_fraction": 0.5}
+    node = data_node({"name": "imagefolder", "root": "b"}, [SHIPPED], run)
+    assert (node["root"], node["image_size"], node["channels"], node["test_fraction"]) == ("b", 32, 1, 0.2)
+    assert data_node({"name": "imagefolder", "root": "b", "image_size": 8}, [SHIPPED], run)["image_size"] == 8
+    assert "image_size" not in data_node("kmnist", [SHIPPED], run)
 
 
 # Suggestions

@@ -1,4 +1,4 @@
-"""How a process uses the machine: its threads, where a container gives it few of the cores; and its memory."""
+"""How a process shares the machine: threads, their idle time, and freed memory. Set before torch is imported."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from kd_cli.locks import fcntl, try_lock
 
 __all__ = ["allowance", "keep_memory", "others", "share", "threads"]
 
-SPIN = 3000  # rounds
-_held: list[int] = []  # open as long as the process lives
+SPIN = 3000  # GNU OpenMP's spin count: enough to bridge the time between two layers
+_held: list[int] = []  # file handles that stay open, and with them their locks, until the process ends
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_memory() -> None:
-    """Have GNU's malloc keep what is freed, at the end of its heap up to half a gigabyte, for what is asked for next,
-    instead of giving large blocks back to the system.
+    """Let GNU's malloc keep up to half a gigabyte of freed memory for the next allocations.
 
-    It asks for them anew in the next step, page by page: a third of the step of 16 stacked `tinymlp`. Who has set
-    malloc's own variables is left alone.
+    By default malloc returns large blocks to the system, and each training step then pays for the same pages again: a
+    third of the step of 16 stacked `tinymlp`. Does nothing where the user has set malloc's own variables.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, n << 20) for n in (256, 32)):  # 32 is most where it is old
+    if mallopt is not None and any(
+        mallopt(M_MMAP_THRESHOLD, n << 20) for n in (256, 32)
+    ):  # older versions allow 32 MB at most
         mallopt(M_TRIM_THRESHOLD, 512 << 20)
 
 
 def share(environment: MutableMapping[str, str], *, several: bool = False) -> None:
-    """Have the numerical libraries of a process with this environment leave other processes their share of the cores,
-    and round a product alike wherever it lies in memory, which for a model in a stack depends on its company.
+    """Set the environment variables by which numerical libraries leave other processes their share of the cores.
 
-    A thread that has nothing to do spins for a while before it sleeps. GNU's OpenMP lets it spin so long that two busy
-    processes on one machine slow each other down many times over. SPIN is enough between two layers; where others are
-    at work, or `several` processes come from this one, a third of that is better for all. Who has set the time is not
-    asked, and not found by others.
+    An idle OpenMP thread spins for a while before it sleeps. With GNU's default, two busy processes on one machine slow
+    each other down many times over. SPIN rounds bridge the time between two layers; a third of it is better where other
+    processes are busy or this one will start `several`. If the user set GOMP_SPINCOUNT, it stays, and this process does
+    not register as busy. MKL_CBWR makes matrix products independent of their alignment in memory, so a model rounds
+    alike by itself and in a stack.
     """
     if "GOMP_SPINCOUNT" not in environment:
         environment["GOMP_SPINCOUNT"] = str(SPIN // 3 if others() or several else SPIN)
@@ -50,14 +51,14 @@ def share(environment: MutableMapping[str, str], *, several: bool = False) -> No
 
 
 def others(folder: Path | None = None) -> bool:
-    """Whether commands of this user are at work on this machine; from now on, to its end, they find this process.
+    """Return whether this user runs other commands on this machine, and register this process until it ends.
 
-    By a file in the folder for temporary files, which all lock together; who can lock it alone is alone. False where
-    that cannot be told.
+    All commands hold a shared lock on one file in the folder for temporary files; a process that can lock the file
+    exclusively is alone. False on systems without such locks.
     """
     if fcntl is None:
         return False
-    import tempfile  # not before: it takes as long as all else that a page of help needs
+    import tempfile  # imported late: it takes as long as everything else on the help page
 
     try:
         path = Path(folder or tempfile.gettempdir()) / f"kd-cli-{os.getuid()}.busy"
@@ -69,7 +70,7 @@ def others(folder: Path | None = None) -> bool:
         found = not try_lock(handle)
     except OSError:  # a file system without locks
         return False
-    for _ in range(50):  # another one that begins at this moment holds it alone, or takes it before ours has changed
+    for _ in range(50):  # a command that starts at the same moment may hold the exclusive lock
         with contextlib.suppress(OSError):
             if try_lock(handle, shared=True):
                 break
@@ -78,23 +79,23 @@ def others(folder: Path | None = None) -> bool:
 
 
 def allowance(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Cores' worth of processor time that a control group grants, by its version 2 or 1; None without a limit."""
+    """Return the cores, possibly a fraction, that a Linux control group (v1 or v2) allows; None if unlimited."""
     try:
         if (root / "cpu.max").is_file():
             quota, period = (root / "cpu.max").read_text().split()[:2]
         else:
             quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         granted = float(quota) / float(period)
-    except (OSError, ValueError, ZeroDivisionError):  # no groups here, or "max"
+    except (OSError, ValueError, ZeroDivisionError):  # no control groups, or "max"
         return None
     return granted if granted > 0 else None
 
 
 def threads(environment: Mapping[str, str], root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The number of threads to ask for where the libraries' own choice, one for each core they see, is too large.
+    """Return the number of threads to set where the libraries' default, one per visible core, is too large.
 
-    A group that has used up its time stands still until its next period, and a step with more threads than cores waits
-    for the one that stands. None where the choice is right, or the person's own.
+    A control group that has used up its time stands still until its next period, and a step that uses more threads than
+    the group has cores waits for the thread that stands still. None where the default fits or OMP_NUM_THREADS is set.
     """
     granted = allowance(root)
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

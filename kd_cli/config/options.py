@@ -32,6 +32,8 @@ SHARED_OPTIONS = {
 # What the help page says of the keys that kd-run adds to every option of a role.
 OWN_COMMENTS = {
     "teacher.checkpoint": "file of trained weights (.safetensors, .pt) for this architecture; null trains it",
+    "teacher.checkpoint_key": "which weights of the file, where it holds several: model_ema; null takes the usual ones",
+    "teacher.normalize": "what the teacher's inputs are normalised by: data, imagenet, none or [mean, std]",
     "teacher.members": "networks that answer together, trained alike but for their seeds",
     "teacher.combine": "how members' probabilities are averaged: geometric or arithmetic",
 }
@@ -84,8 +86,11 @@ def no_such_option(group: str, name: str, names: Iterable[str]) -> ConfigError:
     return ConfigError(f"there is no option {group}={name}", hint=hint)
 
 
-def data_node(value: Any, conf_dirs: Sequence[Path]) -> Any:
-    """Return the node of a data set that is named by its option, alone or with keys of its own."""
+def data_node(value: Any, conf_dirs: Sequence[Path], like: Mapping[str, Any] | None = None) -> Any:
+    """Return the node of a data set that is named by its option, alone or with keys of its own.
+
+    The size of its images is that of the run's data set, `like`, where both have such a key.
+    """
     own = {"name": value} if isinstance(value, str) else value
     if not isinstance(own, dict) or "_target_" in own:
         return own
@@ -98,7 +103,8 @@ def data_node(value: Any, conf_dirs: Sequence[Path]) -> Any:
         )
     node = yaml.safe_load(known[name].read_text(encoding="utf-8"))
     node.pop("val_fraction", None)
-    return node | {key: item for key, item in own.items() if key != "name"}
+    size = {key: item for key, item in (like or {}).items() if key in ("image_size", "channels") and key in node}
+    return node | size | {key: item for key, item in own.items() if key != "name"}
 
 
 # ---------------------------------------------------------------- what a command composes
@@ -185,7 +191,7 @@ def own_keys(group: str) -> list[Key]:
     """Return the keys that kd-run adds to every option of a group, as they would stand in its YAML file."""
     values = OWN_KEYS.get(group, {})
     return [
-        Key(name, "null" if value is None else str(value), OWN_COMMENTS[f"{group}.{name}"])
+        Key(name, "null" if value is None else str(value), OWN_COMMENTS.get(f"{group}.{name}", ""))
         for name, value in values.items()
     ]
 

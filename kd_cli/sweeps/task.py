@@ -235,7 +235,8 @@ def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
     data = OmegaConf.select(cfg, "transfer.data")
     if data is not None:
         cfg = copy.deepcopy(cfg)
-        cfg.transfer.data = data_node(OmegaConf.to_container(cfg, resolve=True)["transfer"]["data"], folders)  # type: ignore[index,call-overload]
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
+        cfg.transfer.data = data_node(values["transfer"]["data"], folders, values["dataset"])
     return dataclasses.replace(run_config(cfg, hydra.runtime.choices), record=record)
 
 
