@@ -85,6 +85,12 @@ def test_mistakes_are_explained_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_that_one_job_of_a_sweep_lacks_is_named_with_the_job(kd_run: Callable[..., Ran]) -> None:
+    ran = kd_run("-m", "method=soft_targets,hard", "method.square_T=false")
+    assert ran.code == 1
+    assert "there is no key 'method.square_T' (in the job method=hard method.square_T=False)" in ran.err
+
+
 # ---------------------------------------------------------------- directories
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.sweeps.hydra_internals.checks import usable
@@ -67,7 +68,11 @@ class KnownCompositions:
 
     def __call__(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Compose a job for a sweeper, which only checks it: the next call overwrites what this one returns."""
-        return self._composed(master_config, sweep_overrides, shared=True)
+        try:
+            return self._composed(master_config, sweep_overrides, shared=True)
+        except HydraException as error:
+            error.add_note(f"in the job {' '.join(map(str, sweep_overrides))}")
+            raise
 
     def independent(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Compose a job; the configuration is the caller's."""
