@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -273,15 +274,22 @@ def test_a_job_of_a_sweep_that_fails_fails_no_other(kd_run: Callable[..., Ran]) 
     assert sorted(found.values()) == ["completed", "diverged"]
 
 
+def rounded(value: Any) -> Any:
+    """The value with every number in it rounded to eight digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 8) if isinstance(value, float) else value
+
+
 def test_a_sweep_and_single_runs_have_the_same_results(kd_run: Callable[..., Ran], tiny: Callable[..., Ran]) -> None:
     sweep = kd_run(*TINY, "-m", "T=1,4", "seed=0,1", "precision=float64", "training.epochs=2")
     assert sweep.code == 0, sweep.err
     single = tiny("T=4", "seed=1", "precision=float64", "training.epochs=2").summary
     summaries = [json.loads((path / "summary.json").read_text()) for path in sweep.run_dirs]
     (same,) = [s for s in summaries if (s["T"], s["seed"]) == (4, 1)]
-    one, other = same["student"]["test"], single["student"]["test"]
-    assert one.pop("recall") == pytest.approx(other.pop("recall"), abs=1e-9)
-    assert one == pytest.approx(other, abs=1e-9)
+    assert rounded(same["student"]["test"]) == rounded(single["student"]["test"])
     assert same["student"]["fingerprint"] == single["student"]["fingerprint"]
 
 
