@@ -17,9 +17,10 @@ from process import Ran
 from torch import nn
 
 from kd_cli.config.build import build, locate
-from kd_cli.config.check import FORMER_LOSSES, check_config, check_fields, interval
+from kd_cli.config.check import FORMER_LOSSES, check_config, check_fields
 from kd_cli.config.fingerprint import code_version
 from kd_cli.config.moved import MOVED, current_name
+from kd_cli.config.ranges import interval
 from kd_cli.config.schema import Schema, Training, Transfer
 from kd_cli.errors import ConfigError
 from kd_cli.learn.methods import Hard
@@ -272,6 +273,12 @@ def test_a_record_that_lacks_later_keys_is_completed_with_their_defaults() -> No
     assert (values["training"]["epochs"], values["training"]["rotate"]) == (7, 0.0)
     assert values["teacher"] == {**node, "checkpoint": None, "members": 1, "combine": "geometric"}
     assert values["dataset"] == {**node, "val_fraction": 0.1}
+
+
+@pytest.mark.parametrize("loss", ["nope", {"a": 1}, [1], 3])
+def test_a_former_loss_that_never_was_is_refused(loss: object) -> None:
+    with pytest.raises(ConfigError, match="there is no option loss="):
+        check_config({"loss": loss})
 
 
 @pytest.mark.parametrize("value", [0, -1, "0", "nans", "infs", "-1s", True, None, "x", 1.5, "9" * 5000])

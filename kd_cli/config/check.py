@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kd_cli.config.ranges import check_number, interval, normalisation
 from kd_cli.config.schema import NODES, Allowed, DatasetKeys, OptimizerKeys, Schema, TeacherKeys
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
-from kd_cli.numeric import is_number, is_whole
+from kd_cli.numeric import is_whole
 
 # What the former group `loss` had, and the option of `preset` that it has become.
 FORMER_LOSSES = {
@@ -120,88 +121,6 @@ def check_value(name: str, value: Any, kind: Any, allowed: Allowed | None) -> An
     return check_number(name, value, allowed)
 
 
-def check_number(name: str, value: Any, allowed: Allowed) -> float | int:
-    """Return a number within its bounds. ConfigError names the key, its value, and the bounds."""
-    hint = f"for example {name}={allowed.example}" if allowed.example else None
-    if not (is_whole(value) if allowed.whole else is_number(value)):
-        raise ConfigError(f"{name} is {value!r}; it must be {allowed_numbers(allowed)}", hint=hint)
-    if allowed.above is not None and value <= allowed.above:
-        bound = f"above {shown(allowed.above)}" if allowed.least is not None else bounds(allowed)
-        raise ConfigError(f"{name} is {value}; it must be {bound}", hint=hint)
-    too_small = allowed.least is not None and value < allowed.least
-    too_large = (allowed.most is not None and value > allowed.most) or (
-        allowed.below is not None and value >= allowed.below
-    )
-    if too_small or too_large:
-        words = allowed_numbers(allowed) if allowed.what else bounds(allowed)
-        why = allowed.hint_least if too_small else allowed.hint_most
-        raise ConfigError(f"{name} is {value}; it must be {words}", hint=why or hint)
-    return value if allowed.whole else float(value)
-
-
-def allowed_numbers(allowed: Allowed) -> str:
-    """Return the allowed numbers in words: "a number above 0", "an angle in degrees, from 0 to 180"."""
-    kind = allowed.what or ("a whole number" if allowed.whole else "a number")
-    if allowed.above is not None and allowed.least is not None:
-        return f"{kind} above {shown(allowed.above)}"
-    joint = " " if allowed.above is not None else ", "
-    return kind + joint + bounds(allowed)
-
-
-def bounds(allowed: Allowed) -> str:
-    """Return the bounds of a number in words."""
-    if allowed.what:
-        return f"from {shown(allowed.least)} to {shown(allowed.most)}"
-    if allowed.least == 0 and allowed.most is allowed.below is None:
-        return "0 or more"
-    lower = f"at least {shown(allowed.least)}" if allowed.least is not None else f"above {shown(allowed.above)}"
-    if allowed.most is allowed.below is None:
-        return lower
-    upper = f"at most {shown(allowed.most)}" if allowed.most is not None else f"below {shown(allowed.below)}"
-    return f"{lower} and {upper}"
-
-
-def shown(bound: float | None) -> str:
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
-
-
-def interval(name: str, value: Any) -> tuple[int, float]:
-    """Return `checkpoint.every` as epochs and seconds, one of them 0: 5 is every 5 epochs, `30s` every 30 seconds."""
-    text = str(value)
-    try:
-        if text.endswith("s"):
-            seconds = float(text[:-1])
-            if 0 <= seconds < math.inf:
-                return 0, seconds
-        elif not isinstance(value, bool) and int(text) >= 1:
-            return int(text), 0.0
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"{name} is {value!r}; it must be a number of epochs or of seconds", hint=f"{name}=5 or {name}=30s"
-    )
-
-
-def normalisation(name: str, value: Any) -> Any:
-    """Return how a model wants its input: a word, or a mean and a standard deviation of values from 0 to 1."""
-    if value in ("data", "imagenet", "none"):
-        return value
-    if value is None:
-        return "none"
-    if not isinstance(value, dict) or set(value) != {"mean", "std"}:
-        raise ConfigError(
-            f"{name} is {value!r}; it must be data, imagenet, none, or a mean and a standard deviation",
-            hint=f"of values from 0 to 1; for example '{name}={{mean: 0.5, std: 0.5}}'",
-        )
-    for part, item in value.items():
-        for number in item if isinstance(item, list) else [item]:
-            if not is_number(number):
-                raise ConfigError(f"{name}.{part} is {number!r}; it must be a number, or a list with one per channel")
-            if part == "std" and number <= 0:
-                raise ConfigError(f"{name}.{part} is {number}; it must be above 0")
-    return value
-
-
 # ---------------------------------------------------------------- keys together
 
 
@@ -275,7 +194,7 @@ def refuse_former_loss(values: dict[str, Any]) -> None:
     name = values.get("loss")
     if name is None:
         return
-    if name in FORMER_LOSSES:
+    if isinstance(name, str) and name in FORMER_LOSSES:
         new = FORMER_LOSSES[name]
         raise ConfigError(f"loss={name} is now preset={new}", hint=f"write preset={new}")
     known = ", ".join(f"preset={new}" for new in FORMER_LOSSES.values())

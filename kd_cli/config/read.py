@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
-from kd_cli.config.check import check_config, interval
+from kd_cli.config.check import check_config
 from kd_cli.config.moved import with_current_names
+from kd_cli.config.ranges import interval
 from kd_cli.config.schema import OWN_KEYS, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 
