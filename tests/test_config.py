@@ -202,7 +202,7 @@ def test_what_users_code_imports_by_a_former_name_is_found() -> None:
     from kd_cli.zoo.vision import import_torchvision
 
     assert Source is data.source.Source
-    assert prepare is data.source.prepare
+    assert prepare is data.prepare.prepare
     assert digits is data.digits.digits
     assert imagefolder is data.folders.imagefolder
     assert normalise is data.normalisation.normalise
