@@ -127,7 +127,7 @@ def test_the_bound_on_the_norm_holds_in_each_model_of_a_stack() -> None:
         assert 0.59 < norms.max() <= 0.6 + 1e-12
 
 
-def test_company_and_place_in_the_stack_change_nothing() -> None:
+def test_neighbours_and_place_in_the_stack_change_nothing() -> None:
     hyper, plan = [{"lr": 0.02}] * 4, made.a_plan(augment=JITTER)
 
     def train(seeds: Sequence[int]) -> list[Outcome]:
@@ -221,9 +221,9 @@ def test_a_stack_without_the_one_that_diverges_gives_its_neighbours_bit_identica
             plan=made.a_plan(epochs=3, augment=JITTER),
         )
 
-    company, without = train([0, 1, 2, 3]), train([0, 2, 3])
-    assert company[1].diverged == 1
-    for one, other in zip([company[s] for s in (0, 2, 3)], without, strict=True):
+    beside, without = train([0, 1, 2, 3]), train([0, 2, 3])
+    assert beside[1].diverged == 1
+    for one, other in zip([beside[s] for s in (0, 2, 3)], without, strict=True):
         assert one.diverged is other.diverged is None
         assert made.difference(one.state, other.state) == 0
         assert made.metrics(one) == made.metrics(other)
