@@ -5,8 +5,6 @@ teacher of many students) broadcasts. The temperature `T` is a number or a tenso
 sums over classes, takes the mean over examples and returns the leading shape: a scalar for `[B, C]`, `[S]` for
 `[S, B, C]`; half-precision logits are computed with in float32. None contains the factor T^2; whoever adds the terms up
 writes `alpha * T**2 * soft + beta * hard`.
-
-`..._gradient` is a loss's gradient on the student's logits, `[..., B, C]`, in closed form instead of by autograd.
 """
 
 from __future__ import annotations
@@ -19,15 +17,11 @@ from torch import Tensor
 __all__ = [
     "cross_entropy",
     "hard_cross_entropy",
-    "hard_cross_entropy_gradient",
     "kl_divergence",
     "logit_matching",
-    "logit_matching_gradient",
     "soft_cross_entropy",
-    "soft_cross_entropy_gradient",
     "soften",
     "uniform_cross_entropy",
-    "uniform_cross_entropy_gradient",
 ]
 
 
@@ -92,37 +86,6 @@ def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> 
 def uniform_cross_entropy(student: Tensor) -> Tensor:
     """Cross entropy with the uniform distribution, `-(1/C) sum_i log p_i`, at T = 1: label smoothing's soft part."""
     return -_log_softened(student, T=1.0).mean((-2, -1))
-
-
-# ---------------------------------------------------------------- gradients
-
-
-def soft_cross_entropy_gradient(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
-    """The gradient of `soft_cross_entropy` on the student's logits, `(p - q) / (T B)`."""
-    slope = soften(student, T=T) - soften(teacher, T=T)
-    scale = T.to(slope.dtype)[..., None, None] if isinstance(T, Tensor) else T
-    return slope.div_(scale * slope.shape[-2])
-
-
-def hard_cross_entropy_gradient(student: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of `hard_cross_entropy` on the student's logits, `(p - 1[label]) / B`."""
-    p = soften(student, T=1.0)
-    if labels.shape != p.shape[:-1]:
-        labels, _ = torch.broadcast_tensors(labels, p[..., 0])
-        p = p.expand(*labels.shape, -1).contiguous()
-    return p.scatter_(-1, labels.unsqueeze(-1), -1.0, reduce="add").div_(p.shape[-2])
-
-
-def logit_matching_gradient(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:
-    """The gradient of `logit_matching` on the student's logits, `(z - v) / B`, centred or not."""
-    slope = _difference(student, teacher, center)
-    return slope.div_(slope.shape[-2])
-
-
-def uniform_cross_entropy_gradient(student: Tensor) -> Tensor:
-    """The gradient of `uniform_cross_entropy` on the student's logits, `(p - 1/C) / B`."""
-    p = soften(student, T=1.0)
-    return p.sub_(1 / p.shape[-1]).div_(p.shape[-2])
 
 
 # ---------------------------------------------------------------- how logits lie in memory
