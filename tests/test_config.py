@@ -21,7 +21,7 @@ from kd_cli.config.check import FORMER_LOSSES, check_config, check_fields
 from kd_cli.config.fingerprint import code_version
 from kd_cli.config.moved import MOVED, current_name
 from kd_cli.config.ranges import interval
-from kd_cli.config.schema import Schema, Training, Transfer
+from kd_cli.config.schema import OWN_KEYS, Schema, Training, Transfer
 from kd_cli.errors import ConfigError
 from kd_cli.learn.methods import Hard
 from kd_cli.nearest import did_you_mean
@@ -271,7 +271,7 @@ def test_a_record_that_lacks_later_keys_is_completed_with_their_defaults() -> No
     values = check_config({**dict.fromkeys(nodes, node), "training": {"epochs": 7}, "T": 3, "loss": None})
     assert (values["T"], values["alpha"], values["diagnostics"]) == (3.0, 1.0, False)
     assert (values["training"]["epochs"], values["training"]["rotate"]) == (7, 0.0)
-    assert values["teacher"] == {**node, "checkpoint": None, "members": 1, "combine": "geometric"}
+    assert values["teacher"] == {**node, **OWN_KEYS["teacher"]}
     assert values["dataset"] == {**node, "val_fraction": 0.1}
 
 

@@ -26,8 +26,11 @@ from kd_cli.export.load import load_student
 PACKAGE = Path(kd_cli.__file__).parent
 # What may unpickle, and why it is safe.
 ALLOWED = {
-    ("sweeps/launcher.py", "pickle.dumps"),  # configurations, packed and
-    ("sweeps/launcher.py", "pickle.loads"),  # unpacked in the memory of one process
+    *(
+        (f"sweeps/hydra_internals/{file}.py", f"pickle.{function}")  # configurations copied within one process
+        for file in ("compositions", "records")
+        for function in ("dumps", "loads")
+    ),
     ("models/torchvision.py", "pickle.UnpicklingError"),
 }
 UNPICKLES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
