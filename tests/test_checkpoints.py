@@ -415,6 +415,7 @@ models.read_weight_file = swapped
     ("content", "said"),
     [
         (lambda w: {"a": {"conv.weight": torch.ones(2)}, "epoch": 1}, "its keys are a, epoch; its tensors are a.conv"),
+        (lambda w: {"layer.0.1.weight": torch.ones(12), "layer.0.1.bias": torch.ones(12)}, "2 of the model's 4 names"),
         (lambda w: {"epoch": 1, "lr": 0.1}, "holds no tensors; its keys are epoch, lr"),
         (
             lambda w: w | {"3.weight": torch.ones(7, 12), "3.bias": torch.ones(7)},

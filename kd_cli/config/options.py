@@ -31,9 +31,9 @@ SHARED_OPTIONS = {
 
 # What the help page says of the keys that kd-run adds to every option of a role.
 OWN_COMMENTS = {
-    "teacher.checkpoint": "file of trained weights (.safetensors, .pt) for this architecture; null trains it",
-    "teacher.checkpoint_key": "which weights of the file, where it holds several: model_ema; null takes the usual ones",
-    "teacher.normalize": "what the teacher's inputs are normalised by: data, imagenet, none or [mean, std]",
+    "teacher.checkpoint": "file of trained weights for this architecture, of torch or safetensors; null trains it",
+    "teacher.checkpoint_key": "which of several weights in that file, by a part of their names: model, ema",
+    "teacher.normalize": "how its input was normalised: data (as the student's), imagenet, none, {mean: 0.5, std: 0.5}",
     "teacher.members": "networks that answer together, trained alike but for their seeds",
     "teacher.combine": "how members' probabilities are averaged: geometric or arithmetic",
 }

@@ -165,8 +165,11 @@ def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset, *, key: str |
 
     CheckpointError when they are unreadable, damaged, or those of another architecture.
     """
-    file = read_weight_file(path)
     named = f"teacher.checkpoint={path}"
+    try:
+        file = read_weight_file(path)
+    except CheckpointError as error:  # whose message begins with the path
+        raise CheckpointError(f"teacher.checkpoint={error.message}", hint=error.hint) from error
     if not file.tensors:
         raise CheckpointError(
             f"{named} holds no tensors{_keys(file)}", hint=SAVE if file.keys else "it may be an optimiser's or a log"
@@ -184,7 +187,8 @@ def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset, *, key: str |
     if file.not_read:
         classes = ", ".join(file.not_read[:3]) + (" and others" if len(file.not_read) > 3 else "")
         notes.append(f"objects of {classes} in it are not created; only tensors are read")
-    return Checkpoint(fit.state, file.checksum, tuple(f"{named}: {note}" for note in notes))
+    # The store keeps them with the model, which the same bytes under another name find again: no file is named.
+    return Checkpoint(fit.state, file.checksum, tuple(f"teacher.checkpoint: {note}" for note in notes))
 
 
 def _misfit(
@@ -194,11 +198,12 @@ def _misfit(
     where = f" (under '{fit.place}.')" if fit.place else ""
     data = f"teacher={spec.name} on {dataset.name} ({dataset.classes} classes)"
     architecture = "give the architecture that these weights come from, e.g. teacher=smallmlp teacher.hidden=[300,300]"
-    if not fit.matched:
-        some = ", ".join(list(file.tensors)[:3])
+    own = list(module.state_dict())
+    if 2 * fit.matched <= len(own):
+        reason = f"{fit.matched} of the model's {len(own)} names are in it" if fit.matched else fit.problems[0]
         return (
-            f"{named} does not fit {data}: {'; '.join(fit.problems[:3])}{_keys(file)}; its tensors are {some}, ..., "
-            f"the model's {', '.join(list(module.state_dict())[:3])}, ...",
+            f"{named} does not fit {data}: {reason}{_keys(file)}; its tensors are {', '.join(list(file.tensors)[:3])}, "
+            f"..., the model's {', '.join(own[:3])}, ...",
             architecture,
         )
     if (head := wrong_head(module, fit.state, dataset.classes)) is not None:
