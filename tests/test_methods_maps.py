@@ -16,7 +16,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.learn.methods.attention import Attention, attention_map, mean_of_lengths, mean_of_squares
 from kd_cli.learn.methods.feature import Feature, cosine_distance, squared_error, srd_distance
 from kd_cli.learn.methods.hints import Hints
-from kd_cli.learn.outputs import Outputs
+from kd_cli.learn.outputs import FeatureHooks, Outputs
 
 # ---------------------------------------------------------------- projected features
 
@@ -146,3 +146,18 @@ def test_the_first_stage_trains_the_layers_up_to_the_hint_and_no_others() -> Non
     trained = {name for name, p in student.named_parameters() if p.grad is not None}
     assert trained == {"0.weight", "0.bias", "3.weight", "3.bias"}
     assert all(p.grad is not None for p in method.parameters())
+
+
+def test_an_output_that_is_overwritten_in_place_is_read_as_what_it_became() -> None:
+    found = [ready(Feature([layer], ["4"], form="map"), model(conv), model(big)) for layer in ("3", "4")]
+    found[1].load_state_dict(found[0].state_dict())  # "3" is the convolution, "4" the ReLU that overwrites its output
+    slopes = []
+    for method in found:
+        student, teacher = model(conv), model(big)
+        ours = FeatureHooks(student, method.student_features, role="student")
+        logits = student.eval()(images(8))
+        pair = Outputs(logits[None], {path: x[None] for path, x in ours.take().items()})
+        loss = called(method, pair, outputs(method, student, teacher)[1])["loss"].sum()
+        slopes.append(torch.autograd.grad(loss, student.get_submodule("0").weight)[0])
+    assert torch.equal(*slopes)
+    assert slopes[0].abs().max() > 0

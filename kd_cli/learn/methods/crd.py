@@ -58,6 +58,7 @@ class Crd(FeatureMethod):
         self.negatives = one_of("negatives", negatives, ("other_classes", "other_examples"))
         self.needs_labels = negatives == "other_classes"
         self.weight = positive("weight", weight)
+        self.known = False  # whether Z is set
 
     def setup(self, setting: Setting) -> None:
         super().setup(setting)
@@ -94,17 +95,21 @@ class Crd(FeatureMethod):
     @torch.no_grad()
     def draw(self, batch: Batch) -> Tensor:
         """K examples `[B,K]` for each of the batch, drawn with replacement from those it is contrasted with."""
-        n = len(self.labels)
-        allowed = torch.ones(len(batch.index), n, device=batch.index.device)
+        n, order = len(self.labels), torch.arange(len(self.labels), device=self.labels.device)
+        # in `order`, the examples that are no choice lie side by side, from start to stop
+        start, stop = batch.index, batch.index + 1
         if self.negatives == "other_classes":
-            allowed = (self.labels != batch.labels[:, None]).float()
-        allowed.scatter_(1, batch.index[:, None], 0)
-        alone = allowed.sum(1) == 0  # of its class are all that have been seen: contrast it with any other
-        allowed[alone] = 1
-        allowed[alone] = allowed[alone].scatter(1, batch.index[alone][:, None], 0)
+            ranked, order = self.labels.sort(stable=True)
+            itself = torch.empty_like(order).scatter_(0, order, torch.arange(n, device=order.device))[batch.index]
+            start, stop = (torch.searchsorted(ranked, batch.labels, right=right) for right in (False, True))
+            alone = stop - start == n  # all examples that were seen are of its class: any other will do
+            start, stop = torch.where(alone, itself, start), torch.where(alone, itself + 1, stop)
+        left_out = (stop - start)[:, None]
         # what is measured between two epochs must not depend on how the process came there
-        generator = None if self.training else torch.Generator(allowed.device).manual_seed(0)
-        return torch.multinomial(allowed, self.K, replacement=True, generator=generator)
+        generator = None if self.training else torch.Generator(order.device).manual_seed(0)
+        share = torch.rand(len(start), self.K, device=order.device, generator=generator)
+        place = (share * (n - left_out)).long().minimum(n - left_out - 1)  # where the product was rounded up
+        return order[place + left_out * (place >= start[:, None])]
 
     def scores(self, vectors: Tensor, memory: Tensor, index: Tensor, others: Tensor) -> Tensor:
         """`<x, m> / temperature` of the vectors with their own entry and K others, `[B,1+K]`."""
@@ -113,7 +118,8 @@ class Crd(FeatureMethod):
     @torch.no_grad()
     def set_constants(self, scores: list[Tensor]) -> None:
         """Set Z from the first batch of the training; it stays as it is from then on."""
-        if self.started:
+        self.known = self.known or bool(self.started)  # which waits for the device, once
+        if self.known:
             return
         for i, score in enumerate(scores):
             mean = score.logsumexp((0, 1)) - math.log(score.numel())

@@ -56,5 +56,5 @@ def neighbours(x: Tensor, *, diagonal: bool = True) -> Tensor:
     unit = unit_rows(x)
     nearness = ((1 + unit @ unit.mT) / 2).clamp(min=0)  # rounding makes a cosine of -1 less than that
     if not diagonal:
-        nearness = nearness * (1 - torch.eye(len(x)).to(nearness))
+        nearness = nearness * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
     return nearness / nearness.sum(1, keepdim=True).clamp(min=SMALLEST)

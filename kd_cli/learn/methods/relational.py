@@ -86,7 +86,7 @@ def cosines(x: Tensor) -> Tensor:
     towards = x[None] - x[:, None]
     distances = torch.linalg.vector_norm(towards, dim=-1, keepdim=True)
     unit = towards / torch.maximum(distances, NEAR * mean_distance(distances[..., 0].detach()))
-    return (unit @ unit.mT) * (1 - torch.eye(len(x)).to(x))
+    return (unit @ unit.mT) * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
 
 
 def mean_distance(distances: Tensor) -> Tensor:
