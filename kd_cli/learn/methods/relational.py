@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kd_cli import losses
 from kd_cli.errors import ConfigError
@@ -13,6 +14,7 @@ from kd_cli.learn.methods.base import Terms, Weights
 from kd_cli.learn.methods.features import AUTO, FeatureMethod, Layers, embed, positive
 from kd_cli.learn.outputs import Outputs
 
+AT_ONCE = 2**22  # cosines: all of a batch of 161 examples
 NEAR = 1e-3  # of the mean distance: two examples nearer than this have no direction from one to the other
 
 
@@ -62,34 +64,49 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return found / max(1, n * (n - 1))
 
 
-def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def angle_loss(student: Tensor, teacher: Tensor, *, at_once: int = AT_ONCE) -> Tensor:
     """Huber loss of the cosines of the angles i-j-k among the rows of `[B,D]`, over triplets of different rows.
 
-    It is 0 where there are fewer than three rows. Memory grows as `B^3 + B^2 D`.
+    It is 0 where there are fewer than three rows. About `at_once` of the B^3 cosines are in memory at a time: of larger
+    batches they are computed in parts, and again for the gradient.
     """
-    found = F.smooth_l1_loss(cosines(student), cosines(teacher), reduction="sum")
     n = len(student)
-    return found / max(1, n * (n - 1) * (n - 2))
+    bounds = [NEAR * mean_distance(distances(x.detach())) for x in (student, teacher)]
+
+    def part(ours: Tensor, theirs: Tensor, middle: Tensor) -> Tensor:
+        found = cosines(ours, middle, bounds[0])
+        return F.smooth_l1_loss(found, cosines(theirs, middle, bounds[1]), reduction="sum")
+
+    parts = torch.arange(n, device=student.device).split(max(1, at_once // n**2))
+    if len(parts) == 1:
+        total = part(student, teacher, parts[0])
+    else:
+        total = torch.stack([checkpoint(part, student, teacher, middle, use_reentrant=False) for middle in parts]).sum()
+    return total / max(1, n * (n - 1) * (n - 2))
+
+
+def distances(x: Tensor) -> Tensor:
+    """The distances of all pairs of rows of `[B,D]`; the gradient of a distance of 0 is 0."""
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # whose products lose digits of near rows
 
 
 def relative_distances(x: Tensor) -> Tensor:
     """The distances of all pairs of rows, over the mean distance of different rows: `[B,D]` to `[B,B]`."""
-    distances = torch.linalg.vector_norm(x[:, None] - x[None], dim=-1)  # whose gradient at 0 is 0
-    return distances / mean_distance(distances)
+    found = distances(x)
+    return found / mean_distance(found)
 
 
-def cosines(x: Tensor) -> Tensor:
-    """The cosine of the angle at row j between the rows i and k, `[j,i,k]`: `[B,D]` to `[B,B,B]`.
+def cosines(x: Tensor, middle: Tensor, least: Tensor) -> Tensor:
+    """The cosines of the angles at the rows `middle` [M] of `[B,D]` between all pairs of rows: `[M,B,B]`.
 
-    It is 0 where two of the three are the same row.
+    It is 0 where two of the three are the same row. A distance below `least` counts as `least`.
     """
-    towards = x[None] - x[:, None]
-    distances = torch.linalg.vector_norm(towards, dim=-1, keepdim=True)
-    unit = towards / torch.maximum(distances, NEAR * mean_distance(distances[..., 0].detach()))
+    towards = x[None] - x[middle][:, None]
+    unit = towards / torch.maximum(torch.linalg.vector_norm(towards, dim=-1, keepdim=True), least)
     return (unit @ unit.mT) * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
 
 
-def mean_distance(distances: Tensor) -> Tensor:
-    """The mean of `[B,B]` over pairs of different rows, above 0."""
-    n = len(distances)
-    return (distances.sum() / max(1, n * (n - 1))).clamp(min=torch.finfo(distances.dtype).tiny ** 0.5)
+def mean_distance(found: Tensor) -> Tensor:
+    """The mean of the distances `[B,B]` over pairs of different rows, above 0."""
+    n = len(found)
+    return (found.sum() / max(1, n * (n - 1))).clamp(min=torch.finfo(found.dtype).tiny ** 0.5)
