@@ -17,6 +17,7 @@ from kd_cli.learn.methods.feature import Feature
 from kd_cli.learn.methods.hints import Hints
 from kd_cli.learn.methods.pkt import Pkt
 from kd_cli.learn.methods.relational import Relational
+from kd_cli.learn.methods.review import Review
 from kd_cli.learn.methods.similarity import Similarity
 from kd_cli.learn.outputs import Outputs, sample_outputs
 from kd_cli.models.cnn import cnn
@@ -35,6 +36,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "relational": Relational,
     "pkt": Pkt,
     "pkt without diagonal": lambda: Pkt(diagonal=False),
+    "review": lambda: Review(warmup=0),
     "crd": lambda: Crd(dim=5, K=20),
 }
 

@@ -20,6 +20,7 @@ from kd_cli.learn.methods.hints import Hints, hint_loss
 from kd_cli.learn.methods.pkt import pkt_loss
 from kd_cli.learn.methods.probe import try_method
 from kd_cli.learn.methods.relational import Relational, angle_loss, distance_loss
+from kd_cli.learn.methods.review import Review, hierarchical_loss
 from kd_cli.learn.methods.similarity import Similarity, similarity_loss
 from kd_cli.learn.outputs import Outputs
 
@@ -122,13 +123,14 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "attention, code": lambda s, t: mean_of_squares(attention_map(s), attention_map(t)),
     "attention, paper": lambda s, t: mean_of_lengths(attention_map(s), attention_map(t)),
     "hint": hint_loss,
+    "review": hierarchical_loss,
     "similarity": similarity_loss,
     "distance": distance_loss,
     "angle": angle_loss,
     "pkt": pkt_loss,
     "pkt without diagonal": lambda s, t: pkt_loss(s, t, diagonal=False),
 }
-OF_MAPS = ("attention, code", "attention, paper")
+OF_MAPS = ("attention, code", "attention, paper", "review")
 OF_POSITIONS = ("mse", "cosine", "srd")
 
 
@@ -158,6 +160,7 @@ REFUSED: dict[str, tuple[Callable[[], Method], str]] = {
     "three stages": (lambda: Hints(stages=3), "method.stages is 3; it must be 1 or 2"),
     "a share": (lambda: Hints(first_stage=1), "method.first_stage is 1"),
     "layers": (lambda: Feature(student_layers=[]), "layers are \\[\\]; they must be auto, a module path or a list"),
+    "a warm-up": (lambda: Review(warmup=2), "method.warmup is 2"),
     "others": (lambda: Crd(K=0), "method.K is 0; it must be a whole number of at least 1"),
 }
 

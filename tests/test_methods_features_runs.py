@@ -24,6 +24,7 @@ def dots(data_dir):
     images[torch.arange(72), labels] += 1
     return Source("dots", images[:48], labels[:48], images[48:], labels[48:], ("red", "green", "blue"))
 """
+METHODS = ["feature", "attention", "hints", "similarity", "relational", "pkt", "crd", "review"]
 CNNS = [
     *("student=cnn", "student.channels=[4,6]", "student.hidden=8", "teacher=cnn", "teacher.channels=[6,8]"),
     *("teacher.hidden=12", "teacher_training.epochs=1", "training.batch_size=250", "device=cpu"),
@@ -54,7 +55,9 @@ def history(ran: Ran, role: str = "student") -> list[dict[str, Any]]:
     return [row for row in ran.metrics if row["role"] == role]
 
 
-@pytest.mark.parametrize("method", ["feature", "attention", "hints", "similarity", "relational", "pkt", "crd"])
+@pytest.mark.parametrize(
+    "method", ["feature", "attention", "hints", "similarity", "relational", "pkt", "crd", "review"]
+)
 def test_a_method_finds_its_layers_says_so_and_ships_the_student_alone(kd_run: Callable[..., Ran], method: str) -> None:
     ran = kd_run(*CNNS, f"method={method}", "training.epochs=2", *(["method.K=64"] if method == "crd" else []))
     assert ran.code == 0, ran.err
@@ -96,13 +99,14 @@ def test_a_resnet_teaches_a_shufflenet(
         "student.name=shufflenet_v2_x0_5",
     ]
     short = ["training.epochs=1", "teacher_training.epochs=1", "training.batch_size=22", "device=cpu"]
-    ran = kd_run(*flags, "-m", "method=attention,relational", "dataset=dots", *networks, *short)
+    ran = kd_run(*flags, "-m", "method=attention,relational,review", "dataset=dots", *networks, *short)
     assert ran.code == 0, ran.err
     sizes = ["16x16", "8x8", "4x4", "2x2"]
     said = [line for line in ran.err.splitlines() if "Attention: the student's" in line]
     assert [line.partition("; at ")[2].split()[0] for line in said] == sizes
     assert [line.partition("student's ")[2].split()[0] for line in said] == ["conv1", "maxpool", "stage2", "stage3"]
     assert [line.partition("teacher's ")[2].split()[0] for line in said] == ["relu", "layer1", "layer2", "layer3"]
+    assert len([line for line in ran.err.splitlines() if "Review: the student's" in line]) == 5
     assert "Relational: the student's conv5 (1024x1x1) learns from the teacher's layer4 (512x1x1)" in ran.err
     for folder in ran.run_dirs[1:] if len(ran.run_dirs) > 2 else ran.run_dirs:
         summary = json.loads((folder / "summary.json").read_text())

@@ -16,6 +16,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.learn.methods.attention import Attention, attention_map, mean_of_lengths, mean_of_squares
 from kd_cli.learn.methods.feature import Feature, cosine_distance, squared_error, srd_distance
 from kd_cli.learn.methods.hints import Hints
+from kd_cli.learn.methods.review import Review, hierarchical_loss
 from kd_cli.learn.outputs import FeatureHooks, Outputs
 
 # ---------------------------------------------------------------- projected features
@@ -161,3 +162,40 @@ def test_an_output_that_is_overwritten_in_place_is_read_as_what_it_became() -> N
         slopes.append(torch.autograd.grad(loss, student.get_submodule("0").weight)[0])
     assert torch.equal(*slopes)
     assert slopes[0].abs().max() > 0
+
+
+# ---------------------------------------------------------------- review
+
+
+def test_maps_are_compared_at_their_size_and_pooled_to_smaller_ones() -> None:
+    student, teacher = random(2, 3, 4, 4), random(2, 3, 4, 4, seed=1)
+    at = {n: F.mse_loss(*(F.adaptive_avg_pool2d(x, n) for x in (student, teacher))) for n in (4, 2, 1)}
+    expected = (at[4] + at[2] / 2 + at[1] / 4) / 1.75  # 4 is the map's own size
+    assert hierarchical_loss(student, teacher).item() == pytest.approx(expected.item())
+    points = random(2, 3, 1, 1), random(2, 3, 1, 1, seed=1)
+    assert hierarchical_loss(*points).item() == pytest.approx(F.mse_loss(*points).item())
+
+
+def test_review_fuses_each_size_with_the_smaller_ones_and_grows_in_its_warm_up() -> None:
+    student, teacher = model(conv), model(big)
+    method = ready(Review(warmup=0.5), student, teacher)
+    assert isinstance(method, Review)
+    ours, theirs = outputs(method, student, teacher)
+    read = [x.requires_grad_() for x in ours.features.values()]
+    for progress, ramp in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
+        found = called(method, ours, theirs, progress=progress)
+        expected = 5 * ramp * found["review"].item() + 0.5 * found["hard"].item()
+        assert found["loss"].item() == pytest.approx(expected)
+    largest = next(iter(theirs.features))
+    other = Outputs(theirs.logits, {**theirs.features, largest: theirs.features[largest] + 1})
+    slopes = [torch.autograd.grad(called(method, ours, t)["review"].sum(), read) for t in (theirs, other)]
+    assert all(not torch.allclose(a, b) for a, b in zip(*slopes, strict=True))  # the largest map teaches all sizes
+
+
+def test_review_takes_maps_from_the_largest_to_the_smallest() -> None:
+    with pytest.raises(ConfigError, match="from the largest map to the smallest, and they are 4x3x3, 3x6x6"):
+        ready(Review(["4", "1"], ["4", "1"]), model(conv), model(big))
+    with pytest.raises(ConfigError, match="compares maps"):
+        ready(Review("8", "8"), model(conv), model(big))
+    with pytest.raises(ConfigError, match="a batch of one example at a map of one position"):
+        ready(Review(), model(conv), model(big), batch=1)

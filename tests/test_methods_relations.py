@@ -40,6 +40,14 @@ def test_angles_are_those_by_hand() -> None:
     assert angle_loss(right, even).item() == pytest.approx(expected)
 
 
+def test_angles_in_parts_are_those_at_once() -> None:
+    student, teacher = random(7, 3).requires_grad_(), random(7, 2, seed=1)
+    found = [angle_loss(student, teacher, at_once=size) for size in (10**6, 100, 1)]
+    slopes = [torch.autograd.grad(loss, student, retain_graph=True)[0] for loss in (*found, found[1])]
+    assert all(torch.allclose(loss, found[0], rtol=1e-12) for loss in found)
+    assert all(torch.allclose(slope, slopes[0], rtol=1e-12) for slope in slopes)
+
+
 def test_relations_do_not_depend_on_place_scale_or_rotation() -> None:
     x = random(6, 3)
     rotation = torch.linalg.qr(random(3, 3, seed=2))[0]
