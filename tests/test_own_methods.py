@@ -81,14 +81,14 @@ FILES = {
     "hints.py": HINTS,
     "plain.py": FUNCTION,
     "method/dkd": "# decoupled\n_target_: dkd.DKD\nbeta_nckd: 8.0 # weight\nwarmup: 0.2 # share of steps\n",
-    "method/hints": "# hints\n_target_: hints.Hints\nstudent_layer: ??? # path\nteacher_layer: ??? # path\n",
+    "method/my_hints": "# one\n_target_: hints.Hints\nstudent_layer: ??? # path\nteacher_layer: ??? # path\n",
     "method/plain": "# a function\n_target_: plain.distil\nscale: 1.0 # of the soft term\n",
 }
 CNNS = [
     *("student=cnn", "student.channels=[4,6]", "student.hidden=8", "teacher=cnn", "teacher.channels=[6,8]"),
     *("teacher.hidden=12", "training.epochs=3", "teacher_training.epochs=2", "training.batch_size=250", "device=cpu"),
 ]
-HINTED = ["method=hints", "method.student_layer=1", "method.teacher_layer=1"]
+HINTED = ["method=my_hints", "method.student_layer=1", "method.teacher_layer=1"]
 # Kills the process when it has opened metrics.jsonl so many times to append a row.
 KILLED = """
 import os, signal, sys
@@ -199,7 +199,7 @@ def test_a_feature_method_resumes_after_a_kill_to_the_same_bytes_and_ships_no_pr
         ([*CNNS, *HINTED, "method.student_layer=9.x"], "the student has no module '9.x'"),
         ([*CNNS, *HINTED, "method.teacher_layer=conv"], "the teacher has no module 'conv'"),
         ([*CNNS, *HINTED, "teacher.members=2"], "teacher.members is 2"),
-        (["method=hints", "method.student_layer=1", "T=auto"], "method.teacher_layer"),
+        (["method=my_hints", "method.student_layer=1", "T=auto"], "method.teacher_layer"),
     ],
 )
 def test_what_a_feature_method_cannot_do_is_said_before_anything_is_trained(

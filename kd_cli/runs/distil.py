@@ -19,7 +19,7 @@ from kd_cli.metrics import matching_shift, oracle_shift
 from kd_cli.runs.auto import choice_report, choose
 from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.jobs import Job, alive, failing
-from kd_cli.runs.models import load_module, predict_module
+from kd_cli.runs.models import build_module, load_module, predict_module
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.stacks import Member, Stage, report_line
 from kd_cli.runs.summary import diverged_error, missed_classes, with_agreement
@@ -89,15 +89,18 @@ class Distillation:
             return None
         ensemble, data, index = job.teacher, self.session.data, self.transfer.index
         assert job.method is not None
-        features = job.method.teacher_features
-        live = Augment(**job.config.student.augment).enabled or bool(features)
+        reads_features = job.method.chooses_layers or bool(job.method.teacher_features)
+        live = Augment(**job.config.student.augment).enabled or reads_features
         if not live and index is not None:
             logits = torch.stack([entry.outputs()["train"][index] for entry in ensemble.members])
         else:
             spec = job.config.teacher
             modules = [load_module(spec, entry.weights(), data, role="teacher") for entry in ensemble.members]
+            if job.method.chooses_layers:
+                student = build_module(job.config.student, data.dataset, role="student", device=data.device)
+                job.method.choose_layers(student, modules[0], data.train.first(2))
             if live:
-                return LiveTeacher(modules, combine=ensemble.combine, features=features)
+                return LiveTeacher(modules, combine=ensemble.combine, features=job.method.teacher_features)
             logits = torch.stack([predict_module(module, self.transfer.examples) for module in modules])
         return CachedTeacher(logits.to(data.device), combine=ensemble.combine)
 

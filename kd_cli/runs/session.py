@@ -37,6 +37,7 @@ class Session:
         self.transfers: dict[str, TransferSet] = {}
         self.user_weights: dict[str, Wanted] = {}
         self.checked: set[tuple[str, str]] = set()  # fingerprints of models that take the data, and of sound recipes
+        self.method_notes: dict[str, Sequence[str]] = {}  # of methods that were tried, by their fingerprint
         self.ensembles: dict[str, tuple[Ensemble, Report]] = {}
         self.flops: dict[str, int] = {}
         self.shape_notes: dict[tuple[str, str], list[str]] = {}  # of models that take the data
@@ -102,13 +103,11 @@ class Session:
                 check_recipe(spec, role)
             self.checked |= {model, recipe}
         config, examples = job.config, len(self.transfer(job.config).examples)
-        pair = (
-            "method",
-            fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples]),
-        )
-        if pair not in self.checked:
-            check_method(config, self.data, examples=examples)
-            self.checked.add(pair)
+        pair = fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples])
+        if pair not in self.method_notes:
+            self.method_notes[pair] = check_method(config, self.data, examples=examples)
+        for sentence in self.method_notes[pair]:
+            self.note(job, sentence)
 
     def check_unlabelled(self, job: Job) -> None:
         """Note what missing labels mean; ConfigError for a method that has then nothing to learn from."""

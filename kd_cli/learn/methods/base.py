@@ -62,10 +62,19 @@ class Method(nn.Module, ABC):
     min_batch: int = 1  # examples
     student_features: Sequence[str] = ()  # module paths whose outputs the loss reads
     teacher_features: Sequence[str] = ()
+    chooses_layers: bool = False  # whether `choose_layers` sets these paths, from the networks
+    notes: Sequence[str] = ()  # what the method chose by itself: sentences for the run's log and summary
     stackable: Sequence[str] = ()  # constructor's keys that may differ between the students of a stack
     couples_models: bool = False  # whether a student's loss depends on the other students
     couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
     recordable: bool = False  # whether a step can be replayed without Python: nothing in forward changes but tensors
+
+    def choose_layers(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
+        """Set `student_features` and `teacher_features` from the networks, in a method that `chooses_layers`.
+
+        It is called before `setup` with a few images `[B,...]` on the networks' device, several times in a run: the
+        choice must depend on the architectures alone, not on weights or random numbers.
+        """
 
     def setup(self, setting: Setting) -> None:
         """Create the parameters that the outputs' shapes ask for, and raise ConfigError for what cannot be trained.

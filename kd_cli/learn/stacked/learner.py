@@ -81,7 +81,7 @@ def why_method_not(method: Method) -> str | None:
     name = type(method).__name__
     if any(True for _ in method.parameters()):
         return f"{name} has parameters of its own"
-    if method.student_features or method.teacher_features:
+    if method.student_features or method.teacher_features or method.chooses_layers:
         return f"{name} reads features"
     return None
 
