@@ -104,14 +104,14 @@ class Sum(Composite):
 class Scheduled(Composite):
     """A method whose weights and temperature are multiplied by factors that may change during training.
 
-    `alpha`, `beta` and `T` are factors on the run's alpha, beta and T: numbers, or a `Ramp` over the training.
+    `of` is the method; `alpha`, `beta` and `T` are factors on the run's alpha, beta and T: numbers, or a `Ramp`.
     """
 
     stackable = ("alpha", "beta", "T")
 
-    def __init__(self, method: Any, alpha: float | Ramp = 1.0, beta: float | Ramp = 1.0, T: float | Ramp = 1.0) -> None:
+    def __init__(self, of: Any, alpha: float | Ramp = 1.0, beta: float | Ramp = 1.0, T: float | Ramp = 1.0) -> None:
         factors = [Factors.of(T, "T", above_zero=True), Factors.of(alpha, "alpha"), Factors.of(beta, "beta")]
-        super().__init__({"method": method}, factors)
+        super().__init__({"of": of}, factors)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         T, alpha, beta = (factor.to(weights.T) for factor in self.factors_at(batch.progress))

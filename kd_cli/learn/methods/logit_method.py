@@ -22,8 +22,7 @@ from kd_cli.learn.outputs import Outputs
 from kd_cli.numeric import is_number
 
 TARGETS = ("label", "teacher")
-FLATTEST = 0.1  # a student's row of logits is scaled as if its deviation were at least this share of the teacher's
-LEAST_DEVIATION = 1e-3  # the same in units of a logit, for a teacher whose logits are all equal
+FLATTEST = 0.1  # a deviation of logits counts as this where it is less; a student's also as this share of the teacher's
 
 
 class NumericKeys(Method):
@@ -104,16 +103,18 @@ class TargetMethod(LogitMethod):
 def standardised(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of student and teacher less each row's mean, over its standard deviation (with C - 1): [...,B,C] both.
 
-    The student's deviation counts as a tenth of the teacher's where it is less: the gradient of a row of equal logits,
-    which a zero-initialised last layer gives, would be infinite.
+    A deviation counts as 0.1 where it is less, the student's also as a tenth of the teacher's: the gradient of a row of
+    equal logits, which a zero-initialised last layer gives, would be infinite.
     """
-    student, teacher = losses.at_temperature(student, 1.0), losses.at_temperature(teacher, 1.0)
-    theirs = teacher.std(-1, keepdim=True).clamp(min=LEAST_DEVIATION)
-    ours = student - student.mean(-1, keepdim=True)
-    variance = ours.square().sum(-1, keepdim=True) / (ours.shape[-1] - 1)
-    # The root of the larger square: the root of a variance of 0 has no gradient.
-    deviation = torch.maximum(variance, (FLATTEST * theirs).square()).sqrt()
-    return ours / deviation, (teacher - teacher.mean(-1, keepdim=True)) / theirs
+    ours, theirs = (
+        logits - logits.mean(-1, keepdim=True)
+        for logits in (losses.at_temperature(student, 1.0), losses.at_temperature(teacher, 1.0))
+    )
+    of_ours, of_theirs = (logits.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1) for logits in (ours, theirs))
+    of_theirs = of_theirs.clamp(min=FLATTEST**2)
+    # The roots are of the larger squares: the root of 0 has no gradient.
+    of_ours = torch.maximum(of_ours, FLATTEST**2 * of_theirs.clamp(min=1.0))
+    return ours / of_ours.sqrt(), theirs / of_theirs.sqrt()
 
 
 # ---------------------------------------------------------------- groups of classes
