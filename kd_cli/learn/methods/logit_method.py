@@ -22,7 +22,8 @@ from kd_cli.learn.outputs import Outputs
 from kd_cli.numeric import is_number
 
 TARGETS = ("label", "teacher")
-FLATTEST = 0.1  # a deviation of logits counts as this where it is less; a student's also as this share of the teacher's
+# A standard deviation of logits counts as this where it is less; a student's also as this share of the teacher's.
+FLATTEST = 0.1
 
 
 class NumericKeys(Method):
