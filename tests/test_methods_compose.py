@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
+import made
 import pytest
 import torch
 from conftest import TINY
@@ -180,6 +182,23 @@ def test_steps_are_recorded_only_where_no_number_changes() -> None:
     assert Sum(a=DKD(), b=DIST()).recordable
     assert not Sum({"b": Ramp()}, a=DKD(), b=DIST()).recordable
     assert not Scheduled(Sum({"b": Ramp()}, a=DKD(), b=DIST())).recordable
+
+
+class Progress(Method):
+    """A term whose gradient is the share of the training done."""
+
+    needs_teacher = False
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        share = batch.progress * student.logits.sum(-1).mean(-1)
+        return {"loss": losses.hard_cross_entropy(student.logits, batch.labels), "share": share}
+
+
+def test_the_size_of_a_scheduled_terms_gradient_is_that_of_the_epochs_last_step() -> None:
+    plan = replace(made.a_plan(epochs=2), diagnostics=True)
+    outcome = made.train(made.solo(), method=Progress(), plan=plan)[0]
+    found = [row["share_gradient_logits"] for row in outcome.history]
+    assert found == pytest.approx([4 / 10 * made.CLASSES**0.5, 9 / 10 * made.CLASSES**0.5])
 
 
 # ---------------------------------------------------------------- from the command line
