@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "at_temperature",
     "cross_entropy",
     "hard_cross_entropy",
     "kl_divergence",
+    "log_soften",
     "logit_matching",
     "soft_cross_entropy",
     "soften",
@@ -30,7 +32,21 @@ def soften(logits: Tensor, *, T: float | Tensor) -> Tensor:
 
     `[..., B, C]` to `[..., B, C]`; a vector `T` of shape `[S]` makes `[S, B, C]` of `[B, C]`.
     """
-    return _over_classes(torch.softmax, _at(logits, T))
+    return _over_classes(torch.softmax, at_temperature(logits, T))
+
+
+def at_temperature(logits: Tensor, T: float | Tensor) -> Tensor:
+    """Logits over T, `[..., B, C]`, in float32 at least; a vector `T` of shape `[S]` makes `[S, B, C]` of `[B, C]`."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()  # float16 ends at 65,504, which logits over a small T soon are; both have few digits
+    if isinstance(T, Tensor):
+        return logits / T.to(logits.dtype)[..., None, None]  # a float64 vector would make everything float64
+    return logits if T == 1 else logits / T
+
+
+def log_soften(logits: Tensor, *, T: float | Tensor = 1.0) -> Tensor:
+    """Log probabilities at temperature T, `[..., B, C]`; finite where the probabilities themselves underflow."""
+    return _over_classes(torch.log_softmax, at_temperature(logits, T))
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
@@ -45,7 +61,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, *, T: float | Tensor) -
 
 def cross_entropy(student: Tensor, targets: Tensor, *, T: float | Tensor = 1.0) -> Tensor:
     """Cross entropy of the student at temperature T with probabilities, `-sum_i q_i log p_i`, `[..., B, C]` both."""
-    return -_mean_of_sums(targets * _log_softened(student, T=T))
+    return -_mean_of_sums(targets * log_soften(student, T=T))
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
@@ -54,16 +70,16 @@ def kl_divergence(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Ten
     It is `soft_cross_entropy` less the teacher's entropy: the same gradient, and zero when the two agree.
     Teacher logits may be -inf (a class that cannot be); 0 log 0 = 0.
     """
-    log_q = _log_softened(teacher, T=T)
+    log_q = log_soften(teacher, T=T)
     # -inf would make 0 * inf of a class without probability, in the value and in the gradient.
     log_q = log_q.clamp(min=torch.finfo(log_q.dtype).min)
     # The sum is written out because F.kl_div has no batching rule under vmap.
-    return _mean_of_sums(log_q.exp() * (log_q - _log_softened(student, T=T)))
+    return _mean_of_sums(log_q.exp() * (log_q - log_soften(student, T=T)))
 
 
 def hard_cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of the student with the true labels, at T = 1; labels are int64, `[B]` or `[..., B]`."""
-    log_p = _log_softened(student, T=1.0)
+    log_p = log_soften(student, T=1.0)
     labels, _ = torch.broadcast_tensors(labels, log_p[..., 0])
     log_p = log_p.expand(*labels.shape, -1)
     return -log_p.gather(-1, labels.unsqueeze(-1)).mean((-2, -1))
@@ -85,7 +101,7 @@ def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> 
 
 def uniform_cross_entropy(student: Tensor) -> Tensor:
     """Cross entropy with the uniform distribution, `-(1/C) sum_i log p_i`, at T = 1: label smoothing's soft part."""
-    return -_log_softened(student, T=1.0).mean((-2, -1))
+    return -log_soften(student, T=1.0).mean((-2, -1))
 
 
 # ---------------------------------------------------------------- how logits lie in memory
@@ -114,20 +130,8 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 def _difference(student: Tensor, teacher: Tensor, center: bool) -> Tensor:
-    difference = _at(student, 1.0) - _at(teacher, 1.0)
+    difference = at_temperature(student, 1.0) - at_temperature(teacher, 1.0)
     return difference - difference.mean(-1, keepdim=True) if center else difference
-
-
-def _log_softened(logits: Tensor, *, T: float | Tensor) -> Tensor:
-    return _over_classes(torch.log_softmax, _at(logits, T))
-
-
-def _at(logits: Tensor, T: float | Tensor) -> Tensor:
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()  # float16 ends at 65,504, which logits over a small T soon are; both have few digits
-    if isinstance(T, Tensor):
-        return logits / T.to(logits.dtype)[..., None, None]  # a float64 vector would make everything float64
-    return logits if T == 1 else logits / T
 
 
 def _over_classes(softmax: Callable[..., Tensor], logits: Tensor) -> Tensor:

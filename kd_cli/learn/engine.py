@@ -202,8 +202,10 @@ def epoch_rows(
 ) -> list[Row]:
     """The metrics of an epoch, one row for each model."""
     accuracy, nll = validate(learner, training.val)
-    sizes = gradient_sizes(learner, training) if training.plan.diagnostics else [{}] * learner.size
     last = (epoch * len(training.sizes) - 1) / (training.plan.epochs * len(training.sizes))
+    sizes: list[dict[str, float | None]] = [{}] * learner.size
+    if training.plan.diagnostics:
+        sizes = gradient_sizes(learner, training, progress=last, epoch=epoch)
     rates = learner.rates(float(training.plan.schedule(last)))
     return [
         {
@@ -269,7 +271,9 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
 
 
-def gradient_sizes(learner: Learner, training: Training) -> list[dict[str, float | None]]:
+def gradient_sizes(
+    learner: Learner, training: Training, *, progress: float, epoch: int
+) -> list[dict[str, float | None]]:
     """How large the gradient of each term is, before weighting, for each of the S models.
 
     On the logits: the mean over examples of the norm of an example's own gradient, (p - q) / T for soft targets. On the
@@ -277,7 +281,7 @@ def gradient_sizes(learner: Learner, training: Training) -> list[dict[str, float
     """
     train, objective = training.train, training.objective
     index = torch.arange(min(DIAGNOSED, len(train)), device=train.device)[None]
-    batch = Batch(index, train.images(index), train.labels[index])
+    batch = Batch(index, train.images(index), train.labels[index], progress, epoch)
     target = ask(training.teacher, batch, objective.weights.T) if training.teacher is not None else None
     found = learner.term_gradients(batch, target, objective)
     columns: dict[str, list[float] | None] = {}

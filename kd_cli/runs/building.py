@@ -53,8 +53,7 @@ class TrainingTask:
         """What must be equal for two tasks to be trained in one stack: all but each model's own numbers."""
         facts = self.spec.identity("")
         optimizer = {key: value for key, value in self.spec.optimizer.items() if key not in PER_MODEL}
-        method = {key: value for key, value in self.method.items() if key not in stackable_keys(self.method)}
-        return {**facts, "seed": None, "optimizer": optimizer, "method": method}
+        return {**facts, "seed": None, "optimizer": optimizer, "method": without_stackable_keys(self.method)}
 
     def hyper(self) -> dict[str, float]:
         """The optimiser options that may differ between the models of a stack, with this task's values."""
@@ -65,6 +64,14 @@ def stackable_keys(method: Node) -> Sequence[str]:
     """The keys of a method that may differ between the models of a stack, as the method declares them."""
     target = locate(method["_target_"])
     return target.stackable if isinstance(target, type) and issubclass(target, Method) else ()
+
+
+def without_stackable_keys(node: Any) -> Any:
+    """A method's node, and the methods' nodes in it, without the keys that may differ between the models of a stack."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return node
+    differing = stackable_keys(node)
+    return {key: without_stackable_keys(value) for key, value in node.items() if key not in differing}
 
 
 def stream_of(role: str) -> str:
@@ -107,13 +114,21 @@ def build_method(node: Node) -> Method:
     if is_loss_function(target):
         loss = build({**node, PARTIAL: True}, where="method")
         return FunctionMethod(loss.func, **loss.keywords)
-    method = build(node, where="method")
+    method = build({key: with_partial_functions(value) for key, value in node.items()}, where="method")
     if not isinstance(method, Method):
         raise ConfigError(
             f"method._target_={node['_target_']} gives a {type(method).__name__}, which is no method",
             hint="derive from kd_cli.learn.methods.Method, or give a function of student, teacher and labels",
         )
     return method
+
+
+def with_partial_functions(node: Any) -> Any:
+    """A node in a method's node; one of a loss function is built as a partial, as its arguments come in training."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return node
+    node = {key: with_partial_functions(value) for key, value in node.items()}
+    return {**node, PARTIAL: True} if is_loss_function(locate(node["_target_"])) else node
 
 
 def make_training(

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from kd_cli import losses
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Method, Terms, Weights
+from kd_cli.learn.methods.logit_method import LogitMethod
 from kd_cli.learn.outputs import Outputs
 
 
-class SoftTargets(Method):
+class SoftTargets(LogitMethod):
     """`alpha * T^2 * L_soft + beta * L_hard`; Hinton, Vinyals & Dean 2015, section 2.
 
     `L_soft` is the cross entropy with the teacher's probabilities, both at T; `L_hard` that with the labels at T = 1.
-    `square_T=False` leaves the factor T^2 out, to show what it is for.
+    `square_T=False` leaves the factor T^2 out, to show what it is for. With `standardise`, `L_soft` sees standardised
+    logits (Sun et al. 2024).
     """
 
     needs_labels = False
-    recordable = True
 
-    def __init__(self, square_T: bool = True) -> None:
-        super().__init__()
+    def __init__(self, square_T: bool = True, standardise: bool = False) -> None:
+        super().__init__(standardise)
         self.square_T = square_T
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
-        assert teacher is not None
-        soft = losses.soft_cross_entropy(student.logits, teacher.logits, T=weights.T)
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
-        alpha = weights.alpha * weights.T**2 if self.square_T else weights.alpha
-        return {"loss": alpha * soft + weights.beta * hard, "soft": soft, "hard": hard}
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Weights) -> tuple[Tensor, Terms]:
+        soft = losses.soft_cross_entropy(student, teacher, T=weights.T)
+        return weights.T**2 * soft if self.square_T else soft, {"soft": soft}
 
 
 class Logits(Method):

@@ -134,13 +134,12 @@ FORMS: dict[type[Method], type[ClosedForm]] = {
 
 def has_closed_form(method: Method) -> bool:
     """Whether the method's gradient is known here."""
-    return type(method) in FORMS
+    return type(method) in FORMS and not (isinstance(method, SoftTargets) and method.standardise)
 
 
 def closed_form(objective: Objective) -> ClosedForm | None:
     """The closed form of an objective's gradient, or None where there is none."""
-    kind = FORMS.get(type(objective.method))
-    return None if kind is None else kind(objective)
+    return FORMS[type(objective.method)](objective) if has_closed_form(objective.method) else None
 
 
 def _T(weights: Weights) -> Tensor:

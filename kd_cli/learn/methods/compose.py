@@ -1,0 +1,138 @@
+"""Methods made of methods: a weighted sum, and weights and temperatures that change during training."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli import losses
+from kd_cli.errors import ConfigError
+from kd_cli.learn.batches import Batch
+from kd_cli.learn.methods.base import Method, Setting, Terms, Weights
+from kd_cli.learn.methods.per_model import FunctionMethod, is_loss_function
+from kd_cli.learn.methods.ramps import Factors, Ramp
+from kd_cli.learn.outputs import Outputs
+from kd_cli.nearest import did_you_mean
+
+
+class Composite(Method):
+    """A method that calls other methods, its `parts`, and has factors for them. It needs what any of them needs."""
+
+    def __init__(self, parts: Mapping[str, Any], factors: Sequence[Factors]) -> None:
+        super().__init__()
+        methods = [as_method(name, part) for name, part in parts.items()]
+        self.names = list(parts)
+        self.parts, self.factors = nn.ModuleList(methods), nn.ModuleList(factors)
+        self.needs_teacher = any(m.needs_teacher for m in methods)
+        self.needs_labels = any(m.needs_labels for m in methods)
+        self.has_T = any(m.has_T for m in methods)
+        self.has_alpha = any(m.has_alpha for m in methods)
+        self.min_classes, self.min_batch = (max(getattr(m, k) for m in methods) for k in ("min_classes", "min_batch"))
+        self.couples_models = any(m.couples_models for m in methods)
+        self.couples_examples = any(m.couples_examples for m in methods)
+        self.student_features = list(dict.fromkeys(str(path) for m in methods for path in m.student_features))
+        self.teacher_features = list(dict.fromkeys(str(path) for m in methods for path in m.teacher_features))
+        self.recordable = all(m.recordable for m in [*methods, *factors])
+
+    @property
+    def methods(self) -> list[Method]:
+        """The parts, typed."""
+        return [part for part in self.parts if isinstance(part, Method)]
+
+    def factors_at(self, progress: float) -> list[Tensor]:
+        """The factors at this share of the training, [S] each."""
+        return [factor(progress) for factor in self.factors]
+
+    def setup(self, setting: Setting) -> None:
+        for method in self.methods:
+            student, teacher = seen_by(method, setting.student, setting.teacher)
+            method.setup(replace(setting, student=student, teacher=teacher))
+        super().setup(setting)
+
+    @classmethod
+    def stack(cls, methods: Sequence[Any]) -> Any:
+        stacked = copy.deepcopy(methods[0])
+        for name in ("parts", "factors"):
+            of_each = zip(*(getattr(method, name) for method in methods), strict=True)
+            setattr(stacked, name, nn.ModuleList(type(alike[0]).stack(alike) for alike in of_each))
+        return stacked
+
+
+class Sum(Composite):
+    """`sum_k w_k L_k + beta * L_hard`: methods, each with its `alpha` and T, times its weight; one term of the labels.
+
+    `weights` gives a part's weight by the part's name, a number or a `Ramp`; it is 1 where it is not given. The parts
+    are called with beta = 0, so that the labels count once. A part that learns from labels only (`hard`,
+    `label_smoothing`) is the term of the labels, in place of `beta * L_hard`, and keeps its beta.
+    """
+
+    stackable = ("weights",)
+
+    def __init__(self, weights: Mapping[str, float | Ramp] | None = None, **parts: Any) -> None:
+        if not parts:
+            raise ConfigError("method=sum has no methods to sum", hint="method@method.first=soft_targets")
+        weights = weights or {}
+        for name in weights:
+            if name not in parts:
+                raise ConfigError(
+                    f"method.weights.{name} is the weight of no method in the sum",
+                    hint=did_you_mean(name, list(parts)) or f"it has {', '.join(parts)}",
+                )
+        super().__init__(parts, [Factors.of(weights.get(name, 1.0), f"weights.{name}") for name in parts])
+        self.has_label_part = any(not method.has_alpha for method in self.methods)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        without_labels = replace(weights, beta=torch.zeros_like(weights.beta))
+        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        loss = torch.zeros_like(hard) if self.has_label_part else weights.beta * hard
+        terms: dict[str, Tensor] = {}
+        factors = self.factors_at(batch.progress)
+        for name, method, factor in zip(self.names, self.methods, factors, strict=True):
+            own = without_labels if method.has_alpha else weights
+            found = method(*seen_by(method, student, teacher), batch, own)
+            loss = loss + factor.to(loss) * found["loss"]
+            terms |= {f"{name}_{term}": value for term, value in found.items() if term not in ("loss", "hard")}
+        return {"loss": loss, **terms, "hard": hard}
+
+
+class Scheduled(Composite):
+    """A method whose weights and temperature are multiplied by factors that may change during training.
+
+    `of` is the method; `alpha`, `beta` and `T` are factors on the run's alpha, beta and T: numbers, or a `Ramp`.
+    """
+
+    stackable = ("alpha", "beta", "T")
+
+    def __init__(self, of: Any, alpha: float | Ramp = 1.0, beta: float | Ramp = 1.0, T: float | Ramp = 1.0) -> None:
+        factors = [Factors.of(T, "T", above_zero=True), Factors.of(alpha, "alpha"), Factors.of(beta, "beta")]
+        super().__init__({"of": of}, factors)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        T, alpha, beta = (factor.to(weights.T) for factor in self.factors_at(batch.progress))
+        return self.methods[0](
+            student, teacher, batch, Weights(weights.T * T, weights.alpha * alpha, weights.beta * beta)
+        )
+
+
+def as_method(name: str, part: Any) -> Method:
+    """A part as a method: a `Method`, or a plain loss function of `student`, `teacher`, `labels` as a partial."""
+    if isinstance(part, functools.partial) and is_loss_function(part.func):
+        return FunctionMethod(part.func, **part.keywords)
+    if not isinstance(part, Method):
+        raise ConfigError(f"method.{name} is {part!r}, which is no method", hint=f"method@method.{name}=soft_targets")
+    return part
+
+
+def seen_by(method: Method, student: Outputs, teacher: Outputs | None) -> tuple[Outputs, Outputs | None]:
+    """Outputs with the features that this method reads, and no others."""
+
+    def own(outputs: Outputs, paths: Sequence[str]) -> Outputs:
+        return Outputs(outputs.logits, {str(path): outputs.features[str(path)] for path in paths})
+
+    return own(student, method.student_features), None if teacher is None else own(teacher, method.teacher_features)
