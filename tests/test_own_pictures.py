@@ -47,7 +47,10 @@ def test_a_flat_folder_serves_as_transfer_set_in_the_sizes_of_the_data(tiny, pet
     (tmp_path / "flat").mkdir()
     for i, file in enumerate(sorted(pets.rglob("*.png"))):
         Image.open(file).resize((30, 30)).save(tmp_path / "flat" / f"{i}.png")
-    tiny(*WORDS, f"dataset.root={pets}", f"transfer.data={{name: imagefolder, root: {tmp_path / 'flat'}}}")
+    flat = f"name: imagefolder, root: {tmp_path / 'flat'}"
+    tiny(*WORDS, f"dataset.root={pets}", f"transfer.data={{{flat}}}", folder=tmp_path / "inherited")
+    assert not any("image_size" in note for note in summary(tmp_path / "inherited")["notes"])
+    tiny(*WORDS, f"dataset.root={pets}", f"transfer.data={{{flat}, image_size: 12}}")
     notes = summary(tmp_path)["notes"]
     assert f"transfer.data: image_size is 8, as in {pets.name}" in notes
 
