@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import made
 import pytest
 import torch
 from logits import gradient_of, loss_of, some_labels, some_logits, terms_of, weights_of
 from stacks import ADAMW, both_ways
+from stacks import teacher as taught
+from tape import Tape
 
 from kd_cli.errors import ConfigError
+from kd_cli.learn.engine import Outcome
 from kd_cli.learn.methods import (
     DIST,
     DKD,
@@ -89,6 +93,22 @@ def test_a_stack_with_different_keys_trains_as_its_students_do_one_by_one(name: 
     together, alone = both_ways(made.conv, ADAMW, methods=[kind(**first), kind(**second), kind(**first)], epochs=1)
     for ours, theirs in zip(together, alone, strict=True):
         assert made.difference(ours.state, theirs.state) < 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "scheduled"])  # a ramp is evaluated in Python
+def test_steps_that_are_recorded_and_replayed_train_the_same_students(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tape, "made", [])
+
+    def trained(recorder: Tape | None) -> Outcome:
+        learner = made.solo(optimizer=partial(torch.optim.SGD, lr=0.01))
+        plan, method = made.a_plan(epochs=6), ALL[name]()
+        return made.train(learner, teacher=taught(live=False), method=method, plan=plan, recorder=recorder)[0]
+
+    plain, recorded = trained(None), trained(Tape())
+    assert sum(tape.replays for tape in Tape.made) > 0
+    assert made.difference(plain.state, recorded.state) < 1e-6
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name.lower() != "wsld"])  # its weights have no gradient

@@ -80,7 +80,7 @@ FILES = {
     "dkd.py": DKD,
     "hints.py": HINTS,
     "plain.py": FUNCTION,
-    "method/dkd": "# decoupled\n_target_: dkd.DKD\nbeta_nckd: 8.0 # weight\nwarmup: 0.2 # share of steps\n",
+    "method/own_dkd": "# decoupled\n_target_: dkd.DKD\nbeta_nckd: 8.0 # weight\nwarmup: 0.2 # share of steps\n",
     "method/my_hints": "# one\n_target_: hints.Hints\nstudent_layer: ??? # path\nteacher_layer: ??? # path\n",
     "method/plain": "# a function\n_target_: plain.distil\nscale: 1.0 # of the soft term\n",
 }
@@ -127,7 +127,7 @@ def test_each_is_written_in_under_40_lines() -> None:
 
 def test_a_logit_method_logs_its_terms_and_warms_up(own: Callable[..., Running]) -> None:
     small = ["teacher=tinymlp", "student=tinymlp", "training.epochs=10", "teacher_training.epochs=2", "device=cpu"]
-    ran = own("method=dkd", "T=4", "method.warmup=0.5", *small).wait()
+    ran = own("method=own_dkd", "T=4", "method.warmup=0.5", *small).wait()
     assert ran.code == 0, ran.err
     history = rows(ran)
     assert all({"loss", "tckd_loss", "nckd_loss", "hard_loss"} <= row.keys() for row in history)

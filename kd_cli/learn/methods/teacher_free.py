@@ -37,7 +37,8 @@ class TeacherFree(NumericKeys):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         log_p = losses.log_soften(student.logits, T=weights.T)
         margin = self.margin(log_p) / weights.T.to(log_p)
-        made = torch.nn.functional.one_hot(batch.labels, log_p.shape[-1]) * margin[:, None, None]
+        label = batch.labels[..., None]
+        made = torch.zeros_like(log_p).scatter(-1, label, margin[:, None, None].expand(label.shape))
         soft = divergence(made.log_softmax(-1), log_p).mean(-1)
         hard = losses.hard_cross_entropy(student.logits, batch.labels)
         return {"loss": weights.alpha * weights.T**2 * soft + weights.beta * hard, "soft": soft, "hard": hard}
