@@ -6,11 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from process import Ran, Running
 from safetensors.torch import load_file
+from test_own_methods import KILLED, rows
 
 # Five convolutions' maps fit into 32 pixels; 48 of these pictures are seconds for a ResNet.
 DOTS = """
@@ -29,40 +29,16 @@ CNNS = [
     *("student=cnn", "student.channels=[4,6]", "student.hidden=8", "teacher=cnn", "teacher.channels=[6,8]"),
     *("teacher.hidden=12", "teacher_training.epochs=1", "training.batch_size=250", "device=cpu"),
 ]
-MLPS = [
-    "student=tinymlp",
-    "student.hidden=[32]",
-    "teacher=tinymlp",
-    "teacher.hidden=[20]",
-    "teacher_training.epochs=1",
-    "device=cpu",
-]
-# Kills the process when it has opened metrics.jsonl so many times to append a row.
-KILLED = """
-import os, signal, sys
-rows = 0
-def audited(event, args):
-    global rows
-    if event == "open" and str(args[0]).endswith("metrics.jsonl") and args[1] and "a" in str(args[1]):
-        rows += 1
-        if rows == {at}:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(audited)
-"""
+MLPS = ["student=tinymlp", "student.hidden=[32]", "teacher=tinymlp", "teacher.hidden=[20]"]
+MLPS += ["teacher_training.epochs=1", "device=cpu"]
 
 
-def history(ran: Ran, role: str = "student") -> list[dict[str, Any]]:
-    return [row for row in ran.metrics if row["role"] == role]
-
-
-@pytest.mark.parametrize(
-    "method", ["feature", "attention", "hints", "similarity", "relational", "pkt", "crd", "review"]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_finds_its_layers_says_so_and_ships_the_student_alone(kd_run: Callable[..., Ran], method: str) -> None:
     ran = kd_run(*CNNS, f"method={method}", "training.epochs=2", *(["method.K=64"] if method == "crd" else []))
     assert ran.code == 0, ran.err
     terms = {"distance_loss", "angle_loss"} if method == "relational" else {f"{method.removesuffix('s')}_loss"}
-    assert all(terms <= row.keys() for row in history(ran))
+    assert all(terms <= row.keys() for row in rows(ran))
     notes = ran.summary["notes"]
     assert notes
     assert all(note.startswith(f"{method.capitalize()}: the student's ") and note in ran.err for note in notes)
@@ -101,26 +77,28 @@ def test_a_resnet_teaches_a_shufflenet(
     short = ["training.epochs=1", "teacher_training.epochs=1", "training.batch_size=22", "device=cpu"]
     ran = kd_run(*flags, "-m", "method=attention,relational,review", "dataset=dots", *networks, *short)
     assert ran.code == 0, ran.err
-    sizes = ["16x16", "8x8", "4x4", "2x2"]
-    said = [line for line in ran.err.splitlines() if "Attention: the student's" in line]
-    assert [line.partition("; at ")[2].split()[0] for line in said] == sizes
-    assert [line.partition("student's ")[2].split()[0] for line in said] == ["conv1", "maxpool", "stage2", "stage3"]
-    assert [line.partition("teacher's ")[2].split()[0] for line in said] == ["relu", "layer1", "layer2", "layer3"]
-    assert len([line for line in ran.err.splitlines() if "Review: the student's" in line]) == 5
-    assert "Relational: the student's conv5 (1024x1x1) learns from the teacher's layer4 (512x1x1)" in ran.err
-    for folder in ran.run_dirs[1:] if len(ran.run_dirs) > 2 else ran.run_dirs:
-        summary = json.loads((folder / "summary.json").read_text())
-        assert summary["status"] == "completed"
+    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("multirun/**/summary.json")]
+    notes = {summary["method"]: summary["notes"] for summary in summaries if summary["status"] == "completed"}
+    assert [note.rpartition("weight 1000")[0] for note in notes["attention"]] == [
+        "Attention: the student's conv1 (24x16x16) learns from the teacher's relu (64x16x16); at 16x16 positions the ",
+        "Attention: the student's maxpool (24x8x8) learns from the teacher's layer1 (64x8x8); at 8x8 positions the ",
+        "Attention: the student's stage2 (48x4x4) learns from the teacher's layer2 (128x4x4); at 4x4 positions the ",
+        "Attention: the student's stage3 (96x2x2) learns from the teacher's layer3 (256x2x2); at 2x2 positions the ",
+    ]
+    last = "the student's conv5 (1024x1x1) learns from the teacher's layer4 (512x1x1)"
+    assert notes["relational"] == [f"Relational: {last}"]
+    assert len(notes["review"]) == 5
+    assert notes["review"][-1] == f"Review: {last}"
 
 
 def test_hints_in_two_stages_learn_the_hint_first_between_hidden_layers_too(kd_run: Callable[..., Ran]) -> None:
     ran = kd_run(*MLPS, "method=hints", "method.stages=2", "method.first_stage=0.5", "training.epochs=4")
     assert ran.code == 0, ran.err
     assert ran.summary["notes"] == ["Hints: the student's 2 (32) learns from the teacher's 2 (20)"]
-    rows = history(ran)
-    for row in rows[:2]:
+    found = rows(ran)
+    for row in found[:2]:
         assert row["loss"] == pytest.approx(100 * row["hint_loss"], rel=1e-5)
-    for row in rows[2:]:  # lambda falls from 4 to 1, T = 2, beta = 0.5
+    for row in found[2:]:  # lambda falls from 4 to 1, T = 2, beta = 0.5
         factor = (row["loss"] - 0.5 * row["hard_loss"]) / (4 * row["soft_loss"])
         assert (2.5 <= factor <= 4) if row["epoch"] == 3 else (1 <= factor <= 2.5)
 
@@ -138,7 +116,7 @@ def test_hints_in_two_stages_learn_the_hint_first_between_hidden_layers_too(kd_r
 def test_other_precisions_and_data_without_labels_or_augmented(kd_run: Callable[..., Ran], argv: list[str]) -> None:
     ran = kd_run(*CNNS, *argv, "training.epochs=1")
     assert ran.code == 0, ran.err
-    (row,) = history(ran)
+    (row,) = rows(ran)
     assert all(value is None or abs(value) < 1e6 for key, value in row.items() if key.endswith(("loss", "logits")))
 
 
