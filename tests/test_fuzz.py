@@ -211,7 +211,11 @@ made_data = st.fixed_dictionaries(
         "constant": st.sampled_from(["false", "true"]),
     }
 ).map(
-    lambda keys: ["dataset._target_=kd_own_of_fuzz.made", *(f"+dataset.{key}={value}" for key, value in keys.items())]
+    lambda keys: [
+        "dataset._target_=kd_own_of_fuzz.made",
+        "~dataset.split",
+        *(f"+dataset.{key}={value}" for key, value in keys.items()),
+    ]
 )
 
 
@@ -322,7 +326,7 @@ VALID: dict[str, list[str]] = {
 def test_odd_but_valid_data_works(folder: Path, case: str, sweep: bool) -> None:
     where = f"hydra.{'sweep' if sweep else 'run'}.dir=out"
     tiny = [w for w in TINY if not (w.startswith("student") and "~student" in VALID[case])]
-    argv = [*tiny, "dataset._target_=kd_own_of_fuzz.made", *VALID[case], where]
+    argv = [*tiny, "dataset._target_=kd_own_of_fuzz.made", "~dataset.split", *VALID[case], where]
     status, said = command(*(["-m", "seed=0,1"] if sweep else []), *argv)
     assert status == 0, said
     judge(folder / "out", status, said)

@@ -271,3 +271,10 @@ def test_help_for_an_option_that_does_not_exist_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="there is no option student=smalmlp") as error:
         page([conf_dir()], ["student=smalmlp"])
     assert str(error.value.hint).startswith("did you mean smallmlp?")
+
+
+def test_characters_that_cannot_be_printed_are_shown_as_python_writes_them(kd_run: Callable[..., Ran]) -> None:
+    ran = kd_run("T=\u2028")
+    assert ran.code == 1
+    assert "\\u2028" in ran.err
+    assert "\u2028" not in ran.err

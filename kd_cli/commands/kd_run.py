@@ -15,7 +15,7 @@ from kd_cli.commands import cores
 from kd_cli.commands import help as help_page
 from kd_cli.commands.arguments import MULTIRUN, conf_dirs, split_arguments
 from kd_cli.commands.messages import explain
-from kd_cli.commands.output import allow_any_text
+from kd_cli.commands.output import allow_any_text, printable
 from kd_cli.commands.preload import preload_torch
 from kd_cli.config.options import conf_dir, shared_nodes
 from kd_cli.errors import ConfigError
@@ -56,7 +56,7 @@ def main() -> None:
         message = explain(error, argv)
         if message is None:
             raise
-        sys.exit(f"error: {message}")
+        sys.exit(f"error: {printable(message)}")
 
 
 def versions() -> str:

@@ -19,6 +19,11 @@ def plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(escaped), error.end
 
 
+def printable(text: str) -> str:
+    """The text with its line breaks, and with every other character that cannot be printed as Python writes it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 def allow_any_text() -> None:
     """Let standard output and standard error accept every character, whatever their encoding."""
     codecs.register_error(HANDLER, plain)

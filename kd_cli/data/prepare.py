@@ -99,13 +99,13 @@ def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tenso
             f"of the {groups} groups of the {total} training examples, the "
             f"{len(source.groups[val].unique())} that come first in {order}({groups}) validate; the others train"
         )
-    elif source.by_class:
+    elif source.by_class and len(set_aside_by_class(source.train_labels, count)[0]):
         val, train = set_aside_by_class(source.train_labels, count)
         rule = (
             f"of each class of the {total} training examples, the same share, {len(val)} in all, whose positions come "
             f"first in {order}({total}) validate; the others train"
         )
-    else:
+    else:  # also where no class can spare an example
         val, train = set_aside(total, count)
         rule = (
             f"of the {total} training examples, the {count} whose positions come first in {order}({total}) validate; "
