@@ -369,8 +369,10 @@ def test_the_teacher_runs_live_when_the_students_images_are_augmented_and_only_t
 # ---------------------------------------------------------------- help, and the surface
 
 
-def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path) -> None:
-    program = f"import sys; sys.argv = ['kd-run', *{TINY!r}]; from kd_cli.commands.kd_run import main; main(); "
+@pytest.mark.parametrize("method", ["soft_targets", "dkd"])  # in closed form, and by autograd
+def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path, method: str) -> None:
+    argv = ["kd-run", *TINY, f"method={method}"]
+    program = f"import sys; sys.argv = {argv!r}; from kd_cli.commands.kd_run import main; main(); "
     program += "print(sorted({'torch._dynamo', 'sympy', 'sklearn', 'scipy', 'torchvision'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "errors alone" in ran.stdout

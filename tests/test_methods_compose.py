@@ -119,6 +119,16 @@ def test_methods_in_a_sum_see_their_own_features_and_train_their_own_parameters(
     torch.testing.assert_close(terms["loss"], by_hand)
 
 
+def squares(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return (student - teacher).square().sum(-1).mean()
+
+
+def test_a_function_of_the_teacher_without_weights_leaves_the_label_term_in_place() -> None:
+    function = functools.partial(squares)
+    by_hand = 0.5 * float(squares(OURS, THEIRS)) + 0.4 * float(losses.hard_cross_entropy(OURS, LABELS))
+    assert loss_of(Sum({"a": 0.5}, a=function)) == pytest.approx(by_hand)
+
+
 def distil(student: torch.Tensor, teacher: torch.Tensor, T: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return alpha * T**2 * losses.soft_cross_entropy(student, teacher, T=T)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_cli.learn.batches import Batch, Block, Examples, repeat_groups
 from kd_cli.learn.methods.base import Terms
 from kd_cli.learn.objective import Objective
-from kd_cli.learn.optimizers import set_rates
+from kd_cli.learn.optimizers import quick_step, set_rates
 from kd_cli.learn.outputs import FeatureHooks, Outputs
 from kd_cli.learn.randomness import Generators, global_stream
 from kd_cli.learn.teachers import Teacher
@@ -174,6 +174,7 @@ class ModuleLearner(Learner):
         self.features = FeatureHooks(module, self.method.student_features, role="student")
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.optimizer_step = quick_step(optimizer)
         self.device = next(module.parameters()).device
         self.sums = Sums(1, self.device)
         self.generators = Generators([seed], self.device)
@@ -210,7 +211,7 @@ class ModuleLearner(Learner):
         for p in self.trained:  # what optimizer.zero_grad does, at a tenth of its cost
             p.grad = None
         terms["loss"].sum().backward()
-        self.optimizer.step()
+        self.optimizer_step()
         if self.bounded:
             constrain_max_norm(self.bounded, self.bounds)
         self.sums.add(terms, student.logits, batch.labels)

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,12 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
             step(optimizer)
 
     return stepped
+
+
+def quick_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """`optimizer.step`, bare for torch's own optimisers: the first step would import the compiler."""
+    own = type(optimizer).__module__.startswith("torch.optim.")
+    return bare_step(optimizer) if own and not optimizer.defaults.get("differentiable") else optimizer.step
 
 
 def is_recordable(optimizer: torch.optim.Optimizer) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,8 @@ class Composite(Method):
         self.needs_labels = any(m.needs_labels for m in methods)
         self.has_T = any(m.has_T for m in methods)
         self.has_alpha = any(m.has_alpha for m in methods)
-        self.min_classes, self.min_batch = (max(getattr(m, k) for m in methods) for k in ("min_classes", "min_batch"))
+        self.min_classes = max(m.min_classes for m in methods)
+        self.min_batch = max(m.min_batch for m in methods)
         self.couples_models = any(m.couples_models for m in methods)
         self.couples_examples = any(m.couples_examples for m in methods)
         self.student_features = list(dict.fromkeys(str(path) for m in methods for path in m.student_features))
@@ -58,9 +59,8 @@ class Composite(Method):
     @classmethod
     def stack(cls, methods: Sequence[Any]) -> Any:
         stacked = copy.deepcopy(methods[0])
-        for name in ("parts", "factors"):
-            of_each = zip(*(getattr(method, name) for method in methods), strict=True)
-            setattr(stacked, name, nn.ModuleList(type(alike[0]).stack(alike) for alike in of_each))
+        stacked.parts = stacks_of(method.parts for method in methods)
+        stacked.factors = stacks_of(method.factors for method in methods)
         return stacked
 
 
@@ -85,16 +85,16 @@ class Sum(Composite):
                     hint=did_you_mean(name, list(parts)) or f"it has {', '.join(parts)}",
                 )
         super().__init__(parts, [Factors.of(weights.get(name, 1.0), f"weights.{name}") for name in parts])
-        self.has_label_part = any(not method.has_alpha for method in self.methods)
+        self.of_labels = [not (method.has_alpha or method.needs_teacher) for method in self.methods]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         without_labels = replace(weights, beta=torch.zeros_like(weights.beta))
         hard = losses.hard_cross_entropy(student.logits, batch.labels)
-        loss = torch.zeros_like(hard) if self.has_label_part else weights.beta * hard
+        loss = torch.zeros_like(hard) if any(self.of_labels) else weights.beta * hard
         terms: dict[str, Tensor] = {}
         factors = self.factors_at(batch.progress)
-        for name, method, factor in zip(self.names, self.methods, factors, strict=True):
-            own = without_labels if method.has_alpha else weights
+        for name, method, of_labels, factor in zip(self.names, self.methods, self.of_labels, factors, strict=True):
+            own = weights if of_labels else without_labels
             found = method(*seen_by(method, student, teacher), batch, own)
             loss = loss + factor.to(loss) * found["loss"]
             terms |= {f"{name}_{term}": value for term, value in found.items() if term not in ("loss", "hard")}
@@ -118,6 +118,12 @@ class Scheduled(Composite):
         return self.methods[0](
             student, teacher, batch, Weights(weights.T * T, weights.alpha * alpha, weights.beta * beta)
         )
+
+
+def stacks_of(lists: Iterable[nn.ModuleList]) -> nn.ModuleList:
+    """The modules of several lists, those at the same place as one for several students."""
+    places: Iterable[tuple[Any, ...]] = zip(*lists, strict=True)
+    return nn.ModuleList(type(modules[0]).stack(modules) for modules in places)
 
 
 def as_method(name: str, part: Any) -> Method:
