@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from made import CLASSES, conv, images, model, small, some_weights
+from made import CLASSES, conv, images, learner_of, model, small, some_weights
 from made_features import METHODS, big, called, outputs, random, ready, setting
 from torch import Tensor, nn
 
@@ -222,3 +223,14 @@ def test_a_sum_finds_the_layers_of_its_methods_and_says_which() -> None:
     relations = 25 * terms["relate_distance"] + 50 * terms["relate_angle"]
     expected = alpha * (of_features + relations + T**2 * terms["soft_soft"]) + beta * terms["hard"]
     assert terms["loss"] == pytest.approx(expected)
+
+
+def test_a_learner_keeps_no_features_when_it_only_predicts() -> None:
+    module, teacher = model(conv), model(big)
+    method = ready(Feature(), module, teacher)
+    learner = learner_of(module, method=method)
+    kept: list[dict[str, Any]] = []
+    module.register_forward_hook(lambda *_: kept.append(dict(learner.features.kept)))
+    learner.logits(images(8))
+    assert list(learner.outputs(images(8)[None]).features) == ["5"]
+    assert [list(features) for features in kept] == [[], ["5"]]

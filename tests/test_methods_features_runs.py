@@ -111,6 +111,7 @@ def test_hints_in_two_stages_learn_the_hint_first_between_hidden_layers_too(kd_r
         ["method=crd", "method.K=64", "precision=float64", "diagnostics=true"],
         ["method=hints", "method.regressor=conv_bn_relu", "beta=0", "transfer.labels=false"],
         ["method=similarity", "training.jitter=1"],
+        ["method=attention", "method.student_layers=[1,4]", "method.teacher_layers=[0,4]"],
         ["method=sum", "method@method.second=attention", "method.weights.second=0.1"],
         ["method=scheduled", "method@method.of=feature", "method.of.distance=cosine"],
     ],
