@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods import Method, Setting, Terms
 from kd_cli.learn.methods.attention import Attention
-from kd_cli.learn.methods.crd import Crd
+from kd_cli.learn.methods.crd import CRD
 from kd_cli.learn.methods.feature import Feature
 from kd_cli.learn.methods.hints import Hints
-from kd_cli.learn.methods.pkt import Pkt
+from kd_cli.learn.methods.pkt import PKT
 from kd_cli.learn.methods.relational import Relational
 from kd_cli.learn.methods.review import Review
 from kd_cli.learn.methods.similarity import Similarity
@@ -34,10 +34,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "hints, conv_bn_relu": lambda: Hints(regressor="conv_bn_relu"),
     "similarity": Similarity,
     "relational": Relational,
-    "pkt": Pkt,
-    "pkt without diagonal": lambda: Pkt(diagonal=False),
+    "pkt": PKT,
+    "pkt without diagonal": lambda: PKT(diagonal=False),
     "review": lambda: Review(warmup=0),
-    "crd": lambda: Crd(dim=5, K=20),
+    "crd": lambda: CRD(dim=5, K=20),
 }
 
 

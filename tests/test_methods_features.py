@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from made import CLASSES, conv, images, model, small
+from made import CLASSES, conv, images, learner_of, model, small, some_weights
 from made_features import METHODS, big, called, outputs, random, ready, setting
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
-from kd_cli.learn.methods import Method
+from kd_cli.learn.methods import Method, SoftTargets, Sum
 from kd_cli.learn.methods.attention import Attention, attention_map, mean_of_lengths, mean_of_squares
-from kd_cli.learn.methods.crd import Crd
+from kd_cli.learn.methods.crd import CRD
 from kd_cli.learn.methods.feature import Feature, cosine_distance, squared_error, srd_distance
 from kd_cli.learn.methods.hints import Hints, hint_loss
 from kd_cli.learn.methods.pkt import pkt_loss
@@ -23,6 +24,7 @@ from kd_cli.learn.methods.relational import Relational, angle_loss, distance_los
 from kd_cli.learn.methods.review import Review, hierarchical_loss
 from kd_cli.learn.methods.similarity import Similarity, similarity_loss
 from kd_cli.learn.outputs import Outputs
+from kd_cli.learn.stacked.learner import why_method_not
 
 # ---------------------------------------------------------------- all methods
 
@@ -161,7 +163,7 @@ REFUSED: dict[str, tuple[Callable[[], Method], str]] = {
     "a share": (lambda: Hints(first_stage=1), "method.first_stage is 1"),
     "layers": (lambda: Feature(student_layers=[]), "layers are \\[\\]; they must be auto, a module path or a list"),
     "a warm-up": (lambda: Review(warmup=2), "method.warmup is 2"),
-    "others": (lambda: Crd(K=0), "method.K is 0; it must be a whole number of at least 1"),
+    "others": (lambda: CRD(K=0), "method.K is 0; it must be a whole number of at least 1"),
 }
 
 
@@ -178,7 +180,7 @@ def test_a_value_that_cannot_be_meant_is_refused_when_the_method_is_built(name: 
         (lambda: Feature("4", "8", form="map"), "compares positions, and the student's are 4x3x3, the teacher's 9"),
         (lambda: Hints("4", "8"), "two maps or two vectors, and the student's layer gives 4x3x3, the teacher's 9"),
         (lambda: Hints("8", "8", regressor="conv_bn_relu"), "compares maps"),
-        (lambda: Crd(["1", "4"], ["1", "4"]), "compares one pair of layers, and there are 2"),
+        (lambda: CRD(["1", "4"], ["1", "4"]), "compares one pair of layers, and there are 2"),
     ],
 )
 def test_layers_that_cannot_be_compared_are_refused_at_setup(method: Callable[[], Method], said: str) -> None:
@@ -200,3 +202,35 @@ def test_a_network_in_which_nothing_is_found_is_named() -> None:
     with pytest.raises(ConfigError, match="finds no layer of the student to read") as caught:
         Feature().choose_layers(linear, model(big), images(2))
     assert caught.value.hint == "method.student_layers=PATH; the student has 0, 1"
+
+
+# ---------------------------------------------------------------- in sums
+
+
+def test_a_sum_finds_the_layers_of_its_methods_and_says_which() -> None:
+    student, teacher = model(conv), model(big)
+    parts = {"attend": Attention(), "relate": Relational(), "soft": SoftTargets(), "match": Feature()}
+    both = ready(Sum({"attend": 0.01}, **parts), student, teacher)
+    assert why_method_not(Sum(a=Attention())) == "Sum reads features"
+    assert (list(both.student_features), list(both.teacher_features)) == (["1", "4", "5"], ["1", "4", "5"])
+    assert [note.partition(":")[0] for note in both.notes] == ["Attention"] * 2 + ["Relational", "Feature"]
+    assert len(list(both.parameters())) == 2  # the projection's
+    try_method(both, setting(both, student, teacher), size=1)
+    found = called(both, *outputs(both, student, teacher))
+    T, alpha, beta = (x.item() for x in vars(some_weights()).values())
+    terms = {name: term.item() for name, term in found.items()}
+    of_features = 0.01 * 1000 * terms["attend_attention"] + terms["match_feature"]
+    relations = 25 * terms["relate_distance"] + 50 * terms["relate_angle"]
+    expected = alpha * (of_features + relations + T**2 * terms["soft_soft"]) + beta * terms["hard"]
+    assert terms["loss"] == pytest.approx(expected)
+
+
+def test_a_learner_keeps_no_features_when_it_only_predicts() -> None:
+    module, teacher = model(conv), model(big)
+    method = ready(Feature(), module, teacher)
+    learner = learner_of(module, method=method)
+    kept: list[dict[str, Any]] = []
+    module.register_forward_hook(lambda *_: kept.append(dict(learner.features.kept)))
+    learner.logits(images(8))
+    assert list(learner.outputs(images(8)[None]).features) == ["5"]
+    assert [list(features) for features in kept] == [[], ["5"]]

@@ -41,7 +41,7 @@ def test_a_method_finds_its_layers_says_so_and_ships_the_student_alone(kd_run: C
     assert all(terms <= row.keys() for row in rows(ran))
     notes = ran.summary["notes"]
     assert notes
-    assert all(note.startswith(f"{method.capitalize()}: the student's ") and note in ran.err for note in notes)
+    assert all(note.partition(": the student's ")[0].lower() == method and note in ran.err for note in notes)
     shipped = load_file(ran.run_dir / "student.safetensors")
     assert sum(t.numel() for t in shipped.values()) == ran.summary["student"]["parameters"]
     assert shipped.keys() == {f"{i}.{part}" for i in (0, 3, 7, 9) for part in ("weight", "bias")}
@@ -111,13 +111,17 @@ def test_hints_in_two_stages_learn_the_hint_first_between_hidden_layers_too(kd_r
         ["method=crd", "method.K=64", "precision=float64", "diagnostics=true"],
         ["method=hints", "method.regressor=conv_bn_relu", "beta=0", "transfer.labels=false"],
         ["method=similarity", "training.jitter=1"],
+        ["method=attention", "method.student_layers=[1,4]", "method.teacher_layers=[0,4]"],
+        ["method=sum", "method@method.second=attention", "method.weights.second=0.1"],
+        ["method=scheduled", "method@method.of=feature", "method.of.distance=cosine"],
     ],
 )
-def test_other_precisions_and_data_without_labels_or_augmented(kd_run: Callable[..., Ran], argv: list[str]) -> None:
+def test_other_precisions_data_and_compositions(kd_run: Callable[..., Ran], argv: list[str]) -> None:
     ran = kd_run(*CNNS, *argv, "training.epochs=1")
     assert ran.code == 0, ran.err
     (row,) = rows(ran)
     assert all(value is None or abs(value) < 1e6 for key, value in row.items() if key.endswith(("loss", "logits")))
+    assert ran.summary["notes"]
 
 
 def test_students_of_a_sweep_are_trained_one_by_one_and_the_reason_is_said(kd_run: Callable[..., Ran]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_cli.learn.batches import Batch
-from kd_cli.learn.methods.crd import Crd
+from kd_cli.learn.methods.crd import CRD
 from kd_cli.learn.methods.pkt import pkt_loss
 from kd_cli.learn.methods.relational import angle_loss, distance_loss
 from kd_cli.learn.methods.similarity import similarity_loss
@@ -107,8 +107,8 @@ def test_neighbours_are_those_by_hand_and_b_times_the_references() -> None:
 def test_crd_contrasts_with_the_memory_as_the_reference_does() -> None:
     student, teacher = model(conv), model(big)
     torch.manual_seed(0)
-    method = ready(Crd(dim=5, K=20), student, teacher)
-    assert isinstance(method, Crd)
+    method = ready(CRD(dim=5, K=20), student, teacher)
+    assert isinstance(method, CRD)
     pair = outputs(method, student, teacher)
     memories = [method.teacher_memory.clone(), method.student_memory.clone()]
     state = torch.get_rng_state()
@@ -129,8 +129,8 @@ def test_crd_contrasts_with_the_memory_as_the_reference_does() -> None:
 
 def test_crd_moves_the_entries_of_the_batch_and_leaves_the_others_and_its_constant() -> None:
     student, teacher = model(conv), model(big)
-    method = ready(Crd(dim=5, K=20), student, teacher)
-    assert isinstance(method, Crd)
+    method = ready(CRD(dim=5, K=20), student, teacher)
+    assert isinstance(method, CRD)
     ours, theirs = outputs(method, student, teacher)
     before = method.student_memory.clone()
     called(method, ours, theirs)["loss"].sum().backward()
@@ -148,8 +148,8 @@ def test_crd_moves_the_entries_of_the_batch_and_leaves_the_others_and_its_consta
 
 
 def test_crd_draws_others_of_other_classes_and_never_the_example_itself() -> None:
-    method = ready(Crd(dim=5, K=200), model(conv), model(big), examples=12)
-    assert isinstance(method, Crd)
+    method = ready(CRD(dim=5, K=200), model(conv), model(big), examples=12)
+    assert isinstance(method, CRD)
     method.labels.copy_(torch.arange(12) % 3)
     index = torch.tensor([0, 4])
     others = method.draw(Batch(index, index, index % 3))
@@ -157,5 +157,5 @@ def test_crd_draws_others_of_other_classes_and_never_the_example_itself() -> Non
     method.labels.fill_(1)
     others = method.draw(Batch(index, index, torch.ones(2, dtype=torch.int64)))  # a class by itself
     assert set(others[1].tolist()) == set(range(12)) - {4}
-    unlabelled = Crd(negatives="other_examples")
-    assert (Crd().needs_labels, unlabelled.needs_labels) == (True, False)
+    unlabelled = CRD(negatives="other_examples")
+    assert (CRD().needs_labels, unlabelled.needs_labels) == (True, False)

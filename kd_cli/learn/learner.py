@@ -218,7 +218,8 @@ class ModuleLearner(Learner):
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        return self.outputs(images[None]).logits
+        with self.features.paused():
+            return self.outputs(images[None]).logits
 
     def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
         student = self.outputs(batch.images)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,14 +36,25 @@ class FeatureHooks:
         check_paths(module, paths, role=role)
         self.role = role
         self.kept: dict[str, Any] = {}
+        self.active = True
         for path in paths:
             module.get_submodule(path).register_forward_hook(self._hook(path))
 
     def _hook(self, path: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self.kept[path] = output
+            if self.active:
+                self.kept[path] = output
 
         return keep
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context in which nothing is kept: the maps of a large batch would take memory that no one needs."""
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
 
     def take(self) -> dict[str, Tensor]:
         """Return and forget the outputs `[B,...]` of the last forward pass. ConfigError for one that is no tensor."""

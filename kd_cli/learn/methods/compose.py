@@ -37,8 +37,8 @@ class Composite(Method):
         self.min_batch = max(m.min_batch for m in methods)
         self.couples_models = any(m.couples_models for m in methods)
         self.couples_examples = any(m.couples_examples for m in methods)
-        self.student_features = list(dict.fromkeys(str(path) for m in methods for path in m.student_features))
-        self.teacher_features = list(dict.fromkeys(str(path) for m in methods for path in m.teacher_features))
+        self.chooses_layers = any(m.chooses_layers for m in methods)
+        self._collect_features()
         self.recordable = all(m.recordable for m in [*methods, *factors])
 
     @property
@@ -50,11 +50,23 @@ class Composite(Method):
         """The factors at this share of the training, [S] each."""
         return [factor(progress) for factor in self.factors]
 
+    def choose_layers(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
+        for method in self.methods:
+            if method.chooses_layers:
+                method.choose_layers(student, teacher, images)
+        self._collect_features()
+
+    def _collect_features(self) -> None:
+        methods = self.methods
+        self.student_features = list(dict.fromkeys(str(path) for m in methods for path in m.student_features))
+        self.teacher_features = list(dict.fromkeys(str(path) for m in methods for path in m.teacher_features))
+
     def setup(self, setting: Setting) -> None:
         for method in self.methods:
             student, teacher = seen_by(method, setting.student, setting.teacher)
             method.setup(replace(setting, student=student, teacher=teacher))
         super().setup(setting)
+        self.notes = list(dict.fromkeys(note for method in self.methods for note in method.notes))
 
     @classmethod
     def stack(cls, methods: Sequence[Any]) -> Any:

@@ -18,7 +18,7 @@ from kd_cli.learn.outputs import Outputs
 UNKNOWN = -1  # the label of an example that no batch has shown yet
 
 
-class Crd(FeatureMethod):
+class CRD(FeatureMethod):
     """`alpha * weight * L_crd + beta * L_hard`; Tian, Krishnan & Isola 2020, section 3.
 
     Two linear maps, both trained, take the pooled outputs of student and teacher to vectors of unit length with `dim`
@@ -63,9 +63,9 @@ class Crd(FeatureMethod):
     def setup(self, setting: Setting) -> None:
         super().setup(setting)
         if len(self.shapes) != 1:
-            raise ConfigError(f"Crd compares one pair of layers, and there are {len(self.shapes)}")
+            raise ConfigError(f"CRD compares one pair of layers, and there are {len(self.shapes)}")
         if setting.examples < 2:
-            raise ConfigError("Crd needs two training examples or more: it compares an example with others")
+            raise ConfigError("CRD needs two training examples or more: it compares an example with others")
         n, ((ours, theirs),) = setting.examples, self.shapes
         self.student_head, self.teacher_head = nn.Linear(width(ours), self.dim), nn.Linear(width(theirs), self.dim)
         for name in ("student_memory", "teacher_memory"):

@@ -32,9 +32,9 @@ class FeatureMethod(PerModelMethod):
 
     def __init__(self, student_layers: Layers = AUTO, teacher_layers: Layers = AUTO) -> None:
         super().__init__()
-        self.given = {"student": paths(student_layers), "teacher": paths(teacher_layers)}
-        self.chooses_layers = None in self.given.values()
-        self.student_features, self.teacher_features = (found or () for found in self.given.values())
+        self.named = {"student": paths(student_layers), "teacher": paths(teacher_layers)}
+        self.chooses_layers = None in self.named.values()
+        self.student_features, self.teacher_features = (found or () for found in self.named.values())
         self.shapes: list[tuple[torch.Size, torch.Size]] = []
         self.notes: list[str] = []
         if not self.chooses_layers:
@@ -66,8 +66,8 @@ class FeatureMethod(PerModelMethod):
         self.check_number()
 
     def _found(self, role: str, module: nn.Module, images: Tensor) -> list[Layer] | list[str]:
-        if (given := self.given[role]) is not None:
-            return given
+        if (named := self.named[role]) is not None:
+            return named
         if found := self.find(module, images):
             return found
         names = [path for path, _ in module.named_modules() if path]

@@ -15,7 +15,7 @@ WEIGHT = 30000 / 64  # RepDistiller's 30000 / B^2 at its batch size of 64, less 
 SMALLEST = 1e-7  # of the probabilities in the logarithm, as in the authors' code
 
 
-class Pkt(FeatureMethod):
+class PKT(FeatureMethod):
     """`alpha * weight * L_pkt + beta * L_hard`; Passalis & Tefas 2018, section 3.
 
     For the pooled outputs of a batch, example i has the neighbour j with the probability
