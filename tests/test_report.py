@@ -18,12 +18,13 @@ from made_runs import as_before, made_run, only
 
 from kd_cli.commands.kd_report import main
 from kd_cli.errors import DataError
+from kd_cli.report.answers import answer
 from kd_cli.report.compare import baselines, compare, distinguishing, swept_keys
 from kd_cli.report.pages import write_report, write_run_page
 from kd_cli.report.read import collect, read_run
 from kd_cli.report.run_page import run_page
 from kd_cli.report.tables import align, run_table, sweep_table
-from kd_cli.report.words import answer, percent, plus_minus, verdict
+from kd_cli.report.words import percent, plus_minus, verdict
 from kd_cli.statistics import mean_std, stat
 
 OLD_RUN = Path(__file__).with_name(

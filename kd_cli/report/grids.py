@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_cli.report.compare import Comparison, value_of
+from kd_cli.report.differences import from_alone, from_soft_targets
 from kd_cli.report.read import Run
-from kd_cli.report.words import counts, percent, plus_minus, relative, show
+from kd_cli.report.words import counts, difference, effect, percent, plus_minus, relative, show
 from kd_cli.roles import ROLES
-from kd_cli.statistics import Stat
+from kd_cli.statistics import Difference, Stat
 from kd_cli.storage.run_dir import REPORT
 
 TALL = 30  # rows of a table that gets a scroll bar of its own
@@ -64,15 +65,22 @@ _COLUMNS = (
 def settings_grid(comparison: Comparison) -> Grid:
     """A row for each setting: its values, its means, its baselines."""
     lines = []
-    for setting in comparison.settings:
+    settings = comparison.settings
+    versus = {
+        "against alone": [from_alone(setting) for setting in settings],
+        "against tuned soft targets": [from_soft_targets(setting, comparison) for setting in settings],
+    }
+    versus = {name: found for name, found in versus.items() if any(found)}
+    for i, setting in enumerate(settings):
         gap = setting.gap_closed
         cells = [*(Cell(show(value)) for value in setting.values.values()), Cell(counts(setting), str(setting.n))]
         cells += [_mean(setting.student.get("val_accuracy"), ".2%"), _mean(setting.student.get("errors"))]
+        cells += [_versus(found[i]) for found in versus.values()]
         cells += [Cell(percent(gap), None if gap is None else f"{gap:.6g}")]
         cells += [_mean(setting.student_alone.get("errors")), _mean(setting.teacher.get("errors"))]
         cells += [_mean(setting.student.get(measure), form) for _, measure, form in _COLUMNS]
         lines.append(Line(cells, best=setting is comparison.best))
-    heads = [*comparison.keys, "n", "val accuracy", "test errors", "gap closed", "alone", "teacher"]
+    heads = [*comparison.keys, "n", "val accuracy", "test errors", *versus, "gap closed", "alone", "teacher"]
     return Grid([*heads, *(head for head, _, _ in _COLUMNS)], lines, sortable=True)
 
 
@@ -115,6 +123,10 @@ def _status(run: Run, *, counted: bool) -> Cell:
         return Cell("completed" if counted else "repeat, not counted")
     why = run.cause or f"no summary; {sum(map(len, run.history.values()))} epochs are recorded"
     return Cell(run.status, badge=why)
+
+
+def _versus(value: Difference | None) -> Cell:
+    return Cell() if value is None else Cell(f"{difference(value)}, {effect(value)}", f"{value.mean:.6g}")
 
 
 def _mean(value: Stat | None, form: str = ",.1f") -> Cell:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd_cli.report.answers import answer
 from kd_cli.report.compare import Comparison, Setting
 from kd_cli.report.curves import gradient_figures, learning_curves
 from kd_cli.report.figures import error_figure, heat_figure
 from kd_cli.report.grids import runs_grid, settings_grid
 from kd_cli.report.render import render
 from kd_cli.report.tables import shown
-from kd_cli.report.words import answer, name_of, not_listed, percent, plus_minus, tally
+from kd_cli.report.words import name_of, not_listed, percent, plus_minus, tally
 from kd_cli.statistics import Stat
 
 

@@ -9,11 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_cli.report.compare import AVERAGED, FIRST, MEASURES, Comparison, baselines, value_of
+from kd_cli.report.answers import answer
+from kd_cli.report.compare import AVERAGED, FIRST, MEASURES, Comparison, Setting, baselines, value_of
+from kd_cli.report.differences import from_alone, from_soft_targets
 from kd_cli.report.read import Run
 from kd_cli.report.words import (
-    answer,
     counts,
+    difference,
+    effect,
+    from_to,
     name_of,
     not_listed,
     percent,
@@ -25,9 +29,10 @@ from kd_cli.report.words import (
     verdict,
 )
 from kd_cli.roles import ROLE_NAMES, ROLES
-from kd_cli.statistics import Stat
+from kd_cli.statistics import Difference, Stat
 
-WIDTH = 120  # characters of a sweep's table
+VERSUS = ("vs alone", "vs soft targets")  # the columns of differences
+WIDTH = 100  # characters of a sweep's table
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -70,22 +75,41 @@ def _comparison_table(comparison: Comparison) -> str:
     if len(comparison.keys) > 1:  # a column for each key is narrower than its name in every row
         values = [[show(value) for value in setting.values.values()] for setting in comparison.settings]
         corner, *names = align([comparison.keys, *values]).splitlines()
-    rows = [[corner, "val accuracy", "test errors", "accuracy", "agrees", "NLL", "ECE", "gap", "n"]]
+    rows = [[corner, "val accuracy", "test errors", *VERSUS, "accuracy", "agrees", "NLL", "ECE", "gap", "n"]]
     for name, setting in zip(names, comparison.settings, strict=True):
         mark = " *" if star and setting is comparison.best else ""
-        rows.append([name + mark, *_measures(setting.student), percent(setting.gap_closed), counts(setting)])
+        first, *more = _measures(setting.student)
+        versus = [_versus(value) for value in (from_alone(setting), from_soft_targets(setting, comparison))]
+        rows.append([name + mark, first, more[0], *versus, *more[1:], percent(setting.gap_closed), counts(setting)])
     for role in ("student_alone", "teacher"):
         for which, stats in baselines(comparison, role):
             name = f"{ROLE_NAMES[role]} ({which})" if which else ROLE_NAMES[role]
-            rows.append([name, *_measures(stats), "", str(stats["errors"].n)])
+            first, *more = _measures(stats)
+            rows.append([name, first, more[0], "", "", *more[1:], "", str(stats["errors"].n)])
     _narrow(rows)
-    return f"{head}\n\n{align(rows)}\n\n{sentences}"
+    return f"{head}\n\n{align(rows)}\n{_legend(comparison)}\n{sentences}"
+
+
+def _versus(value: Difference | None) -> str:
+    """A difference and what it shows, in few characters: -2.0 ± 1.1 helps."""
+    return "" if value is None else f"{difference(value)} {effect(value) if value.sign else '?'}"
+
+
+def _legend(comparison: Comparison) -> str:
+    """What the columns of differences show; empty where there are none."""
+    found = [from_alone(setting) for setting in comparison.settings]
+    found += [from_soft_targets(setting, comparison) for setting in comparison.settings]
+    if not any(found):
+        return ""
+    unclear = {value.n for value in found if value and not value.sign}
+    more = f"; ? cannot be told with n = {from_to(unclear)}" if unclear else ""
+    return f"vs: difference in errors, paired by seed, ± its 95 % interval{more}\n"
 
 
 def _narrow(rows: list[list[str]]) -> None:
     """Delete empty columns and, while the table is too wide, the least important ones; the CSV file has them all."""
     empty = [name for i, name in enumerate(rows[0]) if i and not any(row[i] for row in rows[1:])]
-    for name in (*empty, "accuracy", "ECE", "NLL", "agrees"):
+    for name in (*empty, "accuracy", "ECE", "NLL", "agrees", "gap", "val accuracy"):
         if name in rows[0] and (name in empty or align(rows).index("\n") > WIDTH):
             column = rows[0].index(name)
             for row in rows:
@@ -109,16 +133,29 @@ def sweep_csv(comparisons: Sequence[Comparison], root: Path) -> str:
     keys = list(dict.fromkeys(key for comparison in comparisons for key in comparison.keys))
     keys = [*(key for key in FIRST[:4] if key not in keys), *keys]  # these are always of interest
     automatic = any(run.config.get(key) == "auto" for c in comparisons for run in c.runs for key in ("T", "alpha"))
-    rows = [
-        _csv_row(run, comparison, keys, root, automatic=automatic)
-        for comparison in comparisons
-        for run in comparison.runs
-    ]
+    rows = []
+    for comparison in comparisons:
+        setting_of = {id(run): setting for setting in comparison.settings for run in setting.runs}
+        for run in comparison.runs:
+            versus = _csv_versus(setting_of.get(id(run)), comparison)
+            rows.append(_csv_row(run, comparison, keys, root, automatic=automatic) | versus)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _csv_versus(setting: Setting | None, comparison: Comparison) -> dict[str, Any]:
+    """The differences of a run's setting, the same in all its runs; empty where no mean contains the run."""
+    row: dict[str, Any] = {}
+    for name in ("alone", "soft_targets"):
+        value = None
+        if setting is not None:
+            value = from_alone(setting) if name == "alone" else from_soft_targets(setting, comparison)
+        facts = (None,) * 4 if value is None else (*value, effect(value))
+        row |= zip((f"vs_{name}", f"vs_{name}_ci95", f"vs_{name}_n", f"vs_{name}_shows"), facts, strict=True)
+    return row
 
 
 def _csv_row(run: Run, comparison: Comparison, keys: Sequence[str], root: Path, *, automatic: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_cli.statistics import Stat
+from kd_cli.statistics import Difference, Stat
 
 if TYPE_CHECKING:
     from kd_cli.report.compare import Comparison, Setting
@@ -47,6 +47,20 @@ def plus_minus(value: Stat | None, form: str = ",.1f") -> str:
 
 def percent(value: float | None) -> str:
     return "" if value is None else formatted(value, ".0%")
+
+
+def effect(value: Difference) -> str:
+    """What the student's errors less another's show: helps, harms, or cannot be told with n = 3."""
+    return {-1: "helps", 0: f"cannot be told with n = {value.n}", 1: "harms"}[value.sign]
+
+
+def difference(value: Difference | None) -> str:
+    """A difference in errors with its 95 % interval, -2.0 ± 1.1; the mean alone where there is no interval."""
+    if value is None:
+        return ""
+    text = formatted(value.mean, "+,.1f")
+    text = "0.0" if text == "+0.0" else text
+    return text if value.half is None else f"{text} ± {value.half:,.1f}"
 
 
 def seeds(n: int) -> str:
@@ -101,53 +115,6 @@ def counts(setting: Setting) -> str:
     """n, and the runs that no mean contains: 3 (1 diverged)."""
     lost = [f"{k} {word}" for word in ("diverged", "failed", "unfinished") if (k := getattr(setting, word))]
     return f"{setting.n} ({', '.join(lost)})" if lost else str(setting.n)
-
-
-def answer(comparison: Comparison) -> tuple[str, str]:
-    """What the runs show: a headline with the setting, and sentences on what it is worth on the test set."""
-    setting = comparison.best
-    head = f"best by validation: {name_of(setting, comparison)}" if setting else ""
-    if len(comparison.settings) == 1:
-        setting = comparison.settings[0]
-        head = name_of(setting, comparison)
-    if setting is None:
-        if any(s.n for s in comparison.settings):
-            why = "There are no validation results to choose by, and the test set is not for choosing."
-            return "no setting is chosen", why
-        return "nothing to compare yet", f"{tally(comparison.runs)}."
-    if not setting.n:
-        return head, f"No run has completed: {tally(comparison.runs)}."
-    return head, f"{_errors(setting, comparison)}{_gap(setting)}{_certainty(setting, comparison)}"
-
-
-def _errors(setting: Setting, comparison: Comparison) -> str:
-    errors = plus_minus(setting.student["errors"])
-    parts = [f"{errors} errors on {comparison.size('test'):,} test examples ({seeds(setting.n)})"]
-    if alone := setting.student_alone.get("errors"):
-        parts.append(f"the student alone {plus_minus(alone)} (n = {alone.n})")
-    if teacher := setting.teacher.get("errors"):
-        parts.append(f"the teacher {plus_minus(teacher)} (n = {teacher.n})")
-    return ", ".join(parts)
-
-
-def _gap(setting: Setting) -> str:
-    if setting.gap_closed is not None and setting.gap_closed <= 0:
-        return f"; on average no better than alone ({percent(setting.gap_closed)} of the gap to the teacher closed)."
-    if setting.gap_closed is not None:
-        return f": {percent(setting.gap_closed)} of the gap to the teacher closed."
-    if setting.gap_n:
-        return "; the teacher is no better than the student alone, so there is no gap to close."
-    return "; without a teacher, there is no gap to speak of."
-
-
-def _certainty(setting: Setting, comparison: Comparison) -> str:
-    if setting.n == 1:
-        return " One seed cannot tell a difference from chance; add seeds, e.g. 'seed=range(5)'."
-    if close := comparison.close_to_best:
-        names = [name_of(other, comparison) for other in close]
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        return f" Validation does not tell it from {'; '.join(names[:4])}{more} (within one standard deviation)."
-    return ""
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
