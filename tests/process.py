@@ -20,7 +20,7 @@ SECONDS = 120  # no run here takes a tenth of it
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
-        *("torch", "torch._dynamo", "torch.utils.flop_counter", "safetensors.torch", "sklearn.datasets"),
+        *("torch", "torch._dynamo", "torch.utils.flop_counter", "safetensors.torch"),
         *("hydra.main", "hydra._internal.hydra", "hydra._internal.utils"),
         *("kd_cli.commands.kd_run", "kd_cli.runs.run_many", "kd_cli.report.tables"),
     ]

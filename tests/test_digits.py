@@ -1,12 +1,12 @@
 """The digits: the real ones, and parts that share no hand."""
 
-import importlib.util
+import hashlib
 
 import numpy as np
 import pytest
 import torch
 
-from kd_cli.data.digits import SHEETS, digits
+from kd_cli.data.digits import SHEETS, digits, digits_table
 from kd_cli.data.prepare import prepare
 from kd_cli.errors import ConfigError
 
@@ -44,9 +44,7 @@ def test_every_part_has_every_digit_and_none_twice(source):
 
 
 def test_a_sheet_begins_where_the_form_begins_again():
-    from sklearn.datasets import load_digits
-
-    labels = load_digits().target.tolist()
+    labels = digits_table()[:, 64].tolist()
     form = labels[:130]
     for begin, end in zip(SHEETS, [*SHEETS[1:], 1797], strict=True):
         sheet = labels[begin:end]
@@ -58,10 +56,7 @@ def test_a_sheet_begins_where_the_form_begins_again():
 
 def test_whole_sheets_validate():
     data = prepare(digits(data_dir="unused"), val_fraction=0.16666667)
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    rows = {tuple(image): i for i, image in enumerate(bunch.data / 16)}
+    rows = {tuple(image): i for i, image in enumerate(digits_table()[:, :64] / 16)}
     sheets = [
         {int(np.searchsorted(SHEETS, rows[tuple(image)], side="right")) for image in part.images.flatten(1).tolist()}
         for part in (data.train, data.val, data.test)
@@ -75,18 +70,18 @@ def test_another_split_is_refused():
         digits(data_dir="unused", split="writer")
 
 
-def test_the_digits_are_those_that_scikit_learn_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.datasets import load_digits
+def test_the_table_has_the_bytes_of_what_scikit_learn_loads() -> None:
+    # of np.column_stack([load_digits().data, load_digits().target]) with scikit-learn 1.9.1
+    table = digits_table()
+    assert (table.shape, table.dtype) == ((1797, 65), np.float64)
+    assert (
+        hashlib.sha256(table.tobytes()).hexdigest()
+        == "30aa855cd90427ff3c4996b3f40109597c57049f8a038cc52db1efeac8ad2e26"
+    )
 
-    bunch = load_digits()
-    ours = digits(data_dir="unused")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # its file is elsewhere
-    other = digits(data_dir="unused")
-    for source in (ours, other):
-        images = torch.cat([source.train_images, source.test_images])
-        labels = torch.cat([source.train_labels, source.test_labels])
-        table = torch.cat([images.flatten(1), labels[:, None]], 1).double()
-        loaded = torch.from_numpy(np.column_stack([bunch.data / 16, bunch.target]))
-        assert sorted(table.tolist()) == sorted(loaded.tolist())
-    assert torch.equal(ours.train_images, other.train_images)
-    assert ours.train_images.dtype == other.train_images.dtype == torch.float32
+
+def test_every_digit_of_the_table_is_in_a_part(source) -> None:
+    images = torch.cat([source.train_images, source.test_images])
+    labels = torch.cat([source.train_labels, source.test_labels])
+    found = torch.cat([images.flatten(1) * 16, labels[:, None]], 1).double()
+    assert sorted(found.tolist()) == sorted(digits_table().tolist())

@@ -14,10 +14,9 @@ import torch
 from conftest import TINY
 from process import Ran, Running
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 
 from kd_cli import load_student
-from kd_cli.data.digits import digits
+from kd_cli.data.digits import digits, digits_table
 from kd_cli.errors import CheckpointError, StorageError
 from kd_cli.metrics import evaluate_logits
 from kd_cli.storage.files import new_folder, replacing, write_json, write_tensors, write_text
@@ -112,13 +111,13 @@ def test_the_loaded_student_predicts_exactly_what_the_run_reported(finished: Ran
 
 OWN_DATA = """
 import torch
-from sklearn.datasets import load_digits
+from kd_cli.data.digits import digits_table
 from kd_cli.data.source import Source
 
 def colours(data_dir):
-    bunch = load_digits()
-    grey = torch.from_numpy(bunch.images * 15).to(torch.uint8)
-    images, labels = torch.stack([grey, 255 - grey, grey // 2], 1), torch.from_numpy(bunch.target).long()
+    table = torch.from_numpy(digits_table())
+    grey = (table[:, :64] * 15).to(torch.uint8).view(-1, 8, 8)
+    images, labels = torch.stack([grey, 255 - grey, grey // 2], 1), table[:, 64].long()
     return Source("colours", images[:900], labels[:900], images[900:], labels[900:], tuple("abcdefghij"))
 """
 
@@ -130,13 +129,12 @@ def test_the_loaded_student_takes_uint8_images_as_the_data_set_has_them(
     flags = own_code({"own_data.py": OWN_DATA, "dataset/colours": "_target_: own_data.colours\nval_fraction: 0.1\n"})
     ran = kd_run(*flags, *TINY, "dataset=colours", "student=cnn", "student.hidden=8", f"precision={precision}")
     assert ran.code == 0, ran.err
-    bunch = load_digits()
-    grey = torch.from_numpy(bunch.images[900:] * 15).to(torch.uint8)
+    grey = torch.from_numpy(digits_table()[900:, :64] * 15).to(torch.uint8).view(-1, 8, 8)
     images = torch.stack([grey, 255 - grey, grey // 2], 1)
     student = load_student(ran.run_dir)
     assert student.classes == tuple("abcdefghij")
     with torch.no_grad():
-        found = evaluate_logits(student(images), torch.from_numpy(bunch.target[900:]).long())
+        found = evaluate_logits(student(images), torch.from_numpy(digits_table()[900:, 64]).long())
         assert torch.equal(student.probabilities(images[:5]), student(images[:5]).softmax(-1))
     reported = ran.summary["student"]["test"]
     assert found.errors == reported["errors"]

@@ -1,8 +1,7 @@
-"""scikit-learn's handwritten digits, which need no download."""
+"""scikit-learn's handwritten digits, which are part of this package."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,8 @@ from kd_cli.data.source import Source
 from kd_cli.data.splits import set_aside
 from kd_cli.errors import ConfigError
 
+# digits.LICENSE, in this folder, says where digits.csv.gz is from and under which licence.
+#
 # The table is one form of 130 digits that was filled in 14 times, sheet after sheet: its labels repeat the form's, with
 # 23 digits missing and one label changed. A sheet begins at each of these rows.
 SHEETS = (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
@@ -29,7 +30,7 @@ def digits(*, data_dir: str | Path, split: str = "hand") -> Source:
     """
     if split not in ("hand", "random"):
         raise ConfigError(f"split is {split!r}; it must be hand or random")
-    table = torch.from_numpy(_digits_table())
+    table = torch.from_numpy(digits_table())
     images = table[:, :64].to(torch.float32).div_(16).view(-1, 1, 8, 8)
     labels = table[:, 64].to(torch.int64)
     if split == "hand":
@@ -56,18 +57,6 @@ def digits_at_random(*, data_dir: str | Path) -> Source:
     return digits(data_dir=data_dir, split="random")
 
 
-def _digits_table() -> np.ndarray:
-    """One row per digit, 64 pixels from 0 to 16 and the label: [1797,65].
-
-    Reads scikit-learn's file, as `sklearn.datasets.load_digits` does; importing scikit-learn would take a second, half
-    of the time before the first training step.
-    """
-    spec = importlib.util.find_spec("sklearn")
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        file = Path(folder, "datasets", "data", "digits.csv.gz")
-        if file.is_file():
-            return np.loadtxt(file, delimiter=",")
-    from sklearn.datasets import load_digits  # this version keeps the file elsewhere
-
-    bunch = load_digits()
-    return np.column_stack([bunch.data, bunch.target])
+def digits_table() -> np.ndarray:
+    """One row per digit in scikit-learn's order, 64 pixels from 0 to 16 and the label: [1797,65]."""
+    return np.loadtxt(Path(__file__).with_name("digits.csv.gz"), delimiter=",")
