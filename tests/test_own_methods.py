@@ -238,3 +238,14 @@ def test_a_faulty_method_is_refused_before_anything_is_trained(
     assert said in ran.err
     assert "Traceback" not in ran.err
     assert not any((path / "metrics.jsonl").exists() for path in ran.run_dirs)
+
+
+def test_a_file_of_ones_own_with_the_name_of_a_shipped_option_is_refused(
+    own: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "work/conf/method").mkdir(parents=True)
+    (tmp_path / "work/conf/method/dkd.yaml").write_text("# mine\n_target_: dkd.DKD\n")
+    ran = own("method=dkd").wait()
+    assert ran.code == 1
+    assert "method=dkd is shipped with kd-cli" in ran.err
+    assert "method=my_dkd" in ran.err

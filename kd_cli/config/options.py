@@ -60,6 +60,23 @@ def groups(conf_dirs: Sequence[Path]) -> dict[str, dict[str, Path]]:
     return found
 
 
+def check_shadowed(conf_dirs: Sequence[Path], arguments: Iterable[str]) -> None:
+    """ConfigError when an argument chooses an option whose file in the user's folder has the name of a shipped one.
+
+    Hydra takes the shipped file then, silently.
+    """
+    shipped = groups(conf_dirs[:1])
+    for argument in arguments:
+        group, _, name = argument.partition("=")
+        for folder in conf_dirs[1:]:
+            own = groups([folder]).get(group, {}).get(name)
+            if own is not None and name in shipped.get(group, {}):
+                raise ConfigError(
+                    f"{group}={name} is shipped with kd-cli, and {own} has the same name and would be ignored",
+                    hint=f"rename the file: {group}=my_{name}",
+                )
+
+
 def shared_nodes(conf_dirs: Sequence[Path]) -> list[tuple[str, str, dict[str, Any]]]:
     """Return (group, option, node) for each option that a role takes from another group; Hydra's store needs them."""
     available = groups(conf_dirs)
