@@ -185,10 +185,8 @@ def next_step(summary: Mapping[str, Any]) -> str:
 
 def _validation(alone: Mapping[str, Any], student: Mapping[str, Any]) -> str:
     """The validation accuracies of both students, where there is validation data."""
-    accuracies = [(report.get("val") or {}).get("accuracy") for report in (alone, student)]
-    if None in accuracies:
-        return ""
-    return ": {:.1%} alone, {:.1%} distilled".format(*accuracies)
+    before, after = ((report.get("val") or {}).get("accuracy") for report in (alone, student))
+    return "" if before is None or after is None else f": {before:.1%} alone, {after:.1%} distilled"
 
 
 def relative(path: Path, root: Path) -> str:
