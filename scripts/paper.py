@@ -16,7 +16,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,12 @@ Rows = list[list[str]]
 
 @dataclass(frozen=True)
 class Part:
-    """An experiment of the paper: its preset, what is said of it, and how its runs are told."""
+    """An experiment of the paper: its preset, what is said of it, and what makes a table of its runs."""
 
     name: str
     title: str
     about: str
-    tell: Callable[[list[Run]], Told]
+    finding: Callable[[list[Run]], Finding]
     more: tuple[str, ...] = ()  # further words of the command; presets that sweep by themselves need none
 
     @property
@@ -52,11 +52,11 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What an experiment found: a table, its first row the head; pictures by name; a sentence made of the numbers."""
+class Finding:
+    """The results of an experiment: a table with its heads, a sentence made of the numbers, figures by name."""
 
     table: Rows
-    finding: str = ""
+    sentence: str = ""
     figures: tuple[tuple[str, str], ...] = ()
 
 
@@ -88,10 +88,10 @@ def settings_of(runs: Sequence[Run]) -> Sequence[Setting]:
 # ---------------------------------------------------------------- experiments
 
 
-def tell_roles(paper: dict[str, str]) -> Callable[[list[Run]], Told]:
+def role_errors(paper: dict[str, str]) -> Callable[[list[Run]], Finding]:
     """The table of teacher, student alone and distilled student."""
 
-    def tell(runs: list[Run]) -> Told:
+    def finding(runs: list[Run]) -> Finding:
         table = [["errors of 10,000", "paper", "ours", "n", "epochs", "seconds each"]]
         names = {"teacher": "teacher", "student_alone": "student alone", "student": "distilled student"}
         for role, name in names.items():
@@ -99,16 +99,16 @@ def tell_roles(paper: dict[str, str]) -> Callable[[list[Run]], Told]:
             members = some.get("members") or []
             if role == "teacher" and len(members) > 1:
                 single = stat(float(one["test"]["errors"]) for one in members)
-                each = f"{sum(one['seconds'] for one in members) / len(members):,.0f}"
-                table.append(["a teacher alone", "", said(single), count(single), show(members[0]["epochs"]), each])
+                mean = f"{sum(one['seconds'] for one in members) / len(members):,.0f}"
+                table.append(["a teacher alone", "", said(single), count(single), show(members[0]["epochs"]), mean])
                 name = f"the {len(members)} teachers together"
             found = errors(runs, role)
             table.append(
                 [name, paper.get(role, ""), said(found), count(found), show(some["epochs"]), seconds(runs, role)]
             )
-        return Told(table)
+        return Finding(table)
 
-    return tell
+    return finding
 
 
 PRESET_NAMES = {
@@ -121,7 +121,7 @@ PRESET_NAMES = {
 }
 
 
-def tell_losses(runs: list[Run]) -> Told:
+def losses(runs: list[Run]) -> Finding:
     by_preset: dict[str, list[Run]] = {}
     for run in runs:
         former = FORMER_LOSSES.get(run.choices.get("loss", ""), "")  # of runs made before the group was renamed
@@ -137,10 +137,10 @@ def tell_losses(runs: list[Run]) -> Told:
                 count(errors(some)),
             ]
         )
-    return Told(table)
+    return Finding(table)
 
 
-def tell_temperature(runs: list[Run]) -> Told:
+def temperatures(runs: list[Run]) -> Finding:
     groups: dict[tuple[int, float], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.config["student.hidden"][0], float(run.config["T"])), []).append(run)
@@ -171,26 +171,26 @@ def tell_temperature(runs: list[Run]) -> Told:
         x_ticks=temperatures,
     )
     length = f"After {show(runs[0].summary['student']['epochs'])} epochs, fewer than the main result's. "
-    return Told(table, length + "; ".join(findings) + ".", (("temperature_by_width", chart),))
+    return Finding(table, length + "; ".join(findings) + ".", (("temperature_by_width", chart),))
 
 
-def tell_omitted(paper: dict[str, tuple[str, str]]) -> Callable[[list[Run]], Told]:
+def omitted_classes(paper: dict[str, tuple[str, str]]) -> Callable[[list[Run]], Finding]:
     names = {
         "before": "as trained",
         "corrected": "bias corrected without test data: the result",
         "oracle": "oracle: bias tuned on the test set",
     }
 
-    def tell(runs: list[Run]) -> Told:
+    def finding(runs: list[Run]) -> Finding:
         first = runs[0].summary["omitted"]
         table = [
             ["", "paper: errors", "of them on what was left out", "ours: errors", "on what was left out", "shift", "n"]
         ]
         for key, name in names.items():
-            told = [run.summary["omitted"][key] for run in runs]
-            all_errors = stat(float(one["errors"]) for one in told)
-            of_them = stat(float(one["omitted_errors"]) for one in told)
-            shift = stat(float(one["shift"]) for one in told)
+            results = [run.summary["omitted"][key] for run in runs]
+            all_errors = stat(float(one["errors"]) for one in results)
+            of_them = stat(float(one["omitted_errors"]) for one in results)
+            shift = stat(float(one["shift"]) for one in results)
             table.append(
                 [
                     name,
@@ -201,14 +201,14 @@ def tell_omitted(paper: dict[str, tuple[str, str]]) -> Callable[[list[Run]], Tol
                     count(all_errors),
                 ]
             )
-        return Told(
+        return Finding(
             table, f"{first['before']['omitted_total']:,} of the test examples are of classes that were left out."
         )
 
-    return tell
+    return finding
 
 
-def tell_regulariser(runs: list[Run]) -> Told:
+def regulariser(runs: list[Run]) -> Finding:
     def accuracies(role: str, some: list[Run]) -> list[str]:
         kept = []
         for run in some:
@@ -223,7 +223,7 @@ def tell_regulariser(runs: list[Run]) -> Told:
 
     last, early = [r for r in runs if not best(r)], [r for r in runs if best(r)]
     teacher = stat(100 * (run.test("teacher", "accuracy") or 0.0) for run in runs[:1])
-    return Told(
+    return Finding(
         [
             ["3 % of the data", "paper, on speech: train", "test", "ours, on MNIST: train", "test", "n"],
             ["labels, to the end", "", "", *accuracies("student_alone", last)],
@@ -235,7 +235,7 @@ def tell_regulariser(runs: list[Run]) -> Told:
     )
 
 
-def tell_ensemble(runs: list[Run]) -> Told:
+def ensemble(runs: list[Run]) -> Finding:
     table = [["", "errors", "n"]]
     members = stat(float(one["test"]["errors"]) for one in runs[0].summary["teacher"]["members"])
     table.append(["one teacher alone", said(members), count(members)])
@@ -248,10 +248,10 @@ def tell_ensemble(runs: list[Run]) -> Told:
             )
             table.append([f"student distilled from them ({combine})", said(errors(some)), count(errors(some))])
     table.append(["student alone", said(errors(runs, "student_alone")), count(errors(runs, "student_alone"))])
-    return Told(table)
+    return Finding(table)
 
 
-def tell_gradients(runs: list[Run]) -> Told:
+def gradient_sizes(runs: list[Run]) -> Finding:
     table = [["T", "soft term, on the logits", "times T²", "hard term, on the logits", "n"]]
     points: dict[str, list[Point]] = {"soft": [], "soft, times T²": [], "hard": []}
     for setting in settings_of(runs):
@@ -273,17 +273,18 @@ def tell_gradients(runs: list[Run]) -> Told:
         log_y=True,
         x_ticks=[p.x for p in points["hard"]],
     )
-    return Told(table, "After the last epoch, on the handwritten digits of scikit-learn.", (("gradient_sizes", chart),))
+    return Finding(
+        table, "After the last epoch, on the handwritten digits of scikit-learn.", (("gradient_sizes", chart),)
+    )
 
 
-def tell_limit(runs: list[Run]) -> Told:
+def high_temperature(runs: list[Run]) -> Finding:
     file = runs[0].path.parent / "limit.json"
     if not file.is_file():  # the sweep has not ended
-        return Told([])
-    told = json.loads(file.read_text(encoding="utf-8"))
+        return Finding([])
     table = [["T", "cosine of the two gradients", "distance of the two students", "n"]]
     cosines, distances = [], []
-    for row in told:
+    for row in json.loads(file.read_text(encoding="utf-8")):
         cosine, distance = stat(row["gradient_cosine"]), stat(row["distance"])
         assert cosine is not None
         assert distance is not None
@@ -297,7 +298,7 @@ def tell_limit(runs: list[Run]) -> Told:
         y_label="cosine; relative distance",
         x_ticks=[p.x for p in cosines],
     )
-    return Told(table, "On the handwritten digits of scikit-learn.", (("high_temperature_limit", chart),))
+    return Finding(table, "On the handwritten digits of scikit-learn.", (("high_temperature_limit", chart),))
 
 
 PARTS = (
@@ -307,7 +308,7 @@ PARTS = (
         "A student of 2x800 ReLU units without regularisation, distilled at T = 20 on images without jitter. The "
         "teacher's images are jittered as in the paper, and turned, slanted and scaled: on the 3,000 validation "
         "images it made 12 errors, the teacher of the next section 20.",
-        tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
+        role_errors({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
     ),
     Part(
@@ -315,23 +316,23 @@ PARTS = (
         "The same with the paper's own augmentation",
         "The teacher's images are jittered by up to 2 pixels and nothing else. It is the teacher of all experiments "
         "but the one above and the next.",
-        tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
+        role_errors({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
     ),
     Part(
         "hinton_mnist_best",
         "Beyond the paper, with the same student",
         "The teacher of the main result, live on a transfer set whose images are distorted as its own were, at T = 4.",
-        tell_roles({"teacher": "67", "student_alone": "146", "student": "74"}),
+        role_errors({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
     ),
-    Part("hinton_mnist_losses", "One student by each loss", "Shorter trainings, all alike.", tell_losses),
+    Part("hinton_mnist_losses", "One student by each loss", "Shorter trainings, all alike.", losses),
     Part(
         "hinton_mnist_unlabelled",
         "Without labels",
         "The transfer set has no labels: beta has no effect, and the student is that of the soft targets alone, up to "
         "rounding, which a training amplifies.",
-        tell_roles({}),
+        role_errors({}),
         (SEEDS,),
     ),
     Part(
@@ -339,46 +340,46 @@ PARTS = (
         "Temperature by width",
         "The paper: with 300 or more units a layer every T above 8 gives about the same, with 30 units T from 2.5 to 4 "
         "is clearly best.",
-        tell_temperature,
+        temperatures,
     ),
     Part(
         "hinton_mnist_omit3",
         "No 3 in the transfer set",
         "The teacher has seen 3s, the student never does.",
-        tell_omitted({"before": ("206", "133"), "oracle": ("109", "14")}),
+        omitted_classes({"before": ("206", "133"), "oracle": ("109", "14")}),
         (SEEDS,),
     ),
     Part(
         "hinton_mnist_only78",
         "Only 7s and 8s in the transfer set",
         "Eight of ten digits are left out.",
-        tell_omitted({"before": ("4,730", ""), "oracle": ("1,320", "")}),
+        omitted_classes({"before": ("4,730", ""), "oracle": ("1,320", "")}),
         (SEEDS,),
     ),
     Part(
         "hinton_mnist_regulariser",
         "Soft targets as a regulariser",
         "The student has 3 % of the data, its teacher had all.",
-        tell_regulariser,
+        regulariser,
     ),
     Part(
         "hinton_mnist_ensemble",
         "An ensemble as the teacher",
         "Ten teachers that differ in their seed alone, all trained briefly, and one student.",
-        tell_ensemble,
+        ensemble,
         (SEEDS, "teacher.combine=geometric,arithmetic"),
     ),
     Part(
         "gradient_sizes",
         "Sizes of the gradients",
         "What T² does: without it the soft term fades as T grows. Who sets alpha and beta reads here what they weigh.",
-        tell_gradients,
+        gradient_sizes,
     ),
     Part(
         "high_temperature_limit",
         "The limit of high temperature",
         "Soft targets at growing T approach logit matching: its gradient's direction, and its student.",
-        tell_limit,
+        high_temperature,
     ),
 )
 
@@ -413,6 +414,8 @@ def run(part: Part, folder: Path, more: Sequence[str]) -> bool:
     words = ["-m", f"experiment={part.name}", *part.more, *more, f"hydra.sweep.dir={folder}"]
     if folder.is_dir() and resumed_arguments(folder) is not None:
         words = [f"resume={folder}"]  # with the words it was begun with
+    else:
+        note_commit(folder)
     print(f"\n== {part.title}: kd-run {' '.join(words)}", flush=True)
     return subprocess.run([sys.executable, "-m", "kd_cli", *words]).returncode == 0
 
@@ -421,55 +424,50 @@ def run(part: Part, folder: Path, more: Sequence[str]) -> bool:
 
 
 def write_results(out: Path, page: Path) -> None:
-    """docs/RESULTS.md and its figures, from the runs under `out`."""
+    """docs/RESULTS.md and its figures, from the runs under `out`; an experiment without runs keeps its section."""
     figures = page.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    sections, runs = [], []
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    head, *former = re.split(r"^(?=## )", text, flags=re.M)
+    sections = {section.partition("\n")[0]: section.rstrip() + "\n" for section in former}
     for part in PARTS:
-        found = (
-            [run for run in collect([out / part.name])[0] if run.status == "completed"]
-            if (out / part.name).is_dir()
-            else []
-        )
-        lines = [f"## {part.title}", "", part.about, "", f"    {part.command}", ""]
-        told = part.tell(found) if found else Told([])
-        if told.table:
-            lines += [markdown(told.table), ""]
-            if told.finding:
-                lines += [told.finding, ""]
-            for name, chart in told.figures:
-                (figures / f"{name}.svg").write_text(chart, encoding="utf-8")
-                lines += [f"![{name.replace('_', ' ')}](figures/{name}.svg)", ""]
-            runs += found
-        else:
-            lines += ["Not yet run.", ""]
-        sections.append("\n".join(lines))
-    if not runs:
-        sys.exit(f"{out} has no runs")
-    head = [
-        "# The paper, reproduced",
-        "",
-        "Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network* (2015): its experiments on MNIST.",
-        "Errors are of the 10,000 test images, mean ± standard deviation over n seeds; the student alone has the same",
-        "architecture, data and length. Recipes were chosen by validation results; what is told is of the last epoch",
-        "where it is not said otherwise. Made by `make paper`, which runs the commands below.",
-        "",
-        *[f"- {line}" for line in machine(runs)],
-        "",
-    ]
-    page.write_text("\n".join([*head, "\n".join(sections)]).rstrip() + "\n", encoding="utf-8")
+        folder, title = out / part.name, f"## {part.title}"
+        runs = [run for run in collect([folder])[0] if run.status == "completed"] if folder.is_dir() else []
+        found = part.finding(runs) if runs else Finding([])
+        if not found.table:
+            sections.setdefault(title, f"{title}\n\nNot yet run.\n")
+            continue
+        lines = [title, "", part.about, "", f"    {part.command}", "", markdown(found.table), ""]
+        lines += [" ".join(filter(None, [found.sentence, *origin(folder, runs)])), ""]
+        for name, chart in found.figures:
+            (figures / f"{name}.svg").write_text(chart, encoding="utf-8")
+            lines += [f"![{name.replace('_', ' ')}](figures/{name}.svg)", ""]
+        sections[title] = "\n".join(lines)
+    order = [f"## {part.title}" for part in PARTS]
+    page.write_text("\n".join([head.rstrip() + "\n", *(sections[title] for title in order)]), encoding="utf-8")
     print(f"wrote {page}")
 
 
-def machine(runs: Sequence[Run]) -> list[str]:
-    def distinct(key: Callable[[dict[str, Any]], str]) -> str:
-        return "; ".join(sorted({key(run.summary) for run in runs}))
+def commit_file(folder: Path) -> Path:
+    """The file beside a sweep's folder that names the commit at which the sweep was begun."""
+    return folder.with_name(f"{folder.name}.commit")
 
-    return [
-        f"device: {distinct(lambda s: s['device'])}; precision: {distinct(lambda s: s['precision'])}",
-        f"versions: {distinct(lambda s: ', '.join(f'{name} {version}' for name, version in s['versions'].items()))}",
-        f"{len(runs)} runs; seconds: of the training that a model was part of, often a stack of three; a busy machine",
-    ]
+
+def note_commit(folder: Path) -> None:
+    """Write down the commit that a sweep is about to be made at."""
+    words = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    if found:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        commit_file(folder).write_text(found + "\n", encoding="utf-8")
+
+
+def origin(folder: Path, runs: Sequence[Run]) -> Iterator[str]:
+    """Sentences on the commit, device, precision and version of torch that a section was made with."""
+    file = commit_file(folder)
+    facts = {f"{s['device']}, {s['precision']}, torch {s['versions']['torch']}" for s in (run.summary for run in runs)}
+    at = f" at commit {file.read_text(encoding='utf-8').strip()}" if file.is_file() else ""
+    yield f"Made{at}: {'; '.join(sorted(facts))}."
 
 
 def markdown(table: Rows) -> str:

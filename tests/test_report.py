@@ -72,6 +72,38 @@ def test_a_run_that_closed_next_to_nothing_closed_0_percent(tmp_path: Path) -> N
     assert verdict(summary | {"gap_closed": -0.002}).endswith(" distilled, 0% of the gap to the teacher closed")
 
 
+@pytest.mark.parametrize(
+    ("student", "auto", "advice"),
+    [
+        (49, {}, ""),
+        (50, {}, ""),
+        (51, {}, "advice: distillation made this student worse. Try T=auto, more epochs or a smaller alpha, "),
+        (51, {"auto": {"keys": ["T"]}}, "advice: distillation made this student worse. Try more epochs or a smaller "),
+    ],
+)
+def test_a_run_whose_student_got_worse_ends_with_one_line_of_advice(
+    student: int, auto: dict[str, Any], advice: str, tmp_path: Path
+) -> None:
+    summary = json.loads((made_run(tmp_path / "0", alone=50, student=student) / "summary.json").read_text()) | auto
+    summary["student_alone"]["val"], summary["student"]["val"] = {"accuracy": 0.9}, {"accuracy": 0.85}
+    last = run_table(summary).splitlines()[-1]
+    assert last.startswith("advice: ") == bool(advice)
+    assert last.startswith(advice)
+    if advice:
+        assert last.endswith("choose by the validation accuracy: 90.0% alone, 85.0% distilled")
+
+
+def test_a_run_without_a_teacher_gives_no_advice(tmp_path: Path) -> None:
+    summary = json.loads((made_run(tmp_path / "0", teacher=None, student=60) / "summary.json").read_text())
+    assert "advice" not in run_table(summary)
+
+
+def test_a_sweep_that_made_students_worse_says_what_to_try(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        made_run(tmp_path / str(seed), seed=seed, alone=50, student=60)
+    assert "(-25% of the gap to the teacher closed). Try T=auto, more epochs" in answer(only(tmp_path))[1]
+
+
 def test_a_setting_averages_over_seeds(tmp_path: Path) -> None:
     for seed, (alone, student) in enumerate([(50, 30), (54, 32), (46, 40)]):
         made_run(tmp_path / str(seed), seed=seed, alone=alone, student=student, val=0.8 + seed / 100)

@@ -16,7 +16,7 @@ from kd_cli.report.svg.heat import HeatCell, heat_map
 from kd_cli.report.svg.lines import SERIES, Point, Series, line_chart
 from kd_cli.report.svg.small import distributions, legend, parts, reliability_diagram
 from kd_cli.report.tables import role_rows
-from kd_cli.report.words import formatted, relative, show, verdict
+from kd_cli.report.words import formatted, next_step, relative, show, verdict
 from kd_cli.roles import ROLE_NAMES
 from kd_cli.storage.files import read_json
 from kd_cli.storage.run_dir import EXAMPLES, METRICS, STUDENT, SUMMARY, WEIGHTS, intact
@@ -65,10 +65,11 @@ def _head(run: Run) -> dict[str, Any]:
     facts = [first] if rest else []
     facts += [f"{data['name']}: {data['train']:,} training, {data['val']:,} validation, {data['test']:,} test examples"]
     facts += [f"{summary['method']}, seed {summary['seed']}, on {summary['device']} in {summary['precision']}"]
+    advice = next_step(summary).partition("advice: ")[2]
     heads, *rows = role_rows(summary)
     return {
         "headline": rest or first,
-        "text": "; ".join(facts) + ".",
+        "text": "; ".join(facts) + "." + (f" Advice: {advice}." if advice else ""),
         "roles": plain(heads, rows) if rows else None,
     }
 

@@ -19,6 +19,7 @@ from kd_cli.report.words import (
     effect,
     from_to,
     name_of,
+    next_step,
     not_listed,
     percent,
     plus_minus,
@@ -186,7 +187,8 @@ def run_table(summary: Mapping[str, Any]) -> str:
         f"{data['name']}: {data['train']:,} training, {data['val']:,} validation, {data['test']:,} test examples, "
         f"{data['classes']} classes; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
     )
-    return f"\n{head}\n\n{align(role_rows(summary))}\n\n{verdict(summary)}"
+    words = "\n".join(filter(None, (verdict(summary), next_step(summary))))
+    return f"\n{head}\n\n{align(role_rows(summary))}\n\n{words}"
 
 
 def role_rows(summary: Mapping[str, Any]) -> list[list[str]]:

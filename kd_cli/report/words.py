@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from kd_cli.report.compare import Comparison, Setting
     from kd_cli.report.read import Run
 
+WORSE = "Try T=auto, more epochs or a smaller alpha, and choose by the validation accuracy"
+
 
 def show(value: Any) -> str:
     """A configuration value as it is typed on the command line."""
@@ -133,6 +135,24 @@ def verdict(summary: Mapping[str, Any]) -> str:
         return f"{weights}: {alone} errors alone, {student} distilled; the teacher is no better than the student alone"
     share = f"{percent(summary['gap_closed'])} of the gap to the teacher closed"
     return f"{weights}: {alone} errors alone, {student} distilled, {share}"
+
+
+def next_step(summary: Mapping[str, Any]) -> str:
+    """What to try after a run whose student made more errors than alone; empty after other runs."""
+    reports = [summary[role] for role in ("student_alone", "student")]
+    if summary["teacher"] is None or None in reports:
+        return ""
+    alone, student = (report["test"]["errors"] for report in reports)
+    if student <= alone:
+        return ""
+    advice = WORSE.replace("T=auto, ", "") if "auto" in summary else WORSE
+    return f"advice: distillation made this student worse. {advice}{_validation(*reports)}"
+
+
+def _validation(alone: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    """The validation accuracies of both students, where there is validation data."""
+    before, after = ((report.get("val") or {}).get("accuracy") for report in (alone, student))
+    return "" if before is None or after is None else f": {before:.1%} alone, {after:.1%} distilled"
 
 
 def relative(path: Path, root: Path) -> str:
