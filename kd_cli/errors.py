@@ -1,10 +1,10 @@
-"""The errors a person can mend. Nothing of this package is imported here."""
+"""The errors that a user can mend. Nothing of this package is imported here."""
 
 from __future__ import annotations
 
 
 class KdError(Exception):
-    """A mistake in the input or on the machine, told to the person without a traceback.
+    """A mistake in the input or on the machine, shown to the user without a traceback.
 
     The message names the thing, its value and what is allowed; `hint` says what to do.
     """

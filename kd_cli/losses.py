@@ -124,7 +124,7 @@ def likeliest(logits: Tensor) -> Tensor:
     behind, number = logits - top, torch.arange(classes, dtype=logits.dtype)
     first = torch.sub(number, behind, alpha=torch.finfo(logits.dtype).max).amin(-1, keepdim=True)
     first = first.nan_to_num(0).clamp(0, classes - 1).long()
-    if not torch.equal(logits.gather(-1, first), top):  # infinite, nan, or apart by less than such numbers can tell
+    if not torch.equal(logits.gather(-1, first), top):  # infinite, nan, or too close for the type
         return logits.argmax(-1)
     return first.squeeze(-1)
 

@@ -1,6 +1,6 @@
 """What a data set function returns, and what training and testing use.
 
-A data set function returns a `Source`: images and labels as somebody published them, in two or three parts.
+A data set function returns a `Source`: images and labels as they were published, in two or three parts.
 `kd_cli.data.prepare` makes a `Dataset` of it. A user's own function does what those here do: it takes `data_dir` and
 its own keys, by name, and returns a `Source`.
 """

@@ -41,7 +41,7 @@ class Tree:
 
 
 def read_tree(folder: Path) -> Tree:
-    """Find parts, classes and pictures in `folder`. Raises DataError if they cannot be told from each other."""
+    """Find parts, classes and pictures in `folder`. Raises DataError if they cannot be distinguished."""
     search = Search()
     folder = search.inner(folder)
     parts = _parts(folder, search)

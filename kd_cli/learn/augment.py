@@ -1,7 +1,7 @@
-"""Augmentation of a whole batch on its device: numbers are drawn apart from the images, then applied to them.
+"""Augmentation of a whole batch on its device: random numbers are drawn first and then applied to the images.
 
-Nothing here is random by itself. `draw` takes a generator and makes an epoch's numbers, one row for an example;
-`apply` follows them. So what an example looks like in an epoch does not depend on its batch or its device.
+`draw` takes a generator and returns an epoch's numbers, one row for an example; `apply` is deterministic. What an
+example looks like in an epoch does not depend on its batch or its device.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every use of randomness draws from a generator of its own, named by what it is for.
+"""Every use of randomness draws from its own generator, named by its purpose.
 
-So the order of the draws, the company of other models, and a resumed run change nothing.
+The order of the draws, other models in the stack, and an interruption of the run change nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu"
 
 
 class Generators:
-    """Each of S models' random numbers for dropout, `now`: started anew in each epoch, None in eval mode.
+    """The generators of S models for dropout; `now` is the list of them during training, None in eval mode.
 
-    The generators are always the same: a recorded step draws from those it was recorded with.
+    They are reseeded at the start of each epoch. The objects stay the same, because a recorded step draws from those
+    that it was recorded with.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -45,15 +46,15 @@ class Generators:
 
 @contextlib.contextmanager
 def global_stream(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed torch's global generators inside the block and put back what they were.
+    """Seed torch's global generators inside the block and restore them afterwards.
 
-    For code that knows no other source: the initialisation of a module, a user's `nn.Dropout`.
+    This is for code that uses no other source: the initialisation of a module, a user's `nn.Dropout`.
     """
     device = torch.device(device)
     kind = device.type if device.type != "cpu" else "cuda"
     devices = [device.index or 0] if device.type != "cpu" else []
     with torch.random.fork_rng(devices=devices, device_type=kind):
-        # Not torch.manual_seed: that takes a trace of the stack at every call where CUDA has not been used.
+        # Not torch.manual_seed, which records a stack trace at every call until CUDA is used.
         torch.default_generator.manual_seed(stream(seed, *purpose))
         if device.type == "cuda":
             torch.cuda.init()

@@ -190,7 +190,7 @@ def best(settings: Sequence[Setting]) -> Setting | None:
 
 
 def distinguishing(keys: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys needed to tell the values apart.
+    """The keys needed to distinguish the values.
 
     Constant keys are dropped, then, from the last on, keys implied by the rest. T, alpha and beta are kept wherever
     they differ.

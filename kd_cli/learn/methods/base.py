@@ -34,7 +34,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is told of the training before it begins.
+    """The sizes of a training and the shapes of its outputs, which a method receives before the training begins.
 
     `student` and `teacher` are outputs for two examples in eval mode, `[1,2,...]`, whose shapes and types are those
     of the training; `teacher` is None for a method without one. `smallest_batch` and `examples` count examples.
