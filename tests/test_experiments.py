@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 from process import Ran
 
 from kd_cli.config.options import conf_dir
 
-EXPERIMENTS = sorted(file.stem for file in (conf_dir() / "experiment").glob("*.yaml"))
+OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besides SMALL
+    "cifar100_field": [["-m", "seed=0", "teacher.widths=[4,4,8,8]", "student.widths=[4,4,8,8]"]],
+    "methods_digits": [
+        ["seed=0,1", "T=4", "alpha=1", "teacher.hidden=[8]", "student.hidden=[8]"],
+        ["seed=0", "method=label_smoothing", "method.smoothing=0.1", "T=4", "alpha=1", "student.hidden=[8]"],
+    ],
+    "methods_cifar10": [
+        ["seed=0", "T=4", "alpha=1"],
+        ["seed=0", "T=4", "alpha=1", "method=attention,feature,hints,similarity,relational,pkt,crd,review"],
+    ],
+}
+EXPERIMENTS = sorted({file.stem for file in (conf_dir() / "experiment").glob("*.yaml")} - OF_THE_FIELD.keys())
 SMALL = ("dataset=digits", "teacher.hidden=[8]", "training.epochs=1", "teacher_training.epochs=1")
 FEWER = {  # of what an experiment sweeps
     "gradient_sizes": ["T=1,5", "seed=0"],
@@ -73,3 +87,42 @@ def test_an_experiment_runs_and_is_told(
     if name == "gradient_sizes":
         (page,) = tmp_path.rglob("sweep.html")
         assert "Sizes of the gradients" in page.read_text()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of pictures of three classes, as CIFAR-10 lies on a disk."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 16), ("test", 4)):
+        for name in ("cat", "dog", "ship"):
+            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            for i in range(count):
+                image = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+                image.save(tmp_path / "pictures" / part / name / f"{i}.jpg")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name, all_ in OF_THE_FIELD.items() for words in all_])
+def test_an_experiment_of_the_field_runs(
+    name: str, words: list[str], kd_run: Callable[..., Ran], tmp_path: Path, pictures: Path
+) -> None:
+    small = ["training.epochs=1", "teacher_training.epochs=1"]
+    if name == "methods_cifar10":
+        small += [f"dataset.root={pictures}", "dataset.image_size=8", "transfer.fraction=1"]
+        small += [
+            "training.batch_size=16",
+            "teacher.depth=8",
+            *(f"{m}.widths=[4,4,8,8]" for m in ("teacher", "student")),
+        ]
+    else:
+        small += ["dataset=digits"]
+    ran = kd_run(f"experiment={name}", *words, *small, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert ran.code == 0, ran.err + ran.out
+    found = [json.loads(file.read_text()) for file in sorted(tmp_path.rglob("summary.json"))]
+    methods = next((word[7:] for word in words if word.startswith("method=")), None)
+    if methods is None and name != "cifar100_field":
+        methods = "soft_targets,logits,dist,dkd,nkd,ttm,wttm,rld,wsld,teacher_free"
+    assert {summary["method"] for summary in found} == set((methods or "soft_targets").split(","))
+    assert all(summary["status"] == "completed" for summary in found)
+    if name != "cifar100_field" and methods and "soft_targets" in methods:
+        assert "vs soft targets" in ran.out

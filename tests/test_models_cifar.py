@@ -58,11 +58,10 @@ def test_images_of_other_sizes_are_classified(name: str, shape: tuple[int, ...])
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC.keys() - {"resnet110", "resnet56", "wrn_40_1", "wrn_40_2"}))
-def test_steps_of_training_move_every_parameter_and_lower_the_loss(name: str) -> None:
+def test_steps_of_training_reach_every_parameter_and_lower_the_loss(name: str) -> None:
     network = built(name, input_shape=(3, 16, 16), num_classes=5)
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(8) % 5
-    before = {key: value.clone() for key, value in network.named_parameters()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.002)
     losses = []
     for _ in range(3):
@@ -72,8 +71,7 @@ def test_steps_of_training_move_every_parameter_and_lower_the_loss(name: str) ->
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    still = [key for key, value in network.named_parameters() if value.equal(before[key])]
-    assert not still
+    assert not [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
 
 
 RESNET = [("layer1", 32), ("layer2", 16), ("layer3", 8)]
