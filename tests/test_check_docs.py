@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,13 @@ def test_numbers_may_differ_as_far_as_the_page_says(
     assert check_docs.alike(cell, now, column, spread) is same
 
 
+def test_a_share_for_all_numbers_holds_where_it_is_more_than_the_deviation(check_docs: ModuleType) -> None:
+    spread = check_docs.Spread.stated("their numbers may differ by 2 %, or by their ±")
+    assert check_docs.alike("0.9995 ± 0.0000", "0.9991 ± 0.0005", "cosine", spread)
+    assert not check_docs.alike("0.9995 ± 0.0000", "0.9700 ± 0.0005", "cosine", spread)
+    assert check_docs.alike("0.0015 ± 0.0004", "0.0018 ± 0.0003", "size", spread)
+
+
 def test_without_a_stated_spread_a_number_must_be_the_same(check_docs: ModuleType) -> None:
     spread = check_docs.Spread.stated("")
     assert check_docs.alike("0.0300", "0.0300", "cosine", spread)
@@ -86,6 +94,14 @@ def test_every_page_names_the_commits_of_its_expensive_tables(check_docs: Module
     found = [table for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) for table in check_docs.tables(page)]
     assert len(found) >= 15
     assert [f"{t.page.name}:{t.line}" for t in found if check_docs.EXPENSIVE.search(t.command) and not t.commit] == []
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_presets_comment_has_the_numbers_of_the_page(preset: Path) -> None:
+    (comment,) = (line for line in preset.read_text(encoding="utf-8").splitlines() if line.startswith("# paper"))
+    page = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    for number in re.findall(r"[\d.]+ ± [\d.]*\d(?![\d.]| %)", comment.partition("ours")[2]):
+        assert number in page
 
 
 @pytest.mark.slow
