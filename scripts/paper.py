@@ -330,8 +330,8 @@ PARTS = (
     Part(
         "hinton_mnist_best",
         "Beyond the paper, with the same student",
-        "The transfer set's images are distorted as the teacher's own were, and the teacher of the main result is run on "
-        "them; T = 4.",
+        "The transfer set's images are distorted as the teacher's own were, and the teacher of the main result is run "
+        "on them; T = 4.",
         role_errors({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
     ),
