@@ -38,7 +38,7 @@ COMMAND = re.compile(r"^ {4}((?:kd-run|python scripts/)\S*.*)$")
 INLINE = re.compile(r"`(?:python )?((?:kd-run -m|scripts/\w+\.py)[^`]*)`")
 EXPENSIVE = re.compile(r"scripts/|hinton_mnist|dataset=(?!digits)")
 COMMIT = re.compile(r"\bcommit `?([0-9a-f]{7,40})\b")
-NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 LOOSE = re.compile(r"numbers\s+(without\s+±\s+)?may\s+differ\s+by\s+(\d+)\s+%")
 POINTS = re.compile(r"\bthe\s+(\w+)\s+by\s+(\d+)\s+points")
 CELL = re.compile(r"\S+(?: \S+)*")
@@ -100,7 +100,7 @@ def tables(page: Path) -> Iterator[Table]:
 
 def is_printed_table(line: str) -> bool:
     """Whether a line has the heads of a table that kd-run or kd-report prints."""
-    return "errors" in line and re.search(r"\bNLL +ECE\b", line) is not None
+    return re.search(r"val accuracy +test errors|errors +accuracy +NLL", line) is not None
 
 
 def markdown_rows(lines: Sequence[str]) -> Rows:

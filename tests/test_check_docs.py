@@ -17,10 +17,10 @@ from process import Ran
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "training.epochs=1 teacher_training.epochs=1 teacher.hidden=[16] student.hidden=[8]"
 PRINTED = """\
-    T  student.hidden    val accuracy  test errors         ECE   gap  n
-    1         [30,30]  87.36 ± 1.47%   76.4 ± 4.6  0.07 ± 0.02  -18%  5
-    4   [300,300] *    91.24 ± 0.35%   49.0 ± 2.3  0.05 ± 0.01   37%  5
-    teacher                                    41        0.034        1
+    T  student.hidden    val accuracy  test errors           vs alone   gap  n
+    1         [30,30]  87.36 ± 1.47%   76.4 ± 4.6  +15.0 ± 5.5 harms  -18%  5
+    4   [300,300] *    91.24 ± 0.35%   49.0 ± 2.3   -9.9 ± 3.3 helps   37%  5
+    teacher                                    41                           1
 """
 
 
@@ -41,7 +41,8 @@ def test_a_printed_table_is_read_by_its_columns(check_docs: ModuleType) -> None:
     assert list(rows) == ["1  [30,30]", "4  [300,300]", "teacher"]
     assert rows["4  [300,300]"]["test errors"] == "49.0 ± 2.3"
     assert rows["1  [30,30]"]["gap"] == "-18%"
-    assert rows["teacher"] == {"test errors": "41", "ECE": "0.034", "n": "1"}
+    assert rows["1  [30,30]"]["vs alone"] == "+15.0 ± 5.5 harms"
+    assert rows["teacher"] == {"test errors": "41", "n": "1"}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,8 @@ def test_a_printed_table_is_read_by_its_columns(check_docs: ModuleType) -> None:
         ("30%", "56%", "gap", False),
         ("-5%", "19%", "gap", True),
         ("10", "9", "n", False),  # a count
+        ("+0.4 ± 1.0 unclear", "-0.3 ± 0.9 unclear", "vs alone", True),
+        ("-2.4 ± 2.1 helps", "-2.0 ± 2.1 unclear", "vs alone", False),
         ("", "1", "gap", False),
     ],
 )
@@ -119,9 +122,9 @@ def test_the_script_runs_the_command_above_a_table_and_compares(kd_run: Callable
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("ok ")
 
-    ece = next(line for line in printed.splitlines() if line.startswith("teacher  ")).split()[-2]
-    page(folder, f"# Page\n\n    kd-run {words}\n\n{block.replace(ece, '9.999')}\n")
+    errors = next(line for line in printed.splitlines() if line.startswith("teacher  ")).split()[1]
+    page(folder, f"# Page\n\n    kd-run {words}\n\n{block.replace(f' {errors} ', ' 999 ')}\n")
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "differs  README.md:" in done.stdout
-    assert "9.999 on the page" in done.stdout
+    assert "999 on the page" in done.stdout
