@@ -184,7 +184,15 @@ def omitted_classes(paper: dict[str, tuple[str, str]]) -> Callable[[list[Run]], 
     def finding(runs: list[Run]) -> Finding:
         first = runs[0].summary["omitted"]
         table = [
-            ["", "paper: errors", "of them on what was left out", "ours: errors", "on what was left out", "shift", "n"]
+            [
+                "",
+                "paper: errors",
+                "of them in the classes left out",
+                "ours: errors",
+                "in the classes left out",
+                "shift",
+                "n",
+            ]
         ]
         for key, name in names.items():
             results = [run.summary["omitted"][key] for run in runs]
@@ -226,9 +234,9 @@ def regulariser(runs: list[Run]) -> Finding:
     return Finding(
         [
             ["3 % of the data", "paper, on speech: train", "test", "ours, on MNIST: train", "test", "n"],
-            ["labels, to the end", "", "", *accuracies("student_alone", last)],
-            ["labels, stopped early on validation data", "67.3 %", "44.5 %", *accuracies("student_alone", early)],
-            ["soft targets, to the end", "65.4 %", "57.0 %", *accuracies("student", last)],
+            ["labels, last epoch", "", "", *accuracies("student_alone", last)],
+            ["labels, best epoch by validation", "67.3 %", "44.5 %", *accuracies("student_alone", early)],
+            ["soft targets, last epoch", "65.4 %", "57.0 %", *accuracies("student", last)],
         ],
         f"The teacher, which had all the data: {said(teacher, '.2f')} % of the test data right. On speech labels for "
         "all data gave 63.4 % on the training data and 58.9 % on the test data.",
@@ -306,7 +314,7 @@ PARTS = (
         "hinton_mnist",
         "The main result",
         "A student of 2x800 ReLU units without regularisation, distilled at T = 20 on images without jitter. The "
-        "teacher's images are jittered as in the paper, and turned, slanted and scaled: on the 3,000 validation "
+        "teacher's images are jittered as in the paper, and rotated, sheared and scaled: on the 3,000 validation "
         "images it made 12 errors, the teacher of the next section 20.",
         role_errors({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
@@ -322,7 +330,8 @@ PARTS = (
     Part(
         "hinton_mnist_best",
         "Beyond the paper, with the same student",
-        "The teacher of the main result, live on a transfer set whose images are distorted as its own were, at T = 4.",
+        "The transfer set's images are distorted as the teacher's own were, and the teacher of the main result is run "
+        "on them; T = 4.",
         role_errors({"teacher": "67", "student_alone": "146", "student": "74"}),
         (SEEDS,),
     ),
@@ -345,7 +354,7 @@ PARTS = (
     Part(
         "hinton_mnist_omit3",
         "No 3 in the transfer set",
-        "The teacher has seen 3s, the student never does.",
+        "The teacher was trained on all digits; the student never sees a 3.",
         omitted_classes({"before": ("206", "133"), "oracle": ("109", "14")}),
         (SEEDS,),
     ),
@@ -359,7 +368,7 @@ PARTS = (
     Part(
         "hinton_mnist_regulariser",
         "Soft targets as a regulariser",
-        "The student has 3 % of the data, its teacher had all.",
+        "The student has 3 % of the training data; its teacher had all of it.",
         regulariser,
     ),
     Part(
@@ -372,13 +381,15 @@ PARTS = (
     Part(
         "gradient_sizes",
         "Sizes of the gradients",
-        "What T² does: without it the soft term fades as T grows. Who sets alpha and beta reads here what they weigh.",
+        "Without the factor T² the soft term fades as T grows. The table has the mean norms of both terms' gradients "
+        "with weight 1, to choose alpha and beta by.",
         gradient_sizes,
     ),
     Part(
         "high_temperature_limit",
         "The limit of high temperature",
-        "Soft targets at growing T approach logit matching: its gradient's direction, and its student.",
+        "As T grows, soft targets approach logit matching, in the direction of the gradient and in the trained "
+        "student.",
         high_temperature,
     ),
 )

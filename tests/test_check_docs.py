@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from process import Ran
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "training.epochs=1 teacher_training.epochs=1 teacher.hidden=[16] student.hidden=[8]"
 PRINTED = """\
-    T  student.hidden    val accuracy  test errors         ECE   gap  n
-    1         [30,30]  87.36 ± 1.47%   76.4 ± 4.6  0.07 ± 0.02  -18%  5
-    4   [300,300] *    91.24 ± 0.35%   49.0 ± 2.3  0.05 ± 0.01   37%  5
-    teacher                                    41        0.034        1
+    T  student.hidden    val accuracy  test errors           vs alone   gap  n
+    1         [30,30]  87.36 ± 1.47%   76.4 ± 4.6  +15.0 ± 5.5 harms  -18%  5
+    4   [300,300] *    91.24 ± 0.35%   49.0 ± 2.3   -9.9 ± 3.3 helps   37%  5
+    teacher                                    41                           1
 """
 
 
@@ -40,7 +41,8 @@ def test_a_printed_table_is_read_by_its_columns(check_docs: ModuleType) -> None:
     assert list(rows) == ["1  [30,30]", "4  [300,300]", "teacher"]
     assert rows["4  [300,300]"]["test errors"] == "49.0 ± 2.3"
     assert rows["1  [30,30]"]["gap"] == "-18%"
-    assert rows["teacher"] == {"test errors": "41", "ECE": "0.034", "n": "1"}
+    assert rows["1  [30,30]"]["vs alone"] == "+15.0 ± 5.5 harms"
+    assert rows["teacher"] == {"test errors": "41", "n": "1"}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,8 @@ def test_a_printed_table_is_read_by_its_columns(check_docs: ModuleType) -> None:
         ("30%", "56%", "gap", False),
         ("-5%", "19%", "gap", True),
         ("10", "9", "n", False),  # a count
+        ("+0.4 ± 1.0 unclear", "-0.3 ± 0.9 unclear", "vs alone", True),
+        ("-2.4 ± 2.1 helps", "-2.0 ± 2.1 unclear", "vs alone", False),
         ("", "1", "gap", False),
     ],
 )
@@ -64,6 +68,13 @@ def test_numbers_may_differ_as_far_as_the_page_says(
 ) -> None:
     spread = check_docs.Spread.stated("numbers without ± may\ndiffer by 10 %, the gap by 25 points.")
     assert check_docs.alike(cell, now, column, spread) is same
+
+
+def test_a_share_for_all_numbers_holds_where_it_is_more_than_the_deviation(check_docs: ModuleType) -> None:
+    spread = check_docs.Spread.stated("their numbers may differ by 2 %, or by their ±")
+    assert check_docs.alike("0.9995 ± 0.0000", "0.9991 ± 0.0005", "cosine", spread)
+    assert not check_docs.alike("0.9995 ± 0.0000", "0.9700 ± 0.0005", "cosine", spread)
+    assert check_docs.alike("0.0015 ± 0.0004", "0.0018 ± 0.0003", "size", spread)
 
 
 def test_without_a_stated_spread_a_number_must_be_the_same(check_docs: ModuleType) -> None:
@@ -88,6 +99,14 @@ def test_every_page_names_the_commits_of_its_expensive_tables(check_docs: Module
     assert [f"{t.page.name}:{t.line}" for t in found if check_docs.EXPENSIVE.search(t.command) and not t.commit] == []
 
 
+@pytest.mark.parametrize("preset", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_presets_comment_has_the_numbers_of_the_page(preset: Path) -> None:
+    (comment,) = (line for line in preset.read_text(encoding="utf-8").splitlines() if line.startswith("# paper"))
+    page = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    for number in re.findall(r"[\d.]+ ± [\d.]*\d(?![\d.]| %)", comment.partition("ours")[2]):
+        assert number in page
+
+
 @pytest.mark.slow
 def test_the_script_runs_the_command_above_a_table_and_compares(kd_run: Callable[..., Ran], tmp_path: Path) -> None:
     words = f"-m T=1,2 seed=0,1 {SMALL}"
@@ -103,9 +122,9 @@ def test_the_script_runs_the_command_above_a_table_and_compares(kd_run: Callable
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("ok ")
 
-    ece = next(line for line in printed.splitlines() if line.startswith("teacher  ")).split()[-2]
-    page(folder, f"# Page\n\n    kd-run {words}\n\n{block.replace(ece, '9.999')}\n")
+    errors = next(line for line in printed.splitlines() if line.startswith("teacher  ")).split()[1]
+    page(folder, f"# Page\n\n    kd-run {words}\n\n{block.replace(f' {errors} ', ' 999 ')}\n")
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "differs  README.md:" in done.stdout
-    assert "9.999 on the page" in done.stdout
+    assert "999 on the page" in done.stdout
