@@ -379,6 +379,16 @@ def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path, method
     assert ran.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(("module", "frozen"), [("triton", False), ("torch", True)])
+def test_python_ends_without_looking_through_torch_unless_triton_would_complain(module: str, frozen: bool) -> None:
+    program = (
+        f"import gc, sys; from kd_cli.commands.kd_run import end_without_collecting; sys.modules[{module!r}] = sys; "
+    )
+    program += "gc.freeze(); end_without_collecting(); print(gc.get_freeze_count() > 0)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{frozen}\n"
+
+
 def test_help_imports_no_torch_and_names_every_group_and_key() -> None:
     program = "import sys; sys.argv = ['kd-run', '--help']; from kd_cli.commands.kd_run import main; main(); "
     program += "print(sorted({'torch', 'hydra', 'numpy', 'sklearn'} & set(sys.modules)))"

@@ -9,7 +9,9 @@ from kd_cli.vision import import_torchvision, network_timeout
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    # torch 2.6 leaves a temporary folder to be removed when the process ends, of which Python warns
+    command = [sys.executable, "-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_torchvision_is_imported_without_a_warning():

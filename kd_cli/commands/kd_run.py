@@ -26,7 +26,18 @@ def entry() -> None:
     try:
         main()
     finally:
-        gc.freeze()  # else Python looks through all that torch has made before it ends, for half a second
+        end_without_collecting()
+
+
+def end_without_collecting() -> None:
+    """Keep Python from looking through all that torch has made before it ends, which takes half a second.
+
+    Not where triton is imported: triton 3.9 then prints every object that is not collected on standard error.
+    """
+    if "triton" in sys.modules:
+        gc.unfreeze()  # what a sweep has frozen
+    else:
+        gc.freeze()
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ class Student(nn.Module):
 
 def as_batch(images: Any, input_shape: tuple[int, ...]) -> Tensor:
     """Pictures, arrays or tensors, one or many, as one tensor [B, *input_shape]. DataError for other shapes."""
-    if isinstance(images, list | tuple):
+    if isinstance(images, (list, tuple)):  # torch.export of torch 2.6 does not know list | tuple
         if not images:
             raise DataError("there are no images in the input", hint="a list of pictures, arrays or tensors")
         return torch.cat([as_batch(image, input_shape) for image in images])

@@ -55,6 +55,9 @@ class Inert:
     def __call__(self, *args: Any, **kwargs: Any) -> Inert:
         return Inert(*args)
 
+    def __setitem__(self, key: object, value: object) -> None:  # torch 2.6 fills what later versions refuse to fill
+        raise TypeError(f"Can only SETITEM for dict, but got {type(self)}")
+
     def __eq__(self, other: object) -> bool:  # torch calls only what equals an allowed class
         return self is other or (isinstance(other, type) and issubclass(other, Inert))
 
