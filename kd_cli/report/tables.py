@@ -13,6 +13,7 @@ from kd_cli.report.compare import AVERAGED, FIRST, MEASURES, Comparison, baselin
 from kd_cli.report.read import Run
 from kd_cli.report.words import (
     answer,
+    changed_models,
     counts,
     name_of,
     not_listed,
@@ -23,6 +24,7 @@ from kd_cli.report.words import (
     sizes,
     tally,
     verdict,
+    worst_class,
 )
 from kd_cli.roles import ROLE_NAMES, ROLES
 from kd_cli.statistics import Stat
@@ -63,6 +65,8 @@ def _comparison_table(comparison: Comparison) -> str:
     title, text = answer(comparison)
     star = "* " if comparison.best and len(comparison.settings) > 1 else ""
     sentences = f"{star}{title}\n{wrap(text)}"
+    if changed := changed_models(comparison):
+        sentences += f"\n{wrap(changed)}"
     if not comparison.settings:
         return f"{head}\n\n{sentences}"
     names = [name_of(setting, comparison) for setting in comparison.settings]
@@ -149,7 +153,8 @@ def run_table(summary: Mapping[str, Any]) -> str:
         f"{data['name']}: {data['train']:,} training, {data['val']:,} validation, {data['test']:,} test examples, "
         f"{data['classes']} classes; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
     )
-    return f"\n{head}\n\n{align(role_rows(summary))}\n\n{verdict(summary)}"
+    worst = worst_class(summary)
+    return f"\n{head}\n\n{align(role_rows(summary))}\n\n{verdict(summary)}" + (f"\n{wrap(worst)}" if worst else "")
 
 
 def role_rows(summary: Mapping[str, Any]) -> list[list[str]]:

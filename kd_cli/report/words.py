@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from kd_cli.statistics import Stat
 if TYPE_CHECKING:
     from kd_cli.report.compare import Comparison, Setting
     from kd_cli.report.read import Run
+
+BELOW = 0.2  # how far below the accuracy a class's recall must be to be named
 
 
 def show(value: Any) -> str:
@@ -88,6 +91,38 @@ def one_setting(comparison: Comparison) -> str:
 def name_of(setting: Setting, comparison: Comparison) -> str:
     """A setting by the values that distinguish it from the others; the tables have the rest."""
     return label({key: setting.values[key] for key in comparison.naming_keys}) or one_setting(comparison)
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """Sentences on the runs that no mean contains."""
+    out = []
+    if lost := [s for s in comparison.settings if s.diverged]:
+        total = sum(s.diverged for s in lost)
+        names = "; ".join(name_of(s, comparison) for s in lost[:6]) + (" and others" if len(lost) > 6 else "")
+        out.append(f"{total} {'run diverged and is' if total == 1 else 'runs diverged and are'} in no mean: {names}.")
+    if repeats := sum(s.repeats for s in comparison.settings):
+        have = "run repeats" if repeats == 1 else "runs repeat"
+        out.append(f"{repeats} {have} another one, seeds included; the latest of each is counted.")
+    if changed := changed_models(comparison):
+        out.append(changed)
+    return out
+
+
+def changed_models(comparison: Comparison) -> str:
+    """A sentence on runs of equal settings and seeds whose models differ all the same; empty when there are none."""
+    if not (changed := sum(s.changed for s in comparison.settings)):
+        return ""
+    runs = "1 of these runs has" if changed == 1 else f"{changed} of these runs have"
+    return (
+        f"{runs} the settings and seeds of a later one and another model: code, teacher or versions changed in between."
+    )
+
+
+def run_notes(runs: Sequence[Run]) -> list[str]:
+    """What the runs noted on what was left out, changed, filled in or guessed; with the number of runs unless all."""
+    ended = [run for run in runs if run.summary]
+    counts = Counter(note for run in ended for note in dict.fromkeys(run.summary.get("notes", ())))
+    return [note if n == len(ended) else f"{note} ({n} of {len(ended):,} runs)" for note, n in counts.items()]
 
 
 def sizes(comparison: Comparison) -> str:
@@ -166,6 +201,23 @@ def verdict(summary: Mapping[str, Any]) -> str:
         return f"{weights}: {alone} errors alone, {student} distilled; the teacher is no better than the student alone"
     share = f"{percent(summary['gap_closed'])} of the gap to the teacher closed"
     return f"{weights}: {alone} errors alone, {student} distilled, {share}"
+
+
+def worst_class(summary: Mapping[str, Any]) -> str:
+    """A sentence on the class of lowest recall, where that is clearly below the student's accuracy; else empty."""
+    report = summary["student"] or summary["student_alone"] or summary["teacher"]
+    worst = report["test"].get("worst_class") if report else None
+    if not worst or not worst["examples"] or worst["recall"] is None:
+        return ""
+    accuracy, n = report["test"]["accuracy"], worst["examples"]
+    # three standard deviations of a share, with one example of each kind added so that none is certain
+    chance = 3 * math.sqrt((accuracy * n + 1) * ((1 - accuracy) * n + 1)) / (n + 2) / math.sqrt(n)
+    if worst["recall"] > accuracy - max(BELOW, chance):
+        return ""
+    return (
+        f"worst class of {report['name']}: {worst['name']}, of whose {n:,} test examples {worst['recall']:.1%} are "
+        f"classified correctly; the mean over the classes is {report['test']['balanced_accuracy']:.2%}"
+    )
 
 
 def relative(path: Path, root: Path) -> str:
