@@ -73,6 +73,25 @@ def shared_nodes(conf_dirs: Sequence[Path]) -> list[tuple[str, str, dict[str, An
     return nodes
 
 
+def refuse_shadowed(conf_dirs: Sequence[Path], overrides: Sequence[str]) -> None:
+    """ConfigError where an option is chosen whose file in the user's folder has the name of a shipped file.
+
+    Hydra looks into the shipped folder first and would never read the user's.
+    """
+    shipped, *own = conf_dirs
+    defaults = yaml.safe_load((shipped / PRIMARY).read_text(encoding="utf-8"))["defaults"]
+    chosen = set(re.findall(r"[\w-]+", " ".join([*overrides, *(str(entry) for entry in defaults)])))
+    for root in own:
+        for file in sorted(root.glob("*/**/*.yaml")):
+            other = shipped / file.relative_to(root)
+            if file.stem in chosen and other.is_file() and other.read_bytes() != file.read_bytes():
+                group = file.parent.relative_to(root).as_posix()
+                raise ConfigError(
+                    f"{file} would not be read: kd-run has a {group} called {file.stem} itself",
+                    hint=f"give the file another name, e.g. {group}/my_{file.stem}.yaml, and choose that",
+                )
+
+
 def no_such_option(group: str, name: str, names: Iterable[str]) -> ConfigError:
     """Return the error for an option that its group does not have."""
     names = sorted(names)
