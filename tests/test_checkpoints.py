@@ -165,7 +165,7 @@ def test_old_batchnorm_and_counters_of_other_programs_are_no_obstacle(state: Sta
     assert not fit.problems
     assert int(fit.state.pop("norm.num_batches_tracked")) == 0
     assert equal(fit.state, old)
-    assert "1 counters of BatchNorm that old files lack are 0" in fit.notes
+    assert "1 counter of BatchNorm that old files lack is 0" in fit.notes
 
 
 def test_auxiliary_heads_are_left_out_and_said(state: State) -> None:
@@ -200,7 +200,7 @@ def test_a_classifier_of_other_classes_and_an_input_of_other_channels_are_recogn
     assert wrong_head(Small(), Small(classes=7).state_dict(), 4) == ("fc", 7)
     assert wrong_head(Small(), Small(channels=1).state_dict(), 4) is None
     assert wrong_input(Small(), Small(channels=1).state_dict()) == (
-        "its first layer conv takes 1 channels, the model's 3"
+        "its first layer conv takes 1 channel, the model's 3"
     )
     small, large = (mlp(input_shape=(1, n, n), num_classes=4, hidden=[8]).state_dict() for n in (8, 28))
     assert wrong_input(mlp(input_shape=(1, 8, 8), num_classes=4, hidden=[8]), large) == (

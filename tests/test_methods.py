@@ -194,7 +194,7 @@ def test_a_method_for_one_model_without_a_loss_is_refused() -> None:
             return {"soft": student.logits.sum()}
 
     labels = some_labels(S, B, classes=10)
-    with pytest.raises(ConfigError, match=r"Terms\.loss returned .*soft.* and no 'loss' among them"):
+    with pytest.raises(ConfigError, match=r"Terms: the loss returned .*soft.* and no 'loss' among them"):
         Terms()(Outputs(normal(S, B, 10)), None, batch_of(labels), WEIGHTS)
 
 

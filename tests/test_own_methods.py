@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
 from process import Ran, Running
 from safetensors.torch import load_file
 
@@ -80,7 +81,7 @@ FILES = {
     "dkd.py": DKD,
     "hints.py": HINTS,
     "plain.py": FUNCTION,
-    "method/own_dkd": "# decoupled\n_target_: dkd.DKD\nbeta_nckd: 8.0 # weight\nwarmup: 0.2 # share of steps\n",
+    "method/my_dkd": "# decoupled\n_target_: dkd.DKD\nbeta_nckd: 8.0 # weight\nwarmup: 0.2 # share of steps\n",
     "method/my_hints": "# one\n_target_: hints.Hints\nstudent_layer: ??? # path\nteacher_layer: ??? # path\n",
     "method/plain": "# a function\n_target_: plain.distil\nscale: 1.0 # of the soft term\n",
 }
@@ -127,7 +128,7 @@ def test_each_is_written_in_under_40_lines() -> None:
 
 def test_a_logit_method_logs_its_terms_and_warms_up(own: Callable[..., Running]) -> None:
     small = ["teacher=tinymlp", "student=tinymlp", "training.epochs=10", "teacher_training.epochs=2", "device=cpu"]
-    ran = own("method=own_dkd", "T=4", "method.warmup=0.5", *small).wait()
+    ran = own("method=my_dkd", "T=4", "method.warmup=0.5", *small).wait()
     assert ran.code == 0, ran.err
     history = rows(ran)
     assert all({"loss", "tckd_loss", "nckd_loss", "hard_loss"} <= row.keys() for row in history)
@@ -240,12 +241,44 @@ def test_a_faulty_method_is_refused_before_anything_is_trained(
     assert not any((path / "metrics.jsonl").exists() for path in ran.run_dirs)
 
 
-def test_a_file_of_ones_own_with_the_name_of_a_shipped_option_is_refused(
-    own: Callable[..., Running], tmp_path: Path
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("3.0", "own: 'loss' of one student is a float"),
+        ("None", "own: 'loss' of one student is a NoneType"),
+        ("(student - teacher).square().mean(1)", "own: 'loss' of one student is of shape [6]"),
+        ("{'loss': student.mean(), 'soft': 1.0}", "own: 'soft' of one student is a float"),
+        ("student.mean().item()", "own: 'loss' of one student is a float"),
+    ],
+)
+def test_a_loss_function_that_returns_no_scalar_tensor_is_refused(
+    kd_run: Callable[..., Ran], own_code: Callable[..., list[str]], returned: str, said: str
 ) -> None:
-    (tmp_path / "work/conf/method").mkdir(parents=True)
-    (tmp_path / "work/conf/method/dkd.yaml").write_text("# mine\n_target_: dkd.DKD\n")
-    ran = own("method=dkd").wait()
+    code = f"def own(student, teacher):\n    return {returned}\n"
+    ran = kd_run(*own_code({"losses.py": code, "method/own": "_target_: losses.own\n"}), *TINY, "method=own")
     assert ran.code == 1
-    assert "method=dkd is shipped with kd-cli" in ran.err
-    assert "method=my_dkd" in ran.err
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+    assert not ran.run_dirs
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("method/dkd", ["method=dkd"]), ("method/dkd", ["-m", "method=hard,dkd"]), ("dataset/digits", [])],
+    ids=["a run", "a sweep", "a default"],
+)
+def test_an_own_file_that_a_shipped_one_hides_is_refused(
+    kd_run: Callable[..., Ran], own_code: Callable[..., list[str]], file: str, words: list[str]
+) -> None:
+    ran = kd_run(*own_code({file: "_target_: losses.own\n"}), *words)
+    group, name = file.split("/")
+    assert ran.code == 1
+    assert f"{file}.yaml would not be read: kd-run has a {group} called {name} itself" in ran.err
+    assert f"hint: give the file another name, e.g. {group}/my_{name}.yaml" in ran.err
+
+
+def test_an_own_file_that_is_hidden_and_not_chosen_does_not_matter(
+    kd_run: Callable[..., Ran], own_code: Callable[..., list[str]]
+) -> None:
+    ran = kd_run(*own_code({"method/dkd": "_target_: losses.own\n"}), *TINY, "dry_run=true")
+    assert ran.code == 0, ran.err

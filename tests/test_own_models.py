@@ -241,7 +241,7 @@ def test_a_network_too_large_for_the_default_data_is_refused_in_two_lines(kd_run
     ran = kd_run(*[word for word in TINY if "student" not in word], "student=torchvision", "student.name=alexnet")
     assert ran.code == 1
     assert "error: alexnet cannot take images of the shape 1x8x8" in ran.err
-    assert "hint: image_size=64 " in ran.err
+    assert "hint: student.image_size=64 " in ran.err
     assert "Traceback" not in ran.err
 
 

@@ -24,6 +24,7 @@ from kd_cli.report.pages import write_report, write_run_page
 from kd_cli.report.read import collect
 from kd_cli.report.run_page import run_page
 from kd_cli.report.sweep_page import sweep_page
+from kd_cli.report.tables import run_table
 from kd_cli.runs.pictures import choose, disagreement, mistakes, picture, pictures
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -193,6 +194,67 @@ def test_a_page_is_the_same_every_time(tmp_path: Path) -> None:
 def test_the_page_of_a_run_that_did_not_end(tmp_path: Path) -> None:
     assert "not finished" in Page(run_page(made_run(tmp_path / "0", status="unfinished"))).text
     assert "the loss is not a finite number" in Page(run_page(made_run(tmp_path / "1", status="diverged"))).text
+
+
+def noted(run: Path, *, notes: list[str], recall: list[float | None] | None = None, examples: int = 50) -> Path:
+    """Add notes, and the recall of classes a, b, ..., to a made run's summary, as kd-run writes them."""
+    summary = json.loads((run / "summary.json").read_text()) | {"notes": notes}
+    if recall is not None:
+        names = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ")[: len(recall)]
+        summary["dataset"] |= {"class_names": names, "test_by_class": [examples] * len(recall)}
+        known = [value for value in recall if value is not None]
+        worst = min(range(len(recall)), key=lambda c: 1.0 if recall[c] is None else recall[c])
+        for role in ("teacher", "student_alone", "student"):
+            summary[role]["test"] |= {
+                "recall": recall,
+                "balanced_accuracy": sum(known) / len(known),
+                "worst_class": {"name": names[worst], "recall": recall[worst], "examples": examples},
+            }
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_what_kd_run_did_by_itself_stands_on_the_runs_page_and_on_the_sweeps(tmp_path: Path) -> None:
+    notes = ["3 pictures are turned", "<b> is left out"]
+    first = noted(made_run(tmp_path / "0", seed=0), notes=notes)
+    noted(made_run(tmp_path / "1", seed=1), notes=notes[:1])
+    found = Page(run_page(first))
+    assert "What kd-run did by itself" in found.headings
+    assert all(note in found.text for note in notes)
+    both = Page(sweep_page([only(tmp_path)], tmp_path))
+    assert "What kd-run did by itself" in both.headings
+    assert both.text.count("3 pictures are turned") == 1
+    assert "<b> is left out (1 of 2 runs)" in both.text
+
+
+def test_a_run_without_notes_has_no_heading_for_them(tmp_path: Path) -> None:
+    assert "What kd-run did by itself" not in Page(run_page(made_run(tmp_path / "0"))).headings
+
+
+def test_recall_by_class_is_listed_from_the_worst_on(tmp_path: Path) -> None:
+    path = noted(made_run(tmp_path / "0", student=30), notes=[], recall=[0.9, 0.1, None, 0.95])
+    found = Page(run_page(path))
+    assert "Recall by class" in found.headings
+    assert "b 50 10.0% 10.0% 10.0% a 50 90.0% 90.0% 90.0% d 50 95.0% 95.0% 95.0%" in found.text
+    assert "mean over the classes 200 65.0% 65.0% 65.0%" in found.text
+    said = "worst class of tinymlp: b, of whose 50 test examples 10.0% are classified correctly"
+    assert said in found.text
+    assert said in " ".join(run_table(json.loads((path / "summary.json").read_text())).split())
+
+
+@pytest.mark.parametrize(
+    ("recall", "examples"),
+    [([0.85, 0.7], 50), ([0.85, 0.5], 4)],
+    ids=["a little below the accuracy", "few examples"],
+)
+def test_a_class_near_the_accuracy_is_not_named(tmp_path: Path, recall: list[float], examples: int) -> None:
+    path = noted(made_run(tmp_path / "0", student=30), notes=[], recall=recall, examples=examples)
+    assert "worst class" not in run_table(json.loads((path / "summary.json").read_text()))
+
+
+def test_more_than_thirty_classes_are_not_listed(tmp_path: Path) -> None:
+    path = noted(made_run(tmp_path / "0"), notes=[], recall=[0.9] * 31)
+    assert "Recall by class" not in Page(run_page(path)).headings
 
 
 def test_what_is_no_run_has_no_page(tmp_path: Path) -> None:

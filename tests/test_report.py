@@ -197,6 +197,53 @@ def test_a_repeated_run_is_no_new_evidence(tmp_path: Path) -> None:
     assert (setting.n, setting.repeats) == (2, 1)
 
 
+def with_changes(run: Path, **roles: dict[str, Any]) -> Path:
+    """Change what the summary says of some roles; returns the run directory."""
+    summary = json.loads((run / "summary.json").read_text())
+    for role, changed in roles.items():
+        summary[role] |= changed
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_teachers_that_one_path_held_one_after_the_other_are_settings_of_their_own(tmp_path: Path) -> None:
+    for seed, mark in enumerate(["aaaaaaaa11", "aaaaaaaa11", "bbbbbbbb22"]):
+        run = made_run(tmp_path / str(seed), seed=seed, **{"teacher.checkpoint": "c.pt"})
+        with_changes(run, teacher={"fingerprint": mark})
+    comparison = only(tmp_path)
+    assert [setting.n for setting in comparison.settings] == [2, 1]
+    assert [setting.label for setting in comparison.settings] == [
+        "teacher.checkpoint content=aaaaaaaa",
+        "teacher.checkpoint content=bbbbbbbb",
+    ]
+    assert [name for name, _ in baselines(comparison, "teacher")] == [setting.label for setting in comparison.settings]
+    assert "teacher.checkpoint content=aaaaaaaa" in sweep_table([comparison])
+
+
+def test_one_teacher_from_a_file_is_no_swept_key(tmp_path: Path) -> None:
+    for seed in range(2):
+        run = made_run(tmp_path / str(seed), seed=seed, **{"teacher.checkpoint": "c.pt", "teacher_training.seed": seed})
+        with_changes(run, teacher={"fingerprint": "aaaaaaaa11"})
+    assert [setting.n for setting in only(tmp_path).settings] == [2]
+
+
+def test_teachers_trained_under_different_seeds_are_averaged(tmp_path: Path) -> None:
+    for seed in range(2):
+        made_run(tmp_path / str(seed), seed=seed, **{"teacher_training.seed": seed})
+    (setting,) = only(tmp_path).settings
+    assert (setting.n, setting.teacher["errors"].n) == (2, 2)
+
+
+def test_one_seed_whose_model_changed_is_no_second_seed_and_is_named(tmp_path: Path) -> None:
+    made_run(tmp_path / "1", student=60)
+    with_changes(made_run(tmp_path / "2", student=30), student={"fingerprint": "other code"})
+    comparison = only(tmp_path)
+    (setting,) = comparison.settings
+    assert (setting.n, setting.repeats, setting.student["errors"].mean) == (1, 1, 30)
+    said = "1 of these runs has the settings and seeds of a later one and another model"
+    assert said in " ".join(sweep_table([comparison]).split())
+
+
 # ---------------------------------------------------------------- what differs
 
 

@@ -17,7 +17,7 @@ from kd_cli.commands.arguments import MULTIRUN, conf_dirs, split_arguments
 from kd_cli.commands.messages import explain
 from kd_cli.commands.output import allow_any_text, printable
 from kd_cli.commands.preload import preload_torch
-from kd_cli.config.options import check_shadowed, conf_dir, shared_nodes
+from kd_cli.config.options import conf_dir, refuse_shadowed, shared_nodes
 from kd_cli.errors import ConfigError
 
 
@@ -159,11 +159,12 @@ def prepare(argv: Sequence[str]) -> None:
     from kd_cli.sweeps.launcher import register
     from kd_cli.sweeps.names import register_resolvers
 
-    check_shadowed(conf_dirs(argv), argv)
     register_resolvers()
     register()
     store_node("kd_schema", Schema)
-    for group, name, node in shared_nodes(conf_dirs(argv)):
+    folders = conf_dirs(argv)
+    refuse_shadowed(folders, split_arguments(argv)[1])
+    for group, name, node in shared_nodes(folders):
         store_node(name, node, group)
 
 

@@ -60,23 +60,6 @@ def groups(conf_dirs: Sequence[Path]) -> dict[str, dict[str, Path]]:
     return found
 
 
-def check_shadowed(conf_dirs: Sequence[Path], arguments: Iterable[str]) -> None:
-    """ConfigError when an argument chooses an option whose file in the user's folder has the name of a shipped one.
-
-    Hydra takes the shipped file then, silently.
-    """
-    shipped = groups(conf_dirs[:1])
-    for argument in arguments:
-        group, _, name = argument.partition("=")
-        for folder in conf_dirs[1:]:
-            own = groups([folder]).get(group, {}).get(name)
-            if own is not None and name in shipped.get(group, {}):
-                raise ConfigError(
-                    f"{group}={name} is shipped with kd-cli, and {own} has the same name and would be ignored",
-                    hint=f"rename the file: {group}=my_{name}",
-                )
-
-
 def shared_nodes(conf_dirs: Sequence[Path]) -> list[tuple[str, str, dict[str, Any]]]:
     """Return (group, option, node) for each option that a role takes from another group; Hydra's store needs them."""
     available = groups(conf_dirs)
@@ -88,6 +71,25 @@ def shared_nodes(conf_dirs: Sequence[Path]) -> list[tuple[str, str, dict[str, An
                     (group, name, {"defaults": [f"/{source}/{name}@_here_", "_self_"], **OWN_KEYS.get(group, {})})
                 )
     return nodes
+
+
+def refuse_shadowed(conf_dirs: Sequence[Path], overrides: Sequence[str]) -> None:
+    """ConfigError where an option is chosen whose file in the user's folder has the name of a shipped file.
+
+    Hydra looks into the shipped folder first and would never read the user's.
+    """
+    shipped, *own = conf_dirs
+    defaults = yaml.safe_load((shipped / PRIMARY).read_text(encoding="utf-8"))["defaults"]
+    chosen = set(re.findall(r"[\w-]+", " ".join([*overrides, *(str(entry) for entry in defaults)])))
+    for root in own:
+        for file in sorted(root.glob("*/**/*.yaml")):
+            other = shipped / file.relative_to(root)
+            if file.stem in chosen and other.is_file() and other.read_bytes() != file.read_bytes():
+                group = file.parent.relative_to(root).as_posix()
+                raise ConfigError(
+                    f"{file} would not be read: kd-run has a {group} called {file.stem} itself",
+                    hint=f"give the file another name, e.g. {group}/my_{file.stem}.yaml, and choose that",
+                )
 
 
 def no_such_option(group: str, name: str, names: Iterable[str]) -> ConfigError:

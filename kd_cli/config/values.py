@@ -21,7 +21,7 @@ FORMAT = 3  # raised when weights trained by an older version of this code must 
 class TrainSpec:
     """A model and how it is trained: with the data, everything that its weights depend on."""
 
-    name: str  # the option's name: bigmlp
+    name: str  # the option's name: bigmlp, torchvision
     model: Node
     epochs: int
     batch_size: int
@@ -33,6 +33,12 @@ class TrainSpec:
     keep: str = "last"
     batchnorm: str = "running"
     normalize: Any = "data"  # how the model wants its input: data, imagenet, none, or {mean, std}
+
+    @property
+    def title(self) -> str:
+        """The model's name in tables and logs: that in its own keys (torchvision's resnet18), else the option's."""
+        name = self.model.get("name")
+        return name if isinstance(name, str) and name else self.name
 
     def identity(self, data: str) -> dict[str, Any]:
         """Return the facts that the model's fingerprint is made of; `data` is the data set's own fingerprint."""

@@ -29,21 +29,22 @@ WORTH = 1.0  # seconds of decoding from which the pixels are kept
 VERSION = 1  # raised when the same files must be decoded anew
 
 
-def decoded(root: Path, files: Sequence[Path], reading: Reading, data_dir: Path) -> tuple[Tensor, np.ndarray]:
-    """`decode_all` of files below `root`, kept in `data_dir` if it takes long, and taken from there if it is kept."""
+def decoded(
+    root: Path, files: Sequence[Path], reading: Reading, data_dir: Path
+) -> tuple[Tensor, np.ndarray, list[str]]:
+    """`decode_all` of files below `root`, and a note if they are taken from `data_dir`, where slow ones are kept."""
     import PIL
 
     key = _digest(repr((os.fsencode(root), reading, VERSION, PIL.__version__)).encode())
     stamp = _digest("\n".join(_stamp(file, root) for file in files).encode())
     pixels, about = data_dir / "decoded" / f"{key}.npy", data_dir / "decoded" / f"{key}.json"
     if (kept := _load(pixels, about, stamp)) is not None:
-        log.info("%s pictures of %s: decoded before, in %s", f"{len(files):,}", shown(root), shown(pixels))
-        return kept
+        return *kept, [f"{len(files):,} pictures of {shown(root)} were decoded by an earlier run: {shown(pixels)}"]
     begun = time.monotonic()
     images, facts = decode_all(files, reading)
     seconds = time.monotonic() - begun
     if seconds < WORTH:
-        return images, facts
+        return images, facts, []
     try:
         pixels.parent.mkdir(parents=True, exist_ok=True)
         array = images.numpy()
@@ -54,7 +55,7 @@ def decoded(root: Path, files: Sequence[Path], reading: Reading, data_dir: Path)
     except OSError as error:
         where = f"decoded again in every run: cannot write {shown(pixels.parent)}: {error.strerror or error}"
     log.info("%s pictures of %s decoded in %.0f s, %s", f"{len(files):,}", shown(root), seconds, where)
-    return images, facts
+    return images, facts, []
 
 
 def _stamp(file: Path, root: Path) -> str:

@@ -40,9 +40,11 @@ def imagefolder(
     folder = _root(root, data_dir)
     tree = read_tree(folder)
     files = [*tree.unlabelled, *(file for classes in tree.parts.values() for part in classes.values() for file in part)]
-    images, facts = decoded(folder, files, reading, data_dir)
+    images, facts, kept = decoded(folder, files, reading, data_dir)
     names = tuple(shown(file.relative_to(folder)) for file in files)
-    said = [*tree.notes, *notes(facts, reading)]
+    said = [*tree.notes, *notes(facts, reading), *kept]
+    if folder != Path(root).expanduser().resolve():
+        said.insert(0, f"there is no folder {root} here: the pictures are read from {shown(folder)}")
     if tree.unlabelled:
         everything = Split(images, torch.zeros(len(files), dtype=torch.int64), names)
         return _source(folder, (), everything, Split(images[:0], everything.labels[:0]), None, said)

@@ -31,7 +31,7 @@ def record_student(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str
     return {
         "model": spec.model,
         "code": code_version(spec.model),
-        "name": spec.name,
+        "name": spec.title,
         "input_shape": list(dataset.shape),
         "classes": list(dataset.class_names),
         "mean": list(dataset.mean),

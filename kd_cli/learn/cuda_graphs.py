@@ -185,7 +185,7 @@ def recorded_steps(
         return steps
     code = [learner.module, objective.method, *(teacher.modules if teacher is not None else ())]
     if (reason := why_not_recorded(learner.optimizer, code)) is not None:
-        log.info("steps are not recorded as CUDA graphs, and run one by one: %s", reason)
+        log.warning("steps are not recorded as CUDA graphs, and run one by one: %s", reason)
         return steps
     make_recordable(learner.optimizer)
     return RecordedSteps(steps, recorder)

@@ -14,6 +14,7 @@ from kd_cli.errors import ConfigError, first_line
 from kd_cli.models.arguments import by, check_sizes, sizes
 from kd_cli.vision import import_torchvision, network_timeout
 
+IMAGENET_CLASSES = 1000
 USUAL_SIZES = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384)  # sides of images, in pixels
 UNFIT = (RuntimeError, ValueError, AssertionError, ZeroDivisionError, IndexError, TypeError)  # torch's, for wrong sizes
 
@@ -78,6 +79,22 @@ def torchvision_model(
     except UNFIT as error:
         raise _too_small(error, name, input_shape, num_classes, pretrained) from error
     return network
+
+
+def notes_on_building(node: dict[str, Any], *, shape: tuple[int, ...], classes: int, normalize: Any) -> list[str]:
+    """What `torchvision_model` fills in or leaves out for these keys and data, as sentences without a subject."""
+    notes = []
+    if shape[0] == 1:
+        notes.append("takes colour pictures: the one channel of the data is repeated to three")
+    if node.get("pretrained") is True:
+        if classes != IMAGENET_CLASSES:
+            notes.append(f"starts from ImageNet weights, all but its last layer, which is new for {classes} classes")
+        if normalize == "data":
+            notes.append(
+                "starts from ImageNet weights, and its input is normalised by the data's own mean and deviation; "
+                "normalize=imagenet is what the weights were trained with"
+            )
+    return notes
 
 
 def _build(

@@ -73,6 +73,15 @@ def fit_weights(
     return chosen
 
 
+def plural(n: int, noun: str) -> str:
+    """A number and its noun: "1 tensor", "2,000 tensors"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def is_or_are(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
 def mismatches(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Where weights do not fit a module: names, kinds of numbers, shapes."""
     return _mismatches(module.state_dict(), state)
@@ -99,10 +108,8 @@ def wrong_input(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
         found = state[name]
         if found.ndim != expected.ndim or found.shape[1] == expected.shape[1] or found.shape[0] != expected.shape[0]:
             return None
-        what = "channels" if expected.ndim == 4 else "input values"
-        return (
-            f"its first layer {name.rpartition('.')[0]} takes {found.shape[1]} {what}, the model's {expected.shape[1]}"
-        )
+        what = plural(found.shape[1], "channel" if expected.ndim == 4 else "input value")
+        return f"its first layer {name.rpartition('.')[0]} takes {what}, the model's {expected.shape[1]}"
     return None
 
 
@@ -155,17 +162,18 @@ def _fit(
     for name in counters:
         state[name] = torch.zeros((), dtype=torch.int64)
     if counters:
-        fit.notes.append(f"{len(counters)} counters of BatchNorm that old files lack are 0")
+        n = len(counters)
+        fit.notes.append(f"{plural(n, 'counter')} of BatchNorm that old files lack {is_or_are(n)} 0")
     rest = [name for name in tensors if not (name.startswith(prefix) and name.removeprefix(prefix) in wanted)]
     rest = [name for name in rest if name.rpartition(".")[2] not in COUNTERS]
     heads = [name for name in rest if name.startswith(prefix) and name.removeprefix(prefix).split(".")[0] in AUXILIARY]
     if heads:
-        fit.notes.append(f"{len(heads)} tensors of auxiliary heads are left out")
+        fit.notes.append(f"{plural(len(heads), 'tensor')} of auxiliary heads {is_or_are(len(heads))} left out")
     # Other mappings are other parts of the file: an optimiser's state, another model.
     places = {homes.get(prefix + name, "") for name in wanted if name in inside}
     extra = [n for n in rest if n.startswith(prefix) and homes.get(n, "") in places and n not in heads]
     if others := len(rest) - len(heads) - len(extra):
-        fit.notes.append(f"{others} other tensor{'s' * (others > 1)} in it {'are' if others > 1 else 'is'} left out")
+        fit.notes.append(f"{plural(others, 'other tensor')} in it {is_or_are(others)} left out")
     if low := sorted(
         {str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()} - {"float32"}
     ):

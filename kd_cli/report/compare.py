@@ -26,6 +26,7 @@ NO_SETTING = (
     *("resume", "dry_run", "fail_fast"),
 )
 FIRST = ("T", "alpha", "beta", "method", "student", "teacher")  # the order in which keys are shown; the rest follow
+TEACHER_FILE = "teacher.checkpoint content"  # swept where one path held several weights; its value is a fingerprint
 MEASURES = ("errors", "accuracy", "nll", "ece", "agreement")
 
 
@@ -50,6 +51,7 @@ class Setting:
     failed: int
     unfinished: int
     repeats: int
+    changed: int  # models of repeats that are not those of the runs counted: code, data or versions have changed
 
     @property
     def n(self) -> int:
@@ -149,12 +151,36 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
         if inside and len(by_option) > 1:
             varied = {key for key in inside if any(_varies(some, key) for some in by_option.values())}
             differ = (differ - inside) | varied | {group}
+    if _replaced_checkpoints(runs):
+        differ.add(TEACHER_FILE)
     return sorted(differ, key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key))
 
 
 def value_of(run: Run, key: str) -> Any:
-    """A run's value of a swept key: from its configuration, or the option of a group."""
+    """A run's value of a swept key: from its configuration, the option of a group, or what its teacher's file held."""
+    if key == TEACHER_FILE:
+        mark = _teacher_mark(run) if run.config.get("teacher.checkpoint") is not None else None
+        return mark and mark[:8]
     return run.config[key] if key in run.config else run.choices.get(key)
+
+
+def _teacher_mark(run: Run) -> str | None:
+    """The fingerprint of a run's teacher; None while there is no teacher."""
+    report = run.summary.get("teacher")
+    return report["fingerprint"] if report else None
+
+
+def _replaced_checkpoints(runs: Iterable[Run]) -> bool:
+    """Whether runs with equal keys of the teacher had different weights from one `teacher.checkpoint`.
+
+    The fingerprint of such a teacher does not depend on seeds: the file's content, or the model's code, has changed.
+    """
+    marks: dict[str, set[str]] = {}
+    for run in runs:
+        if run.config.get("teacher.checkpoint") is not None and (mark := _teacher_mark(run)) is not None:
+            teacher = {k: v for k, v in sorted(run.config.items()) if k.startswith("teacher.") or k == "precision"}
+            marks.setdefault(json.dumps(teacher, default=str), set()).add(mark)
+    return any(len(found) > 1 for found in marks.values())
 
 
 def settings(runs: Sequence[Run], keys: Sequence[str]) -> list[Setting]:
@@ -210,7 +236,8 @@ def distinguishing(keys: Sequence[str], values: Sequence[Mapping[str, Any]]) -> 
 def _setting(values: dict[str, Any], group: Sequence[Run]) -> Setting:
     completed = [run for run in group if run.status == "completed"]
     # The same configuration and seeds run twice is no new evidence: the later one counts.
-    runs = tuple({run.fingerprint or run.path: run for run in completed}.values())
+    latest = {tuple(show(run.config.get(key)) for key in AVERAGED): run for run in completed}
+    runs = tuple(latest.values())
     student = {
         **{measure: stat(run.test("student", measure) for run in runs) for measure in MEASURES},
         **{measure: stat(run.validation(measure) for run in runs) for measure in ("val_accuracy", "val_nll")},
@@ -231,6 +258,7 @@ def _setting(values: dict[str, Any], group: Sequence[Run]) -> Setting:
         failed=sum(run.status == "failed" for run in group),
         unfinished=sum(run.status not in ("completed", "diverged", "failed") for run in group),
         repeats=len(completed) - len(runs),
+        changed=len({run.fingerprint for run in completed} - {run.fingerprint for run in runs}),
     )
 
 

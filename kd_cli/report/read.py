@@ -114,6 +114,8 @@ def read_run(path: Path, notes: list[str] | None = None) -> Run:
     if summary:
         choices |= {role: summary[role]["name"] for role in ("teacher", "student") if summary[role]}
         choices |= {"dataset": summary["dataset"]["name"], "method": summary["method"]}
+    names = {role: config.get(f"{role}.name") for role in ("teacher", "student")}  # torchvision's resnet18
+    choices |= {role: name for role, name in names.items() if isinstance(name, str) and name}
     cause = summary.get("cause") if summary else _last_error(path / LOG)
     status = summary.get("status") or ("failed" if cause else "unfinished")
     return Run(path, status, config, choices, summary, _history(path / METRICS, notes), cause)

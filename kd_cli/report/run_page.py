@@ -16,12 +16,14 @@ from kd_cli.report.svg.heat import HeatCell, heat_map
 from kd_cli.report.svg.lines import SERIES, Point, Series, line_chart
 from kd_cli.report.svg.small import distributions, legend, parts, reliability_diagram
 from kd_cli.report.tables import role_rows
-from kd_cli.report.words import formatted, next_step, relative, show, verdict
-from kd_cli.roles import ROLE_NAMES
+from kd_cli.report.words import formatted, next_step, relative, show, verdict, worst_class
+from kd_cli.roles import ROLE_NAMES, ROLES
 from kd_cli.storage.files import read_json
 from kd_cli.storage.run_dir import EXAMPLES, METRICS, STUDENT, SUMMARY, WEIGHTS, intact
 
 FILES = (SUMMARY, METRICS, EXAMPLES, WEIGHTS, STUDENT, ".hydra/config.yaml", ".hydra/overrides.yaml")
+
+CLASSES = 30  # whose recall is listed at most
 
 
 def run_page(run_dir: str | Path, root: Path | None = None) -> str:
@@ -41,9 +43,12 @@ def run_page(run_dir: str | Path, root: Path | None = None) -> str:
         heading=f"kd-run: {path.resolve().name}, {run.status}",
         completed=run.status == "completed",
         **_head(run),
+        worst_class=worst_class(run.summary) if run.summary else "",
+        notes=run.summary.get("notes", []),
         auto=_auto(run),
         omitted=_omitted(run),
         curves=run_curves(run),
+        classes=_classes(run),
         examples=_examples(examples) if examples else None,
         disagreement=_disagreement(examples) if examples and examples["disagreement"] else None,
         mistakes=_mistakes(examples) if examples and not examples["disagreement"] else None,
@@ -66,6 +71,8 @@ def _head(run: Run) -> dict[str, Any]:
     facts += [f"{data['name']}: {data['train']:,} training, {data['val']:,} validation, {data['test']:,} test examples"]
     facts += [f"{summary['method']}, seed {summary['seed']}, on {summary['device']} in {summary['precision']}"]
     advice = next_step(summary).partition("advice: ")[2]
+    if rule := data.get("split"):  # runs of earlier versions did not note it
+        facts.append(rule)
     heads, *rows = role_rows(summary)
     return {
         "headline": rest or first,
@@ -99,6 +106,26 @@ def _auto(run: Run) -> Figure | None:
     note = f"Chosen: T = {chosen['T']:g}, alpha = {chosen['alpha']:g}; {facts['rule']}. One seed each."
     key = legend([(s.name, s.colour, "line") for s in series])
     return Figure(f"How {' and '.join(facts['keys'])} was chosen", chart, note, key)
+
+
+def _classes(run: Run) -> Grid | None:
+    """Each class's recall by role, the student's worst first; None for many classes and for runs that noted none."""
+    names = run.summary.get("dataset", {}).get("class_names", [])
+    reports = {role: run.summary[role]["test"] for role in ROLES if run.summary.get(role)}
+    if not 2 <= len(names) <= CLASSES or not all(report.get("recall") for report in reports.values()) or not reports:
+        return None
+    counts = run.summary["dataset"]["test_by_class"]
+    last = list(reports.values())[-1]["recall"]
+    order = sorted(range(len(names)), key=lambda c: (last[c] is None, last[c]))
+
+    def shares(report: Mapping[str, Any]) -> list[str]:
+        return ["" if report["recall"][c] is None else f"{report['recall'][c]:.1%}" for c in order]
+
+    columns = [[names[c] for c in order], [f"{counts[c]:,}" for c in order], *map(shares, reports.values())]
+    balanced = [f"{report['balanced_accuracy']:.1%}" for report in reports.values()]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    heads = ["class", "test examples", *(ROLE_NAMES[role] for role in reports)]
+    return plain(heads, [*rows, ["mean over the classes", f"{sum(counts):,}", *balanced]])
 
 
 def _omitted(run: Run) -> dict[str, Any] | None:

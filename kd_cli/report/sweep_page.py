@@ -13,7 +13,7 @@ from kd_cli.report.figures import error_figure, heat_figure
 from kd_cli.report.grids import runs_grid, settings_grid
 from kd_cli.report.render import render
 from kd_cli.report.tables import shown
-from kd_cli.report.words import name_of, not_listed, percent, plus_minus, tally
+from kd_cli.report.words import not_listed, percent, plus_minus, run_notes, tally, warnings
 from kd_cli.statistics import Stat
 
 
@@ -52,24 +52,12 @@ def _section(comparison: Comparison, *, several: bool) -> dict[str, Any]:
         "headline": headline,
         "text": text.replace(" ± ", "\u00a0±\u00a0"),
         "tiles": _tiles(setting, comparison) if setting is not None and setting.n else [],
-        "warnings": _warnings(comparison),
+        "warnings": warnings(comparison),
+        "notes": run_notes(comparison.runs),
         "figures": [figure for figure in (*figures, learning_curves(comparison)) if figure],
         "gradients": gradient_figures(comparison),
         "settings": settings_grid(comparison) if len(comparison.settings) > 1 else None,
     }
-
-
-def _warnings(comparison: Comparison) -> list[str]:
-    """Sentences on the runs that no mean contains."""
-    out = []
-    if lost := [s for s in comparison.settings if s.diverged]:
-        total = sum(s.diverged for s in lost)
-        names = "; ".join(name_of(s, comparison) for s in lost[:6]) + (" and others" if len(lost) > 6 else "")
-        out.append(f"{total} {'run diverged and is' if total == 1 else 'runs diverged and are'} in no mean: {names}.")
-    if repeats := sum(s.repeats for s in comparison.settings):
-        have = "run repeats" if repeats == 1 else "runs repeat"
-        out.append(f"{repeats} {have} another one, seeds included; the latest of each is counted.")
-    return out
 
 
 def _tiles(setting: Setting, comparison: Comparison) -> list[Tile]:

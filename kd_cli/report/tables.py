@@ -14,6 +14,7 @@ from kd_cli.report.compare import AVERAGED, FIRST, MEASURES, Comparison, Setting
 from kd_cli.report.differences import from_alone, from_soft_targets
 from kd_cli.report.read import Run
 from kd_cli.report.words import (
+    changed_models,
     counts,
     difference,
     effect,
@@ -28,6 +29,7 @@ from kd_cli.report.words import (
     sizes,
     tally,
     verdict,
+    worst_class,
 )
 from kd_cli.roles import ROLE_NAMES, ROLES
 from kd_cli.statistics import Difference, Stat
@@ -69,6 +71,8 @@ def _comparison_table(comparison: Comparison) -> str:
     title, text = answer(comparison)
     star = "* " if comparison.best and len(comparison.settings) > 1 else ""
     sentences = f"{star}{title}\n{wrap(text)}"
+    if changed := changed_models(comparison):
+        sentences += f"\n{wrap(changed)}"
     if not comparison.settings:
         return f"{head}\n\n{sentences}"
     names = [name_of(setting, comparison) for setting in comparison.settings]
@@ -187,7 +191,8 @@ def run_table(summary: Mapping[str, Any]) -> str:
         f"{data['name']}: {data['train']:,} training, {data['val']:,} validation, {data['test']:,} test examples, "
         f"{data['classes']} classes; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
     )
-    words = "\n".join(filter(None, (verdict(summary), next_step(summary))))
+    worst = worst_class(summary)
+    words = "\n".join(filter(None, (verdict(summary), next_step(summary), worst and wrap(worst))))
     return f"\n{head}\n\n{align(role_rows(summary))}\n\n{words}"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kd_cli.report.read import Run
 
 WORSE = "Try T=auto, more epochs or a smaller alpha, and choose by the validation accuracy"
+BELOW = 0.2  # how far below the accuracy a class's recall must be to be named
 
 
 def show(value: Any) -> str:
@@ -106,6 +107,38 @@ def name_of(setting: Setting, comparison: Comparison) -> str:
     return label({key: setting.values[key] for key in comparison.naming_keys}) or one_setting(comparison)
 
 
+def warnings(comparison: Comparison) -> list[str]:
+    """Sentences on the runs that no mean contains."""
+    out = []
+    if lost := [s for s in comparison.settings if s.diverged]:
+        total = sum(s.diverged for s in lost)
+        names = "; ".join(name_of(s, comparison) for s in lost[:6]) + (" and others" if len(lost) > 6 else "")
+        out.append(f"{total} {'run diverged and is' if total == 1 else 'runs diverged and are'} in no mean: {names}.")
+    if repeats := sum(s.repeats for s in comparison.settings):
+        have = "run repeats" if repeats == 1 else "runs repeat"
+        out.append(f"{repeats} {have} another one, seeds included; the latest of each is counted.")
+    if changed := changed_models(comparison):
+        out.append(changed)
+    return out
+
+
+def changed_models(comparison: Comparison) -> str:
+    """A sentence on runs of equal settings and seeds whose models differ all the same; empty when there are none."""
+    if not (changed := sum(s.changed for s in comparison.settings)):
+        return ""
+    runs = "1 of these runs has" if changed == 1 else f"{changed} of these runs have"
+    return (
+        f"{runs} the settings and seeds of a later one and another model: code, teacher or versions changed in between."
+    )
+
+
+def run_notes(runs: Sequence[Run]) -> list[str]:
+    """What the runs noted on what was left out, changed, filled in or guessed; with the number of runs unless all."""
+    ended = [run for run in runs if run.summary]
+    counts = Counter(note for run in ended for note in dict.fromkeys(run.summary.get("notes", ())))
+    return [note if n == len(ended) else f"{note} ({n} of {len(ended):,} runs)" for note, n in counts.items()]
+
+
 def sizes(comparison: Comparison) -> str:
     """How many examples chose and tested: 200 validation, 597 test examples; nothing while no run has ended."""
     known = [(comparison.size(split), word) for split, word in (("val", "validation"), ("test", "test"))]
@@ -153,6 +186,23 @@ def _validation(alone: Mapping[str, Any], student: Mapping[str, Any]) -> str:
     """The validation accuracies of both students, where there is validation data."""
     before, after = ((report.get("val") or {}).get("accuracy") for report in (alone, student))
     return "" if before is None or after is None else f": {before:.1%} alone, {after:.1%} distilled"
+
+
+def worst_class(summary: Mapping[str, Any]) -> str:
+    """A sentence on the class of lowest recall, where that is clearly below the student's accuracy; else empty."""
+    report = summary["student"] or summary["student_alone"] or summary["teacher"]
+    worst = report["test"].get("worst_class") if report else None
+    if not worst or not worst["examples"] or worst["recall"] is None:
+        return ""
+    accuracy, n = report["test"]["accuracy"], worst["examples"]
+    # three standard deviations of a share, with one example of each kind added so that none is certain
+    chance = 3 * math.sqrt((accuracy * n + 1) * ((1 - accuracy) * n + 1)) / (n + 2) / math.sqrt(n)
+    if worst["recall"] > accuracy - max(BELOW, chance):
+        return ""
+    return (
+        f"worst class of {report['name']}: {worst['name']}, of whose {n:,} test examples {worst['recall']:.1%} are "
+        f"classified correctly; the mean over the classes is {report['test']['balanced_accuracy']:.2%}"
+    )
 
 
 def relative(path: Path, root: Path) -> str:

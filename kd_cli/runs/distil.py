@@ -45,7 +45,7 @@ class Distillation:
         self.session, self.jobs = session, jobs
         self.config = jobs[0].config
         self.transfer = session.transfer(self.config)
-        self.title = f"student {self.config.student.name} by {self.config.method_name}"
+        self.title = f"student {self.config.student.title} by {self.config.method_name}"
         self.tasks = {id(job): student_tasks(session, job) for job in jobs}
 
     def run(self, report_ended: Callable[[], None]) -> None:
@@ -165,6 +165,7 @@ class Distillation:
             logits,
             dataset.class_names,
             alone_logits=job.alone.outputs()["test"],
+            files=dataset.test.names or None,
             T=T,
         )
         job.directory.write_pictures(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +98,31 @@ class Job:
         if sentence not in self.notes:
             self.notes.append(sentence)
             self.say(sentence, shown=shown)
+
+
+class WarningsAsNotes(logging.Handler):
+    """Keeps each warning of this package among the notes of the jobs under way.
+
+    Rooms that know nothing of jobs (storage, learn, data) say with a warning what they left out or did otherwise.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        super().__init__(logging.WARNING)
+        self.jobs = jobs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sentence = record.getMessage()
+        for job in alive(self.jobs):
+            if record.levelno == logging.WARNING and sentence not in job.notes:
+                job.notes.append(sentence)
+                if job.say is not say_to_log:  # else the log that has the warning is the job's own
+                    job.say(sentence, shown=False)
+
+    def __enter__(self) -> None:
+        logging.getLogger("kd_cli").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("kd_cli").removeHandler(self)
 
 
 def alive(jobs: Iterable[Job]) -> list[Job]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kd_cli.learn.batches import EVAL_BATCH, Examples
 from kd_cli.models.renormalised import Renormalised, normalisation_of
 
+MANY = 6  # classes of which no untrained network has all logits from 0 to 1
 NEAR = 0.85  # share of the errors at chance from which a teacher is called near it
 TRIED = 1000  # examples on which other normalisations are tried
 # name for the user, what it stands for; values of the data are from 0 to 1
@@ -34,7 +35,9 @@ def output_notes(logits: Tensor, *, title: str) -> list[str]:
                 f"{title} ends in a softmax: its outputs are probabilities, and the softmax at T flattens them once "
                 "more; remove its last layer, so that it returns logits"
             ]
-        return [f"{title} gives outputs from 0 to 1 only, as after a sigmoid; distillation needs logits"]
+        # Two classes' logits of a hardly trained network lie there by chance, those of many classes do not.
+        if logits.shape[-1] >= MANY or (float(logits.min()) < 0.1 and float(logits.max()) > 0.9):
+            return [f"{title} gives outputs from 0 to 1 only, as after a sigmoid; distillation needs logits"]
     return []
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.config.build import build
+from kd_cli.config.moved import current_name
 from kd_cli.config.values import TrainSpec
 from kd_cli.data.source import Dataset
 from kd_cli.errors import CheckpointError, ConfigError, KdError, first_line
@@ -24,10 +25,13 @@ from kd_cli.learn.teachers import freeze
 from kd_cli.models.building import dtype_of, prepared
 from kd_cli.models.outputs import described
 from kd_cli.models.renormalised import Renormalised
+from kd_cli.models.torchvision import notes_on_building
 from kd_cli.models.weights import Fit, absurd, fit_weights, mismatches, wrong_head, wrong_input
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.shipped import raised_by_statement
 from kd_cli.storage.weight_files import SAVE, WeightFile, read_weight_file
+
+TORCHVISION = "kd_cli.models.torchvision.torchvision_model"
 
 
 def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -52,7 +56,12 @@ def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
 
 def _built(spec: TrainSpec, dataset: Dataset, role: str) -> nn.Module:
     where = "teacher" if role == "teacher" else "student"
-    built = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
+    try:
+        built = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
+    except ConfigError as error:
+        if error.hint is None or error.hint.partition("=")[0] not in spec.model:
+            raise
+        raise ConfigError(error.message, hint=f"{where}.{error.hint}") from error  # the model does not know its role
     if not isinstance(built, nn.Module):
         raise ConfigError(f"{where}: {spec.model['_target_']} gave a {type(built).__name__}, not a torch.nn.Module")
     try:
@@ -85,7 +94,10 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> list[str]:
             joints = [math.prod(dataset.shape), *(n for pair in sizes for n in pair), dataset.classes]
             if joints[::2] == joints[1::2]:
                 return []
-        notes = [f"{where} {spec.name} {said}" for said in _try_output(module, dataset)]
+        notes = [
+            f"{where} {spec.title} {said}"
+            for said in [*_notes_on_building(spec, dataset), *_try_output(module, dataset)]
+        ]
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         with torch.no_grad():
             logits = module.eval()(torch.zeros(2, *dataset.shape, device=device))
@@ -109,6 +121,12 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> list[str]:
             f"(2, {dataset.classes}): one logit for each class"
         )
     return notes
+
+
+def _notes_on_building(spec: TrainSpec, dataset: Dataset) -> list[str]:
+    if current_name(str(spec.model["_target_"])) != TORCHVISION:
+        return []
+    return notes_on_building(spec.model, shape=dataset.shape, classes=dataset.classes, normalize=spec.normalize)
 
 
 def in_forward(error: BaseException) -> bool:
@@ -144,7 +162,7 @@ def load_module(spec: TrainSpec, state: dict[str, Tensor], data: DeviceData, *, 
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):
         raise CheckpointError(
-            f"the weights of {where} {spec.name} do not fit it: {'; '.join(problems[:3])}",
+            f"the weights of {where} {spec.title} do not fit it: {'; '.join(problems[:3])}",
             hint="they are another version's; remove them from the store to train it again",
         )
     module.load_state_dict(state, assign=plain)

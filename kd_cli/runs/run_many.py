@@ -11,7 +11,7 @@ from kd_cli.errors import KdError
 from kd_cli.runs.building import build_method
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import load_device_data
-from kd_cli.runs.jobs import Job, alive, failing, grouped
+from kd_cli.runs.jobs import Job, WarningsAsNotes, alive, failing, grouped
 from kd_cli.runs.session import Session
 from kd_cli.runs.threads import choose_threads
 from kd_cli.runs.trained_once import wanted_alone, wanted_teacher
@@ -60,7 +60,7 @@ def run_many(
             forget(partial_states(config))
             if not alive(same_data):
                 continue
-            with failing(same_data):
+            with failing(same_data), WarningsAsNotes(same_data):
                 checkpoints = Checkpoints(partial_states(config), config.every, stopping, plan)
                 data = load_device_data(config)
                 session = Session(data, store, checkpoints)
@@ -98,11 +98,12 @@ def dry_run(jobs: Sequence[Job]) -> list[str]:
             parts = []
             for one in wanted:
                 known = session.store.get(one.key) is not None
-                state = "in the store" if known else "shared" if one.key in planned else "to train"
+                new = "to train" if one.state is None else "to test, with the weights of teacher.checkpoint"
+                state = "in the store" if known else "shared" if one.key in planned else new
                 planned.add(one.key)
                 parts.append(f"{one.title}: {state}")
             n = len(job.config.settings())
             students = f"{n} students" if n > 1 else "student"
-            parts.append(f"{students} {job.config.student.name} by {job.config.method_name}: to train")
+            parts.append(f"{students} {job.config.student.title} by {job.config.method_name}: to train")
             lines[id(job)] = "; ".join(parts)
     return [lines[id(job)] for job in jobs]

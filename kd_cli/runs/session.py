@@ -150,7 +150,7 @@ class Session:
         if key not in self.flops:
             self.flops[key] = forward_flops(module, self.data.test.first(1)[0])
         return {
-            "name": spec.name,
+            "name": spec.title,
             "parameters": sum(p.numel() for p in module.parameters()),
             "flops": self.flops[key],
             "epochs": spec.epochs if outcome else None,

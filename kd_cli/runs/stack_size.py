@@ -57,7 +57,7 @@ def stack_size(
     write_json(notes, _read_notes(notes) | {key: best})
     log.info(
         "%d × %s: %d at once, about %.3g MB each, measured %s",
-        *(len(tasks), tasks[0].spec.name, best, memory / 2**20),
+        *(len(tasks), tasks[0].spec.title, best, memory / 2**20),
         ", ".join(f"{1e3 * s:.3g} ms a step and model in stacks of {size}" for size, s in seconds.items()),
     )
     return best, None

@@ -205,7 +205,7 @@ def batchnorm_explained(spec: TrainSpec) -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            f"{spec.name} has BatchNorm, which cannot learn from a batch of one example",
+            f"{spec.title} has BatchNorm, which cannot learn from a batch of one example",
             hint="a batch size of 2 or more, and two training examples or more",
         ) from error
 

@@ -39,6 +39,8 @@ def first_summary(job: Job, data: DeviceData, transfer: TransferSet) -> dict[str
             "val": len(dataset.val),
             "test": len(dataset.test),
             "classes": dataset.classes,
+            "class_names": list(dataset.class_names),
+            "test_by_class": dataset.class_counts()["test"],
             "split": dataset.split_rule,
         },
         "notes": job.notes,

@@ -77,7 +77,7 @@ def wanted_teacher(session: Session, job: Job) -> list[Wanted]:
         return [session.user_weights[key]]
     specs = [replace(config.teacher, seed=config.teacher.seed + m) for m in range(config.members)]
     data = session.data.dataset.fingerprint
-    return [Wanted({"kind": "teacher", **s.identity(data)}, s, f"teacher {s.name}", session.data) for s in specs]
+    return [Wanted({"kind": "teacher", **s.identity(data)}, s, f"teacher {s.title}", session.data) for s in specs]
 
 
 def wanted_alone(session: Session, job: Job) -> list[Wanted]:
@@ -88,7 +88,7 @@ def wanted_alone(session: Session, job: Job) -> list[Wanted]:
     if transfer.index is not None and not transfer.whole:
         facts["transfer"] = transfer.facts
         data = replace(data, train=transfer.examples)
-    return [Wanted(facts, spec, f"student {spec.name} alone", data)]
+    return [Wanted(facts, spec, f"student {spec.title} alone", data)]
 
 
 def user_weights(data: DeviceData, config: RunConfig) -> Wanted:
@@ -104,7 +104,7 @@ def user_weights(data: DeviceData, config: RunConfig) -> Wanted:
         **{key: identity[key] for key in keys if key in identity},
         **({"checkpoint_key": config.checkpoint_key} if config.checkpoint_key is not None else {}),
     }
-    return Wanted(facts, spec, f"teacher {spec.name}", data, found.state, found.notes)
+    return Wanted(facts, spec, f"teacher {spec.title}", data, found.state, found.notes)
 
 
 # ---------------------------------------------------------------- from the store, or trained

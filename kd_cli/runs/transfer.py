@@ -116,8 +116,8 @@ def _of_the_same_size(node: dict[str, Any], dataset: Dataset) -> tuple[dict[str,
     if len(shape) != 3 or shape[1] != shape[2]:
         return node, []
     sizes = {key: value for key, value in (("image_size", shape[1]), ("channels", shape[0])) if key in node}
-    changed = [f"{key} is {value}" for key, value in sizes.items() if node[key] != value]
-    return {**node, **sizes}, [f"{' and '.join(changed)}, as in {dataset.name}"] if changed else []
+    said = " and ".join(f"{key} is {value}" for key, value in sizes.items())
+    return {**node, **sizes}, [f"{said}, as in {dataset.name}"] if said else []
 
 
 def _same_scale(images: Tensor, others: Tensor) -> bool:

@@ -45,6 +45,7 @@ class ReadJob(NamedTuple):
     config: RunConfig | None  # None where the configuration was refused
     dataset: str
     fail_fast: bool
+    notes: Sequence[str] = ()
 
 
 class Task(SweepTask):
@@ -96,6 +97,8 @@ class Task(SweepTask):
         if number is not None and cfg.device == "auto":
             config = spread(config, number)
         job = new_job(config, path)
+        for sentence in notes_on_folder(hydra):
+            job.note(sentence)
         Task.folder = path
         if cfg.dry_run:
             line = foresee([job])[0]
@@ -108,13 +111,13 @@ class Task(SweepTask):
 
     def read(self, job: SweepJob, cfg: DictConfig, hydra: Any) -> None:
         """Take a job's configuration as plain values, and whether its failure stops the others."""
-        config, fail_fast, name = None, bool(cfg.fail_fast), ""
+        config, fail_fast, name, notes = None, bool(cfg.fail_fast), "", notes_on_folder(hydra)
         try:
             config = checked(cfg, hydra)
             name = dataset_name(config, hydra)
         except KdError as error:
             job.error = error
-        job.plain = ReadJob(config, name, fail_fast)
+        job.plain = ReadJob(config, name, fail_fast, notes)
 
     def together(self, jobs: list[SweepJob]) -> None:
         """Run all jobs of a sweep, which `read` has seen: each is given its result or its error."""
@@ -141,6 +144,8 @@ class Task(SweepTask):
         for sweep_job in sweep_jobs:
             assert sweep_job.path is not None
             job = new_job(sweep_job.plain.config, sweep_job.path, printed.by(sweep_job))
+            for sentence in sweep_job.plain.notes:
+                job.note(sentence)
             todo.append(job)
             owners[id(job)] = sweep_job
             for line in announcement([job.config], [sweep_job.plain.dataset]):
@@ -219,9 +224,15 @@ def in_folder_of_command(hydra: Any) -> Iterator[None]:
     if not hydra.job.chdir or not os.path.isdir(folder):
         yield
         return
-    log.info("hydra.job.chdir has no effect: relative paths start in %s", folder)
     with contextlib.chdir(folder):
         yield
+
+
+def notes_on_folder(hydra: Any) -> list[str]:
+    """Return a sentence for the run's notes where `hydra.job.chdir` was given in vain."""
+    if not hydra.job.chdir:
+        return []
+    return [f"hydra.job.chdir has no effect: relative paths start in {hydra.runtime.cwd}"]
 
 
 def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
@@ -256,8 +267,9 @@ def announcement(configs: Sequence[RunConfig], datasets: Sequence[str]) -> list[
 
     parts = [
         listed(datasets),
-        "teacher " + listed([f"{c.teacher.name} ({plural(c.teacher.epochs)})" for c in configs]),
-        "student " + listed([f"{c.student.name} ({plural(c.student.epochs)})" for c in configs]),
+        "teacher "
+        + listed([f"{c.teacher.title} ({'loaded' if c.checkpoint else plural(c.teacher.epochs)})" for c in configs]),
+        "student " + listed([f"{c.student.title} ({plural(c.student.epochs)})" for c in configs]),
         listed([str(resolve_device(c.device)) for c in configs]),
     ]
     return ["; ".join(parts)]

@@ -69,6 +69,11 @@ class Method(nn.Module, ABC):
     couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
     recordable: bool = False  # whether a step can be replayed without Python: nothing in forward changes but tensors
 
+    @property
+    def title(self) -> str:
+        """The method's name in messages."""
+        return type(self).__name__
+
     def choose_layers(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
         """Set `student_features` and `teacher_features` from the networks, in a method that `chooses_layers`.
 
@@ -81,7 +86,7 @@ class Method(nn.Module, ABC):
 
         It is called once before training, under a generator of its own. An override calls `super().setup(setting)`.
         """
-        name = type(self).__name__
+        name = self.title
         if setting.classes < self.min_classes:
             raise ConfigError(f"{name} needs {self.min_classes} classes or more, and the data have {setting.classes}")
         if setting.smallest_batch < self.min_batch:

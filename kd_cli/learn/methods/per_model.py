@@ -41,7 +41,14 @@ class PerModelMethod(Method):
     def _terms(self, loss: Tensor | Terms) -> Terms:
         terms = loss if isinstance(loss, Mapping) else {"loss": loss}
         if "loss" not in terms:
-            raise ConfigError(f"{type(self).__name__}.loss returned {sorted(terms)}, and no 'loss' among them")
+            raise ConfigError(f"{self.title}: the loss returned {sorted(terms)}, and no 'loss' among them")
+        for name, term in terms.items():
+            if not isinstance(term, Tensor) or term.dim() != 0:
+                found = f"of shape {list(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
+                raise ConfigError(
+                    f"{self.title}: {name!r} of one student is {found}; it must be a tensor without dimensions",
+                    hint="take the mean over the examples, and let no .item() or float() make a number of it",
+                )
         return terms
 
 
@@ -58,6 +65,10 @@ class FunctionMethod(PerModelMethod):
         self.needs_teacher = "teacher" in self.parameters_taken
         self.has_T, self.has_alpha = "T" in self.parameters_taken, "alpha" in self.parameters_taken
         self.needs_labels = "labels" in self.parameters_taken
+
+    @property
+    def title(self) -> str:
+        return self.function.__name__
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Tensor | Terms:
         values = {"labels": batch.labels, "T": weights.T, "alpha": weights.alpha, "beta": weights.beta}

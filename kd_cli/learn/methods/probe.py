@@ -25,7 +25,7 @@ def try_method(method: Method, setting: Setting, *, size: int) -> None:
     the method declares that they do (`couples_models`, `couples_examples`). What the method raises by itself is passed
     on as it is.
     """
-    name = type(method).__name__
+    name = method.title
     if method.couples_models:
         raise ConfigError(
             f"{name} couples the students that train together (couples_models = True), and a run trains one",
