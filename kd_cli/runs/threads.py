@@ -12,7 +12,7 @@ import time
 import torch
 
 BATCH, UNITS = 128, 800  # of the layer whose step is timed
-ROUNDS, STEPS = 4, 6  # timed in turn, so that a passing load meets all numbers of threads
+ROUNDS, STEPS = 4, 2  # timed in turn, so that a passing load meets all numbers of threads
 GAIN = 0.85  # fewer threads must take less than this share of the time of all
 
 
