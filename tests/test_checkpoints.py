@@ -522,3 +522,10 @@ def test_a_flipped_bit_in_the_list_of_an_archives_files_is_noticed(tmp_path: Pat
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="it is damaged"):
         read_weight_file(tmp_path / "w.pt")
+
+
+def test_a_dry_run_and_the_first_line_say_that_a_teacher_is_loaded(kd_run: Callable[..., Ran], tmp_path: Path) -> None:
+    torch.save(mlp(input_shape=(1, 8, 8), num_classes=10, hidden=[12]).state_dict(), tmp_path / "t.pt")
+    words = [*TINY, "teacher.dropout=0", "teacher.input_dropout=0", "teacher.checkpoint=t.pt"]
+    assert "teacher tinymlp: to test, with the weights of teacher.checkpoint" in kd_run(*words, "dry_run=true").out
+    assert "teacher tinymlp (loaded); student tinymlp (1 epoch)" in kd_run(*words).err
