@@ -509,3 +509,23 @@ def test_a_trained_teacher_can_have_a_normalisation_of_its_own(tiny: Callable[..
     ran = tiny("teacher.normalize=none", "teacher.max_norm=1", "teacher.dropout=0.2", "training.jitter=1")
     assert ran.summary["teacher"]["val"]["nll"] > 0
     assert json.loads((ran.run_dir / "student.json").read_text())["normalize"] == "data"
+
+
+@pytest.mark.parametrize(("byte", "bit"), [(38, 0x10), (10, 0x08), (42, 0x01), (16, 0x01), (24, 0x10)])
+def test_a_flipped_bit_in_the_list_of_an_archives_files_is_noticed(tmp_path: Path, byte: int, bit: int) -> None:
+    """Among them: a tensor's file that is marked as a folder, of which torch.load gives uninitialised memory."""
+    torch.save({"weight": torch.randn(4, 4)}, tmp_path / "w.pt")
+    content = bytearray((tmp_path / "w.pt").read_bytes())
+    entry = content.index(b"w/data/0", content.index(b"PK\x01\x02")) - 46  # of the tensor, in the central directory
+    assert content[entry : entry + 4] == b"PK\x01\x02"
+    content[entry + byte] ^= bit
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        read_weight_file(tmp_path / "w.pt")
+
+
+def test_a_dry_run_and_the_first_line_say_that_a_teacher_is_loaded(kd_run: Callable[..., Ran], tmp_path: Path) -> None:
+    torch.save(mlp(input_shape=(1, 8, 8), num_classes=10, hidden=[12]).state_dict(), tmp_path / "t.pt")
+    words = [*TINY, "teacher.dropout=0", "teacher.input_dropout=0", "teacher.checkpoint=t.pt"]
+    assert "teacher tinymlp: to test, with the weights of teacher.checkpoint" in kd_run(*words, "dry_run=true").out
+    assert "teacher tinymlp (loaded); student tinymlp (1 epoch)" in kd_run(*words).err

@@ -80,10 +80,10 @@ def _built(spec: TrainSpec, dataset: Dataset, role: str) -> nn.Module:
         raise ConfigError(f"{where}.{error}") from error
 
 
-def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> list[str]:
+def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str, trained: bool = True) -> list[str]:
     """Try the model on two blank images, in evaluation and in training; return notes on what is made of its output.
 
-    ConfigError when model and data do not fit.
+    ConfigError when model and data do not fit, and when the model is to be `trained` and its output has no gradient.
     """
     where = "teacher" if role == "teacher" else "student"
     wanted = f"images {tuple(dataset.shape)} and {dataset.classes} classes"
@@ -99,6 +99,8 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> list[str]:
             for said in [*_notes_on_building(spec, dataset), *_try_output(module, dataset)]
         ]
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        with torch.enable_grad():
+            learns = module.train()(torch.zeros(2, *dataset.shape, device=device)).requires_grad
         with torch.no_grad():
             logits = module.eval()(torch.zeros(2, *dataset.shape, device=device))
     except ConfigError as error:
@@ -119,6 +121,11 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str) -> list[str]:
         raise ConfigError(
             f"{where}={spec.name} gives {tuple(logits.shape)} for 2 images of {dataset.name}; it must be "
             f"(2, {dataset.classes}): one logit for each class"
+        )
+    if trained and not learns:
+        raise ConfigError(
+            f"{where}={spec.name} cannot be trained: its output does not depend on any weights that learn",
+            hint="no .detach(), torch.no_grad() or requires_grad=False on the way from the weights to the logits",
         )
     return notes
 

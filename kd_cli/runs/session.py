@@ -93,10 +93,11 @@ class Session:
         """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
         roles = {"student": job.config.student} | ({"teacher": job.config.teacher} if job.needs_teacher else {})
         for role, spec in roles.items():
-            model = (role, fingerprint([spec.model, spec.normalize]))
+            trained = role == "student" or job.config.checkpoint is None
+            model = (role, fingerprint([spec.model, spec.normalize, trained]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
             if model not in self.checked:
-                self.shape_notes[model] = check_shape(spec, self.data.dataset, role=role)
+                self.shape_notes[model] = check_shape(spec, self.data.dataset, role=role, trained=trained)
             for sentence in self.shape_notes[model]:
                 self.note(job, sentence)
             if recipe not in self.checked:

@@ -41,6 +41,8 @@ FORMATS = (  # what other programs write, by the first bytes
     (b"{", "JSON text", None),
 )
 
+FOLDER = 0x10  # the attribute that marks a folder in a zip archive
+
 
 class Inert:
     """Stands for an object of a class that a file names and that is not created: its data, without its code."""
@@ -204,7 +206,9 @@ def _check_archive(path: Path, content: bytes) -> None:
             names = archive.namelist()
             # torch.serialization.set_crc32_options(False) writes zeros in place of checksums
             damaged = archive.testzip() if any(info.CRC for info in archive.infolist()) else None
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+            # torch.load leaves the memory of a tensor as it is where the archive calls its file a folder
+            folders = [info.filename for info in archive.infolist() if info.file_size and info.external_attr & FOLDER]
+    except Exception as error:  # whatever zipfile and its decoders make of damaged bytes
         raise CheckpointError(
             f"{path} cannot be read as weights: it is damaged: {_plain(error)}",
             hint="copy or download it again; the file may be cut off",
@@ -212,6 +216,11 @@ def _check_archive(path: Path, content: bytes) -> None:
     if damaged is not None:
         raise CheckpointError(
             f"{path} cannot be read as weights: it is damaged: {damaged} in it does not have its checksum",
+            hint="copy or download it again",
+        )
+    if folders:
+        raise CheckpointError(
+            f"{path} cannot be read as weights: it is damaged: {folders[0]} in it is marked as a folder",
             hint="copy or download it again",
         )
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
