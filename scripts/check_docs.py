@@ -93,9 +93,15 @@ def tables(page: Path) -> Iterator[Table]:
                 while stop < end and lines[stop].startswith(lines[k][:1]):
                     stop += 1
                 rows = markdown_rows(lines[k:stop]) if lines[k].startswith("|") else printed_rows(lines[k:stop])
-                if command and any(NUMBER.search(cell) for row in rows.values() for cell in row.values()):
+                made = command and (lines[k].startswith(" ") or makes_markdown(command))
+                if made and any(NUMBER.search(cell) for row in rows.values() for cell in row.values()):
                     yield Table(page, k + 1, command, rows, commit[1] if commit else None)
             k = stop
+
+
+def makes_markdown(command: str) -> bool:
+    """Whether a Markdown table below the command has its results; other tables explain what is above or below them."""
+    return EXPENSIVE.search(command) is not None or any(part.command == command for part in paper.PARTS)
 
 
 def is_printed_table(line: str) -> bool:
