@@ -36,7 +36,7 @@ from kd_cli.report.read import collect
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = re.compile(r"^ {4}((?:kd-run|python scripts/)\S*.*)$")
 INLINE = re.compile(r"`(?:python )?((?:kd-run -m|scripts/\w+\.py)[^`]*)`")
-EXPENSIVE = re.compile(r"scripts/|hinton_mnist|dataset=(?!digits)")
+EXPENSIVE = re.compile(r"scripts/|hinton_mnist|experiment=methods_|dataset=(?!digits)")
 COMMIT = re.compile(r"\bcommit `?([0-9a-f]{7,40})\b")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 LOOSE = re.compile(r"numbers\s+(without\s+±\s+)?may\s+differ\s+by\s+(\d+)\s+%")
@@ -93,9 +93,15 @@ def tables(page: Path) -> Iterator[Table]:
                 while stop < end and lines[stop].startswith(lines[k][:1]):
                     stop += 1
                 rows = markdown_rows(lines[k:stop]) if lines[k].startswith("|") else printed_rows(lines[k:stop])
-                if command and any(NUMBER.search(cell) for row in rows.values() for cell in row.values()):
+                made = command and (lines[k].startswith(" ") or makes_markdown(command))
+                if made and any(NUMBER.search(cell) for row in rows.values() for cell in row.values()):
                     yield Table(page, k + 1, command, rows, commit[1] if commit else None)
             k = stop
+
+
+def makes_markdown(command: str) -> bool:
+    """Whether a Markdown table below the command has its results; other tables explain what is above or below them."""
+    return EXPENSIVE.search(command) is not None or any(part.command == command for part in paper.PARTS)
 
 
 def is_printed_table(line: str) -> bool:
