@@ -49,10 +49,10 @@ def test_a_flat_folder_serves_as_transfer_set_in_the_sizes_of_the_data(tiny, pet
         Image.open(file).resize((30, 30)).save(tmp_path / "flat" / f"{i}.png")
     flat = f"name: imagefolder, root: {tmp_path / 'flat'}"
     tiny(*WORDS, f"dataset.root={pets}", f"transfer.data={{{flat}}}", folder=tmp_path / "inherited")
-    assert not any("image_size" in note for note in summary(tmp_path / "inherited")["notes"])
-    tiny(*WORDS, f"dataset.root={pets}", f"transfer.data={{{flat}, image_size: 12}}")
-    notes = summary(tmp_path)["notes"]
-    assert f"transfer.data: image_size is 8 and channels is 3, as in {pets.name}" in notes
+    tiny(*WORDS, f"dataset.root={pets}", f"transfer.data={{{flat}, image_size: 12}}", folder=tmp_path / "other")
+    for folder in ("inherited", "other"):
+        notes = summary(tmp_path / folder)["notes"]
+        assert f"transfer.data: image_size is 8 and channels is 3, as in {pets.name}" in notes
 
 
 def test_grey_data_are_joined_by_grey_transfer_pictures(tiny, pets, tmp_path):

@@ -151,8 +151,9 @@ def leave_nothing(folder: Path, *, begun: bool = False) -> bool:
     files = [path for path in folder.glob("**/*") if path.is_file()]
     if any(path.parent.name != ".hydra" and path.name not in ours for path in files):
         return False
-    for handler in logging.getLogger().handlers:
+    for handler in list(logging.getLogger().handlers):
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder.absolute()):
+            logging.getLogger().removeHandler(handler)  # it would open the file again
             handler.close()  # a file that is open cannot be removed everywhere
     shutil.rmtree(folder, ignore_errors=True)
     here = Path.cwd()

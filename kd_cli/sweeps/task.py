@@ -190,7 +190,10 @@ def run_jobs(jobs: Sequence[Job], **keys: Any) -> None:
 
     from kd_cli.runs import run_many
 
-    gc.freeze()  # the imported modules stay; a collection of torch's objects takes a tenth of a second
+    if (
+        not gc.get_freeze_count()
+    ):  # the imported modules stay; to look through torch's objects takes a tenth of a second
+        gc.freeze()
     run_many.run_many(jobs, stopping=stopping, **keys)
 
 
