@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test lint unit wheel-test wheel bench paper clean
+.PHONY: help install run test lint unit all-tests wheel-test wheel bench paper clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP) ## run the default distillation: offline, on a CPU, in seconds
 	$(BIN)/kd-run $(ARGS)
 
-test: lint unit wheel-test ## everything that must hold before a commit is shared
+test: lint all-tests wheel-test ## everything that must hold before a commit is shared
 
 lint: $(STAMP) ## formatting, lint rules, types
 	$(BIN)/ruff format --check .
@@ -35,7 +35,10 @@ lint: $(STAMP) ## formatting, lint rules, types
 	$(BIN)/mypy
 
 # One thread per worker: torch's own threads would fight over the cores. WORKERS=0 starts sooner for a few tests.
-unit: $(STAMP) ## the tests: make unit ARGS='-k store'
+unit: $(STAMP) ## the quick tests: make unit ARGS='-k store'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+all-tests: $(STAMP) ## the quick and the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 wheel-test: $(STAMP) ## an installed wheel behaves as the checkout does

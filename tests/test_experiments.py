@@ -17,6 +17,8 @@ from process import Ran
 
 from kd_cli.config.options import conf_dir
 
+pytestmark = pytest.mark.slow
+
 OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besides SMALL
     "cifar100_field": [["-m", "seed=0", "teacher.widths=[4,4,8,8]", "student.widths=[4,4,8,8]"]],
     "methods_digits": [

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from conftest import TINY
+from process import Ran
 
 from kd_cli import load_student
 
@@ -95,3 +97,60 @@ def test_a_method_a_model_and_a_data_set_are_a_python_file_and_a_yaml_file_each(
     image = torch.zeros(1, 2, 5, 5)
     image[:, :, 1] = 1
     assert student.classes[int(student(image).argmax())] == "middle"
+
+
+OPTIMIZER = """
+import torch
+
+
+class SignSGD(torch.optim.Optimizer):
+    # each weight moves by the learning rate against the sign of its gradient
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * p.grad.sign())
+
+
+def halves(progress):
+    return 1.0 if progress < 0.5 else 0.5
+"""
+EXPORT = """
+import sys
+
+import torch
+
+import kd_cli
+
+student = kd_cli.load_student(sys.argv[1])
+batch = torch.export.Dim("batch", min=1)
+program = torch.export.export(student, (torch.zeros(2, *student.input_shape, dtype=torch.uint8),),
+                              dynamic_shapes=({0: batch},))
+torch.export.save(program, "student.pt2")
+"""
+
+
+def test_an_optimiser_a_schedule_and_an_export_are_added_from_outside(
+    own_code: Callable[..., list[str]], kd_run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    files = {
+        "my_optimizer.py": OPTIMIZER,
+        "my_export.py": EXPORT,
+        "optimizer/sign": "# sign descent\n_target_: my_optimizer.SignSGD\nlr: 0.002 # a weight's step\n",
+        "schedule/halves": "# half the rate in the second half\n_target_: my_optimizer.halves\n_partial_: true\n",
+    }
+    arguments = [*own_code(files), *TINY, "optimizer=sign", "schedule=halves", "training.epochs=4"]
+    ran = kd_run(*arguments)
+    assert ran.code == 0, ran.err
+    rows = [row for row in ran.metrics if row["role"] == "student"]
+    assert [row["lr"] for row in rows] == [0.002, 0.002, 0.001, 0.001]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    command = [sys.executable, "my_export.py", str(ran.run_dir)]
+    exported = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert exported.returncode == 0, exported.stderr
+    program = torch.export.load(tmp_path / "student.pt2").module()
+    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    assert torch.allclose(program(images), load_student(ran.run_dir)(images), atol=1e-5)

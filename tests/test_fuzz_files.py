@@ -181,6 +181,8 @@ def test_any_checkpoint_gives_its_weights_or_is_refused(
 HEAD = """
 import torch
 from torch import nn
+
+pytestmark = pytest.mark.slow
 class Mine(Exception): ...
 """
 MODELS = {  # the body of a builder or of a forward; whether it can be used

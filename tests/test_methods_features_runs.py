@@ -17,6 +17,8 @@ DOTS = """
 import torch
 from kd_cli.data.source import Source
 
+pytestmark = pytest.mark.slow
+
 def dots(data_dir):
     own = torch.Generator().manual_seed(1)
     labels = torch.arange(72) % 3
