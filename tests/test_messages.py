@@ -278,3 +278,4 @@ def test_characters_that_cannot_be_printed_are_shown_as_python_writes_them(kd_ru
     assert ran.code == 1
     assert "\\u2028" in ran.err
     assert "\u2028" not in ran.err
+    assert "error: T=a\\n cannot be read" in kd_run("T=a\n").err

@@ -116,6 +116,7 @@ def needs_quotes(overrides: Sequence[str]) -> ConfigError | None:
     parser = OverridesParser.create()
     for override in overrides:
         key, equals, value = override.partition("=")
+        shown = override.replace("\n", "\\n")  # the message stays in one line
         reason = ""
         try:
             parser.parse_override(override)
@@ -132,10 +133,10 @@ def needs_quotes(overrides: Sequence[str]) -> ConfigError | None:
             try:
                 if parser.parse_override(with_quotes).value() == value:
                     hint = f"quote the value twice, for the shell and for Hydra: {shlex.quote(with_quotes)}"
-                    return ConfigError(f"{override} cannot be read: {reason}", hint=hint)
+                    return ConfigError(f"{shown} cannot be read: {reason}", hint=hint)
             except HydraException:
                 continue
-        return ConfigError(f"{override} cannot be read: {reason}")
+        return ConfigError(f"{shown} cannot be read: {reason}")
     return None
 
 
