@@ -33,6 +33,8 @@ from kd_cli.models.mlp import mlp
 from kd_cli.models.weights import fit_weights
 from kd_cli.storage.weight_files import read_weight_file
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("KD_FUZZ_FILES", "60"))
 SEED = int(os.environ.get("KD_FUZZ_SEED", "20150309"))
 quick = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
@@ -181,8 +183,6 @@ def test_any_checkpoint_gives_its_weights_or_is_refused(
 HEAD = """
 import torch
 from torch import nn
-
-pytestmark = pytest.mark.slow
 class Mine(Exception): ...
 """
 MODELS = {  # the body of a builder or of a forward; whether it can be used

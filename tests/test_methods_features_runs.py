@@ -12,12 +12,12 @@ from process import Ran, Running
 from safetensors.torch import load_file
 from test_own_methods import KILLED, rows
 
+pytestmark = pytest.mark.slow
+
 # Five convolutions' maps fit into 32 pixels; 48 of these pictures are seconds for a ResNet.
 DOTS = """
 import torch
 from kd_cli.data.source import Source
-
-pytestmark = pytest.mark.slow
 
 def dots(data_dir):
     own = torch.Generator().manual_seed(1)
