@@ -69,7 +69,7 @@ def test_mean_and_std_are_buffers_of_its_state(student: Student) -> None:
     assert student.mean.flatten().tolist() == pytest.approx(MEAN)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace.*is deprecated")  # a FutureWarning from torch 2.15 on
 def test_a_trace_is_right_for_more_rows_than_any_chunk(student: Student) -> None:
     traced = torch.jit.trace(student, torch.rand(4, 3, 8, 6))
     many = torch.rand(5000, 3, 8, 6)
