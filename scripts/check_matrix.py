@@ -46,7 +46,7 @@ class Row:
 
 
 TORCH_2_6 = ("torch==2.6.0", "torchvision==0.21.0")
-FLOORS = ("omegaconf==2.3.0", "pyyaml==6.0", "jinja2==3.1.0", "markupsafe==2.1.0", "pillow==10.0.0", "tqdm==4.66.0")
+FLOORS = ("omegaconf==2.3.0", "pyyaml==6.0", "jinja2==3.1.0", "markupsafe==2.1.0", "pillow==10.1.0", "tqdm==4.66.0")
 MATRIX = (
     Row("oldest", "3.11", (*TORCH_2_6, "hydra-core==1.3.2", *FLOORS, "numpy==1.26.0", "safetensors==0.4.3")),
     Row("choice", "3.11"),
@@ -89,6 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kd-matrix-") as folder:
         work = Path(folder)
         wheel = build_wheel(work / "dist")
+        copy_tests(work / "tests")  # at once: an edit meanwhile must not meet this wheel
         for row in rows:
             environments = (arguments.environments or work / "environments").absolute()
             tried.append(try_row(row, wheel, environments / row.name, empty(work / row.name)))
@@ -139,6 +140,7 @@ def install(interpreter: str, wheel: Path, environment: Path, pins: tuple[str, .
     pip = [str(environment / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     if environment.exists():
         run([*pip, "--no-deps", "--force-reinstall", str(wheel)], environment, own_environment=False)
+        run([*pip, str(wheel), *pins], environment, own_environment=False)
         return f"{size_of(environment)} MB"
     run([interpreter, "-m", "venv", str(environment)], Path.cwd(), own_environment=False)
     start = time.perf_counter()
@@ -173,20 +175,23 @@ def quiet(said: tuple[str, str], command: str) -> None:
             raise Failed(f"{command} printed: {line.strip()[:150]}")
 
 
+def copy_tests(folder: Path) -> None:
+    """Copy the tests without `kd_cli`, so that they test the installed one."""
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
 def unit_tests(bin_dir: Path, work: Path) -> str:
     """Run the fast unit tests against the installed wheel; return how many passed."""
     python = str(bin_dir / "python")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     run([*pip, "pytest>=8", "hypothesis>=6.100"], work, own_environment=False)
-    tests = work / "checkout"  # without kd_cli, so that the installed one is tested
-    shutil.copytree(ROOT / "tests", tests / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tests)
-    shutil.copytree(ROOT / "conf", tests / "conf")
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=line"]
     chosen = ["-k", CHOICE, "-m", "not slow and not gpu", *(f"tests/{name}" for name in TESTS)]
     done = subprocess.run(
         [*pytest, *chosen],
-        cwd=tests,
+        cwd=work.parent / "tests",
         env=clean_environment(work) | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
