@@ -78,6 +78,7 @@ def test_a_trace_is_right_for_more_rows_than_any_chunk(student: Student) -> None
     torch.testing.assert_close(torch.jit.trace(student, as_bytes[:4])(as_bytes), student(as_bytes))
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # torch 2.6 on Python 3.13.0 only
 @pytest.mark.parametrize("kind", [torch.float32, torch.uint8], ids=str)
 def test_it_exports_with_any_number_of_images(student: Student, images: Tensor, kind: torch.dtype) -> None:
     example = images if kind == torch.uint8 else images.float() / 255
