@@ -7,48 +7,15 @@ hand. Not part of the tests, as it needs a package index.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import tempfile
-import venv
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
+from beside_torchdistill import Loss, Row, measured, print_rows, run_beside_torchdistill
 from torch import Tensor, nn
 
-VERSION = "1.1.5"
-ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4  # relative; torchdistill adds 1e-7 and 1e-12 where we bound
 B = 64  # examples
-
-Loss = Callable[[Tensor], Tensor]  # of the student's features
-
-
-class Row(NamedTuple):
-    """One comparison: the two losses, the features, and the expected ratio of ours to theirs."""
-
-    ours: str
-    theirs: str
-    losses: tuple[Loss, Loss]
-    student: Tensor
-    ratio: float | None  # None: not proportional
-    why: str
-
-
-def main() -> int:
-    if sys.argv[1:] == ["inside"]:
-        return print_table(rows())
-    with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
-        (site,) = Path(folder).glob("lib/python3*/site-packages")
-        (site / "at_hand.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
-        python = f"{folder}/bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"torchdistill=={VERSION}"], check=True)
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run([python, __file__, "inside"], env=environment, check=False).returncode
 
 
 def rows() -> list[Row]:
@@ -149,28 +116,15 @@ def made(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).relu() + 0.01
 
 
-def print_table(table: list[Row]) -> int:
-    """Print the table; 1 when a ratio of the gradients is not the expected one, else 0."""
-    print(f"| kd-cli | torchdistill {VERSION} | value, ours / theirs | gradient, ours / theirs | why |")
-    print("|---|---|---|---|---|")
-    wrong = 0
-    for row in table:
+def compared() -> Iterator[tuple[Row, str, str, bool]]:
+    """Each row with its ratios, and whether that of the gradients is the expected one."""
+    for row in rows():
         (value, slope), (other, other_slope) = (measured(loss, row.student) for loss in row.losses)
         ratio = float(slope.norm() / other_slope.norm())
         least = TOLERANCE * float(slope.abs().max())
         close = row.ratio is None or torch.allclose(slope, row.ratio * other_slope, rtol=0, atol=least)
-        wrong += not close
-        mark = "" if close else " **unexpected**"
-        print(f"| {row.ours} | {row.theirs} | {value / other:.5g} | {ratio:.5g}{mark} | {row.why} |")
-    return int(wrong > 0)
-
-
-def measured(loss: Loss, student: Tensor) -> tuple[float, Tensor]:
-    """A loss, and its gradient on the student's features."""
-    leaf = student.clone().requires_grad_()
-    found = loss(leaf)
-    return float(found.detach()), torch.autograd.grad(found, leaf)[0]
+        yield row, f"{value / other:.5g}", f"{ratio:.5g}", close
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_beside_torchdistill(__file__, lambda: print_rows(compared())))

@@ -7,47 +7,14 @@ part of the tests, as it needs a package index.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import tempfile
-import venv
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
+from beside_torchdistill import Loss, Row, measured, print_rows, run_beside_torchdistill
 from torch import Tensor
 
-VERSION = "1.1.5"
-ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-5  # relative; torchdistill adds 1e-7 to deviations
-
-Loss = Callable[[Tensor], Tensor]  # of the student's logits [B,C]
-
-
-class Row(NamedTuple):
-    """One comparison: the two losses, the student's logits, and the expected ratio of ours to theirs."""
-
-    ours: str
-    theirs: str
-    losses: tuple[Loss, Loss]
-    student: Tensor
-    ratio: float
-    why: str
-
-
-def main() -> int:
-    if sys.argv[1:] == ["inside"]:
-        return print_table(rows())
-    with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
-        (site,) = Path(folder).glob("lib/python3*/site-packages")
-        (site / "at_hand.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
-        python = f"{folder}/bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"torchdistill=={VERSION}"], check=True)
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run([python, __file__, "inside"], env=environment, check=False).returncode
 
 
 def rows() -> list[Row]:
@@ -126,32 +93,21 @@ def made() -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, torch.randint(10, (64,), generator=generator)
 
 
-def print_table(table: list[Row]) -> int:
-    """Print the table; 1 when a ratio of the gradients is not the expected one, else 0.
+def compared() -> Iterator[tuple[Row, str, str, bool]]:
+    """Each row with its ratios, and whether that of the gradients is the expected one.
 
     Values are compared less their value for a student that is the teacher: a cross entropy and a divergence differ by
     the teacher's entropy.
     """
-    print(f"| kd-cli | torchdistill {VERSION} | value, ours / theirs | gradient, ours / theirs | why |")
-    print("|---|---|---|---|---|")
-    wrong = 0
-    for row in table:
+    for row in rows():
         (value, slope), (other, other_slope) = (measured(loss, row.student) for loss in row.losses)
+        value, other = (x - float(loss(made()[1])) for x, loss in zip((value, other), row.losses, strict=True))
         ratio = float(slope.norm() / other_slope.norm())
         same_direction = torch.allclose(slope, ratio * other_slope, rtol=0, atol=TOLERANCE * float(slope.abs().max()))
+        assert row.ratio is not None
         expected = ratio < 1e-4 if row.ratio == 0 else abs(ratio / row.ratio - 1) < TOLERANCE and same_direction
-        wrong += not expected
-        mark = "" if expected else " **unexpected**"
-        print(f"| {row.ours} | {row.theirs} | {value / other:.6g} | {ratio:.3g}{mark} | {row.why} |")
-    return int(wrong > 0)
-
-
-def measured(loss: Loss, student: Tensor) -> tuple[float, Tensor]:
-    """A loss less its value for a student that is the teacher, and its gradient on the student's logits."""
-    leaf = student.clone().requires_grad_()
-    found = loss(leaf)
-    return float(found.detach() - loss(made()[1])), torch.autograd.grad(found, leaf)[0]
+        yield row, f"{value / other:.6g}", f"{ratio:.3g}", expected
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_beside_torchdistill(__file__, lambda: print_rows(compared())))

@@ -76,6 +76,7 @@ def own(tmp_path: Path) -> list[str]:
     return ["--config-dir", str(tmp_path / "conf"), *words, "student=own", "training.epochs=4", "optimizer.lr=0.01"]
 
 
+@pytest.mark.slow
 def test_estimated_statistics_change_the_evaluation_and_not_the_training(
     kd_run: Callable[..., Ran], own: list[str]
 ) -> None:

@@ -34,6 +34,7 @@ def test_prints_ratios_on_made_data_of_mnists_shape_and_writes_every_round(tmp_p
     assert epoch["once"]["teacher_logits"] > 0
 
 
+@pytest.mark.slow
 def test_refuses_a_number_of_rounds_that_measures_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(BENCH), "--rounds", "0"], cwd=tmp_path, capture_output=True, text=True)
 

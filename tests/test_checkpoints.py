@@ -367,6 +367,7 @@ def notes(ran: Ran) -> str:
     return "\n".join(ran.summary["notes"])
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_made_of_a_checkpoint(tiny: Callable[..., Ran], tmp_path: Path, weights: State) -> None:
     content = {"state_dict": prefixed(weights, "module."), "args": argparse.Namespace(lr=0.1)}
     torch.save(content, tmp_path / "w.pth.tar")

@@ -370,6 +370,7 @@ def test_the_teacher_runs_live_when_the_students_images_are_augmented_and_only_t
 
 
 @pytest.mark.parametrize("method", ["soft_targets", "dkd"])  # in closed form, and by autograd
+@pytest.mark.slow
 def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path, method: str) -> None:
     argv = ["kd-run", *TINY, f"method={method}"]
     program = f"import sys; sys.argv = {argv!r}; from kd_cli.commands.kd_run import main; main(); "

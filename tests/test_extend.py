@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import TINY
 from process import Ran
@@ -71,6 +72,7 @@ ARGUMENTS += ["method=squared", "method.scale=2", "optimizer.lr=0.02", "teacher_
 ARGUMENTS += ["training.epochs=20", "teacher_training.epochs=20", "training.batch_size=32"]
 
 
+@pytest.mark.slow
 def test_a_method_a_model_and_a_data_set_are_a_python_file_and_a_yaml_file_each(
     own_code: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -121,6 +123,7 @@ def halves(progress):
 EXPORT = """
 import sys
 
+import pytest
 import torch
 
 import kd_cli
@@ -133,6 +136,7 @@ torch.export.save(program, "student.pt2")
 """
 
 
+@pytest.mark.slow
 def test_an_optimiser_a_schedule_and_an_export_are_added_from_outside(
     own_code: Callable[..., list[str]], kd_run: Callable[..., Ran], tmp_path: Path
 ) -> None:

@@ -224,6 +224,7 @@ io.open = builtins.open = full
 
 @pytest.mark.parametrize("after", range(0, 16, 2))
 @pytest.mark.parametrize("where", ["out", "store"])
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_run_with_a_message_and_it_can_go_on(
     kd_run: Callable[..., Ran], tmp_path: Path, finished: Ran, where: str, after: int
 ) -> None:

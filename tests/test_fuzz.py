@@ -323,6 +323,7 @@ VALID: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("case", VALID)
 @pytest.mark.parametrize("sweep", [False, True], ids=["a run", "a sweep"])
+@pytest.mark.slow
 def test_odd_but_valid_data_works(folder: Path, case: str, sweep: bool) -> None:
     where = f"hydra.{'sweep' if sweep else 'run'}.dir=out"
     tiny = [w for w in TINY if not (w.startswith("student") and "~student" in VALID[case])]

@@ -164,6 +164,7 @@ def test_characters_that_cannot_be_shown_are_replaced(
     assert raw.getvalue() == written
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_report_can_be_printed_in_ascii(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     sweep = [sys.executable, "-m", "kd_cli", "-m", *TINY, "seed=0,1", "hydra.sweep.dir=out"]

@@ -195,6 +195,7 @@ def test_logits_and_logarithms_of_probabilities_are_no_reason_for_a_note() -> No
 
 @pytest.mark.parametrize("how", ["module", "weight", "list"])
 @pytest.mark.parametrize("form", ["sweep", "T=auto", "members"])
+@pytest.mark.slow
 def test_models_that_share_weights_run_one_by_one_and_that_is_said(
     own: Callable[..., Ran], how: str, form: str
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_command_of_the_readme_runs(
     "words",
     re.findall(r"`((?:student|teacher|dataset)=[^`]*|teacher\.checkpoint=[^`]*)`", README),
 )
+@pytest.mark.slow
 def test_a_setting_of_the_readme_is_taken(words: str, kd_run: Callable[..., Ran], tmp_path: Path) -> None:
     if "mnist" in words:
         pytest.skip("tests/test_data.py reads MNIST's format; the data themselves are not at hand everywhere")

@@ -254,6 +254,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_a_student_whose_code_was_changed_is_refused_unless_that_is_accepted(
     kd_run: Callable[..., Ran], tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ from kd_cli.sweeps.task import checked, spread
 Run = Callable[..., Ran]
 OwnCode = Callable[..., list[str]]
 # Launchers, and whether the fused one uses its shortcuts past Hydra's public functions.
-LAUNCHERS = ["fused", "fused without shortcuts", "basic"]
+LAUNCHERS = ["fused", pytest.param("fused without shortcuts", marks=pytest.mark.slow), "basic"]
 OUT = "hydra.sweep.dir=out"
 # Numbers and words of a run's record that are its own: times, and where it comes from.
 OWN = {"seconds", "examples_per_second", "command", "from_store", "fingerprint", "epoch_seconds"}

@@ -59,6 +59,7 @@ def test_the_number_chosen_is_set_and_said(monkeypatch: pytest.MonkeyPatch) -> N
         assert said is None if now == 4 else f"training with {now} thread" in str(said)
 
 
+@pytest.mark.slow
 def test_more_threads_than_cores_are_found_too_many() -> None:
     """64 threads on the cores of this machine wait for each other at every operation."""
     code = "import torch; torch.set_num_threads(64)\n"

@@ -5,7 +5,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from kd_cli.vision import import_torchvision, network_timeout
+
+pytestmark = pytest.mark.slow
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_cli.commands.endings import short_endings
 from kd_cli.commands.output import allow_any_text
-from kd_cli.errors import KdError
 from kd_cli.report.pages import write_report, write_run_page
 from kd_cli.report.read import collect, is_run, read_run
 from kd_cli.report.tables import run_table
@@ -25,15 +25,8 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `kd-report`. After a user's mistake, prints it without a traceback and exits with 1."""
     allow_any_text()
-    try:
+    with short_endings():
         report(arguments(argv))
-    except KdError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
-    except BrokenPipeError:  # the reader of our output left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -14,6 +14,7 @@ from typing import Any
 from kd_cli.commands import cores
 from kd_cli.commands import help as help_page
 from kd_cli.commands.arguments import MULTIRUN, conf_dirs, split_arguments
+from kd_cli.commands.endings import exit_unread
 from kd_cli.commands.messages import explain
 from kd_cli.commands.output import allow_any_text, printable
 from kd_cli.commands.preload import preload_torch
@@ -35,7 +36,7 @@ def end_without_collecting() -> None:
     Not where triton is imported: triton 3.9 then prints every object that is not collected on standard error.
     """
     if "triton" in sys.modules:
-        gc.unfreeze()  # what a sweep has frozen
+        gc.unfreeze()  # see keep_imports
     else:
         gc.freeze()
 
@@ -60,9 +61,8 @@ def main() -> None:
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupted(interrupt)}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        exit_unread()
     except Exception as error:
         message = explain(error, argv)
         if message is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_cli.commands.endings import short_endings
 from kd_cli.commands.output import allow_any_text
-from kd_cli.errors import KdError
 from kd_cli.storage.store import Listed, Store
 
 DAY = 24 * 3600.0
@@ -24,13 +23,8 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `kd-store`. After a user's mistake, prints it without a traceback and exits with 1."""
     allow_any_text()
-    try:
+    with short_endings():
         show(arguments(argv))
-    except KdError as error:
-        sys.exit(f"error: {error}")
-    except BrokenPipeError:  # the reader of our output left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -113,7 +113,9 @@ def is_plain(node: Mapping[str, Any]) -> bool:
 
 def _explained(error: Exception, node: Mapping[str, Any], where: str) -> ConfigError | None:
     """Return a ConfigError where a wrong value in the configuration caused the error, None where a bug did."""
-    if type(error).__name__ == "InstantiationException":  # Hydra's list of dangerous targets
+    from hydra.errors import InstantiationException
+
+    if isinstance(error, InstantiationException):  # Hydra's list of dangerous targets
         words = " ".join(str(error).split("\nfull_key")[0].split())
         return ConfigError(f"{where}: {words}")
     owner = raised_by(error)

@@ -14,6 +14,7 @@ from kd_cli.data.source import Source, Split
 from kd_cli.data.splits import set_aside_by_class
 from kd_cli.data.tree import Classes, read_tree
 from kd_cli.errors import ConfigError, DataError
+from kd_cli.numeric import is_number, is_whole
 
 
 def imagefolder(
@@ -34,7 +35,7 @@ def imagefolder(
     cannot be read.
     """
     reading = Reading(_positive(image_size), _channels(channels), _colour(background))
-    if isinstance(test_fraction, bool) or not isinstance(test_fraction, int | float) or not 0 < test_fraction < 1:
+    if not is_number(test_fraction) or not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
     data_dir = Path(data_dir).expanduser()
     folder = _root(root, data_dir)
@@ -120,7 +121,7 @@ def _root(root: str, data_dir: Path) -> Path:
 
 
 def _positive(image_size: int) -> int:
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+    if not is_whole(image_size) or image_size < 1:
         raise ConfigError(f"image_size is {image_size!r}; it must be a whole number, 1 or more")
     return image_size
 

@@ -15,6 +15,7 @@ from kd_cli.data.sentences import listed, sentence
 from kd_cli.data.source import Dataset, Source, Split, check, check_images, check_layout, parts_of
 from kd_cli.data.splits import RULE_SEED, set_aside, set_aside_by_class, set_aside_groups
 from kd_cli.errors import DataError
+from kd_cli.numeric import is_number
 
 
 def prepare(source: Source, *, val_fraction: float) -> Dataset:
@@ -23,7 +24,7 @@ def prepare(source: Source, *, val_fraction: float) -> Dataset:
     The parts depend on the source and on `val_fraction` alone, never on a run's seed. Raises DataError.
     """
     check(source)
-    if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float) or not 0 <= val_fraction < 1:
+    if not is_number(val_fraction) or not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction!r}; it must be a number, at least 0 and below 1")
     source = channels_first(source)
     parts = parts_of(source)
@@ -92,6 +93,7 @@ def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tenso
     total = len(source.train_labels)
     count = round(total * val_fraction)
     order = f"numpy's RandomState({RULE_SEED}).permutation"
+    by_class = set_aside_by_class(source.train_labels, count) if source.by_class and source.groups is None else None
     if source.groups is not None:
         val, train = set_aside_groups(source.groups, count)
         groups = len(source.groups.unique())
@@ -99,8 +101,8 @@ def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tenso
             f"of the {groups} groups of the {total} training examples, the "
             f"{len(source.groups[val].unique())} that come first in {order}({groups}) validate; the others train"
         )
-    elif source.by_class and len(set_aside_by_class(source.train_labels, count)[0]):
-        val, train = set_aside_by_class(source.train_labels, count)
+    elif by_class is not None and len(by_class[0]):
+        val, train = by_class
         rule = (
             f"of each class of the {total} training examples, the same share, {len(val)} in all, whose positions come "
             f"first in {order}({total}) validate; the others train"

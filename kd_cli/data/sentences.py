@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 PLURAL = {"is": "are", "has": "have", "uses": "use", "its": "their"}
 
@@ -18,6 +18,7 @@ def sentence(text: str, n: int, **values: object) -> str:
     return text.format(n=f"{n:,}", **nouns, **verbs, **values)
 
 
-def listed(names: Sequence[str], most: int = 10) -> str:
+def listed(names: Iterable[str], most: int = 10) -> str:
     """The first names, and how many more there are."""
+    names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -14,7 +14,7 @@ from kd_cli.learn.batches import Batch, Block, Examples, repeat_groups
 from kd_cli.learn.methods.base import Terms
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import quick_step, set_rates
-from kd_cli.learn.outputs import FeatureHooks, Outputs
+from kd_cli.learn.outputs import FeatureHooks, Outputs, single_precision
 from kd_cli.learn.randomness import Generators, global_stream
 from kd_cli.learn.teachers import Teacher
 from kd_cli.losses import likeliest
@@ -36,11 +36,6 @@ class Autocast:
 
 
 NO_AUTOCAST = Autocast(torch.device("cpu"), "float32")
-
-
-def single_precision(logits: Tensor) -> Tensor:
-    """Logits in float32 at least, in which losses and metrics are computed."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 class Sums:

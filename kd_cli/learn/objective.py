@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from kd_cli.learn.batches import Batch, repeat_groups
 from kd_cli.learn.methods.base import Method, Terms, Weights
 from kd_cli.learn.outputs import Outputs
@@ -28,7 +26,3 @@ class Objective:
             index, labels = (repeat_groups(x, self.size) for x in (batch.index, batch.labels))
             batch = replace(batch, index=index, labels=labels)
         return self.method(student, teacher, batch, self.weights)
-
-    def to(self, device: torch.device) -> Objective:
-        self.method.to(device)
-        return self

@@ -25,6 +25,11 @@ class Outputs:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
+def single_precision(x: Tensor) -> Tensor:
+    """Logits or features in float32 at least, in which losses and metrics are computed."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class FeatureHooks:
     """Forward hooks that keep the outputs of the modules at `paths` of `module`, until `take` collects them.
 
@@ -37,8 +42,7 @@ class FeatureHooks:
         self.role = role
         self.kept: dict[str, Any] = {}
         self.active = True
-        for path in paths:
-            module.get_submodule(path).register_forward_hook(self._hook(path))
+        self.handles = [module.get_submodule(path).register_forward_hook(self._hook(path)) for path in paths]
 
     def _hook(self, path: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -55,6 +59,11 @@ class FeatureHooks:
             yield
         finally:
             self.active = True
+
+    def remove(self) -> None:
+        """Take the hooks off the module."""
+        for handle in self.handles:
+            handle.remove()
 
     def take(self) -> dict[str, Tensor]:
         """Return and forget the outputs `[B,...]` of the last forward pass. ConfigError for one that is no tensor."""
@@ -88,9 +97,9 @@ def sample_outputs(module: nn.Module, images: Tensor, paths: Sequence[str], *, r
     training = module.training
     logits = module.eval()(images)
     module.train(training)
+    hooks.remove()
     features = hooks.take()
     for path in paths:
-        module.get_submodule(path)._forward_hooks.popitem()
         if path not in features:
             raise ConfigError(f"the {role}'s forward pass does not reach its module {path!r}")
     return Outputs(logits[None], {path: feature[None] for path, feature in features.items()})

@@ -24,6 +24,11 @@ class Teacher(ABC):
     depends_on_T: bool = False  # as the arithmetic mean of an ensemble does
     modules: Sequence[nn.Module] = ()  # the networks that run live
 
+    def read_features(self, paths: Sequence[str]) -> None:
+        """Answer with the outputs of these modules too; a teacher that does not run live has none."""
+        if paths:
+            raise ValueError(f"{type(self).__name__} does not run its network and has no features {list(paths)}")
+
     @abstractmethod
     def __call__(self, batch: Batch, T: Tensor) -> Outputs:
         """Outputs for index [U,B] and images [U,B,...]: logits [U,B,C]. `T` are the students' temperatures, [S].
@@ -66,6 +71,10 @@ class LiveTeacher(Teacher):
         self.modules, self.combine = [freeze(module) for module in modules], combine
         self.depends_on_T = len(modules) > 1 and combine != "geometric"
         self.hooks = FeatureHooks(modules[0], features, role="teacher")
+
+    def read_features(self, paths: Sequence[str]) -> None:
+        self.hooks.remove()
+        self.hooks = FeatureHooks(self.modules[0], paths, role="teacher")
 
     @torch.no_grad()
     def __call__(self, batch: Batch, T: Tensor) -> Outputs:

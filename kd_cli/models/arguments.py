@@ -31,4 +31,5 @@ def check_sizes(input_shape: tuple[int, ...], num_classes: int) -> None:
 
 
 def by(shape: Sequence[int]) -> str:
+    """A shape in words: 64x8x8."""
     return "x".join(str(size) for size in shape)

@@ -144,8 +144,10 @@ def make_training(
     plan = make_plan(data, spec, role, diagnostics=diagnostics)
     modules = [build_module(task.spec, data.dataset, role=stream_of(role), device=data.device) for task in tasks]
     objective = make_objective(data, tasks)
-    if teacher is not None and objective.method.chooses_layers:
-        objective.method.choose_layers(modules[0], teacher.modules[0], data.train.first(2))
+    if teacher is not None:
+        if objective.method.chooses_layers:
+            objective.method.choose_layers(modules[0], teacher.modules[0], data.train.first(2))
+        teacher.read_features(objective.method.teacher_features)
     setting = make_setting(objective.method, modules[0], teacher, data, plan)
     with global_stream(spec.seed, stream_of(role), "method", device=data.device):
         objective.method.setup(setting)

@@ -19,7 +19,7 @@ from kd_cli.metrics import matching_shift, oracle_shift
 from kd_cli.runs.auto import choice_report, choose
 from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.jobs import Job, alive, failing
-from kd_cli.runs.models import build_module, load_module, predict_module
+from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.stacks import Member, Stage, report_line
 from kd_cli.runs.summary import diverged_error, missed_classes, with_agreement
@@ -96,11 +96,8 @@ class Distillation:
         else:
             spec = job.config.teacher
             modules = [load_module(spec, entry.weights(), data, role="teacher") for entry in ensemble.members]
-            if job.method.chooses_layers:
-                student = build_module(job.config.student, data.dataset, role="student", device=data.device)
-                job.method.choose_layers(student, modules[0], data.train.first(2))
             if live:
-                return LiveTeacher(modules, combine=ensemble.combine, features=job.method.teacher_features)
+                return LiveTeacher(modules, combine=ensemble.combine)
             logits = torch.stack([predict_module(module, self.transfer.examples) for module in modules])
         return CachedTeacher(logits.to(data.device), combine=ensemble.combine)
 

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from kd_cli.config.fingerprint import code_version, fingerprint
 from kd_cli.config.values import TrainSpec
+from kd_cli.data.sentences import listed
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Outcome, fit
 from kd_cli.learn.teachers import Teacher
@@ -100,7 +101,7 @@ class Trainer:
             tasks = [member.task for member in rest]
             size, reason = stack_size(stage.data, tasks, role=stage.role, teacher=stage.teacher, notes=self.stack_sizes)
             if reason is not None:
-                names = listed(member.name for member in rest)
+                names = listed(dict.fromkeys(member.name for member in rest), 3)
                 log.info("%d × %s run one by one: %s (%s)", len(rest), stage.title, reason, names)
             new = parts([member.key for member in rest], size)
             if len(members) > 1:
@@ -215,12 +216,6 @@ def parts(keys: list[str], size: int) -> list[list[str]]:
     n = -(-len(keys) // size)
     edges = [round(k * len(keys) / n) for k in range(n + 1)]
     return [keys[a:b] for a, b in itertools.pairwise(edges)]
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first three of the names, and how many more there are."""
-    first = list(dict.fromkeys(names))
-    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
 def report_line(title: str, spec: TrainSpec, outcome: Outcome) -> str:

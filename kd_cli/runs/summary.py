@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kd_cli.config.values import RunConfig
+from kd_cli.data.sentences import listed
 from kd_cli.data.source import Dataset
 from kd_cli.errors import Diverged
 from kd_cli.learn.engine import Outcome
 from kd_cli.metrics import agreement, evaluate_logits
 from kd_cli.runs.device_data import DeviceData, device_name
 from kd_cli.runs.jobs import Job, alive
-from kd_cli.runs.stacks import listed
 from kd_cli.runs.transfer import TransferSet
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def missed_classes(results: dict[str, Any], dataset: Dataset) -> str | None:
     if not missed or results["accuracy"] < 0.5:
         return None
     return (
-        f"the student classifies no test example of {listed(missed)} correctly: its accuracy is "
+        f"the student classifies no test example of {listed(dict.fromkeys(missed), 3)} correctly: its accuracy is "
         f"{results['accuracy']:.2%}, and {results['balanced_accuracy']:.2%} averaged over the classes"
     )
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kd_cli.data.sentences import listed
 from kd_cli.runs.jobs import Job, alive
-from kd_cli.runs.stacks import listed
 
 if TYPE_CHECKING:
     from kd_cli.runs.building import TrainingTask
@@ -33,7 +33,7 @@ def log_unstacked(session: Session, groups: Sequence[tuple[Sequence[Job], Traini
     if names:
         log.info(
             "%d × student run one by one: those that differ in %s are not trained together (%s)",
-            *(len(names), ", ".join(differing), listed(names)),
+            *(len(names), ", ".join(differing), listed(dict.fromkeys(names), 3)),
         )
 
 

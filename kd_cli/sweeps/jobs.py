@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -202,6 +203,15 @@ def is_recorded(folder: Path) -> bool:
 def log_files() -> list[logging.FileHandler]:
     """Return the files that the root logger writes."""
     return [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+
+
+def keep_imports() -> None:
+    """Take what is imported out of the collector's sight, once: a look through torch takes a tenth of a second.
+
+    Only once, because what is garbage by then is never freed.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 def ignore_hydras_report() -> None:

@@ -26,7 +26,7 @@ from kd_cli.config.read import option_name, run_config
 from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.storage.run_dir import configuration_record
-from kd_cli.sweeps.jobs import SweepJob, SweepTask, current_job, ignore_hydras_report, without_hydra
+from kd_cli.sweeps.jobs import SweepJob, SweepTask, current_job, ignore_hydras_report, keep_imports, without_hydra
 from kd_cli.sweeps.names import register_resolvers
 from kd_cli.sweeps.signals import stopping
 from kd_cli.sweeps.sweep_folder import FAILED, MULTIRUN, SweepNotes, command, leave_nothing
@@ -186,14 +186,9 @@ def new_job(config: RunConfig, path: Path, say: Say | None = None) -> Job:
 
 def run_jobs(jobs: Sequence[Job], **keys: Any) -> None:
     """Run jobs together until they end or a signal asks to stop."""
-    import gc
-
     from kd_cli.runs import run_many
 
-    if (
-        not gc.get_freeze_count()
-    ):  # the imported modules stay; to look through torch's objects takes a tenth of a second
-        gc.freeze()
+    keep_imports()
     run_many.run_many(jobs, stopping=stopping, **keys)
 
 

@@ -12,7 +12,9 @@ from kd_cli.errors import ConfigError
 from kd_cli.learn.layers import Layer, last_layer, stage_layers
 from kd_cli.learn.methods.base import Setting
 from kd_cli.learn.methods.per_model import PerModelMethod
-from kd_cli.learn.outputs import Outputs
+from kd_cli.learn.outputs import Outputs, single_precision
+from kd_cli.models.arguments import by
+from kd_cli.numeric import is_number
 
 AUTO = "auto"
 Layers = str | int | Sequence[str | int]  # module paths: one, several, or "auto"
@@ -125,7 +127,7 @@ class FeatureMethod(PerModelMethod):
         """The outputs of the paired layers, in float32 at least."""
         assert teacher is not None
         return [
-            (full_precision(student.features[ours]), full_precision(teacher.features[theirs]))
+            (single_precision(student.features[ours]), single_precision(teacher.features[theirs]))
             for ours, theirs in zip(self.student_features, self.teacher_features, strict=True)
         ]
 
@@ -146,16 +148,6 @@ def paths(layers: Layers) -> list[str] | None:
     if not found or AUTO in found or layers is None:
         raise ConfigError(f"layers are {layers!r}; they must be auto, a module path or a list of module paths")
     return found
-
-
-def by(shape: Sequence[int]) -> str:
-    """A shape in words: 64x8x8."""
-    return "x".join(map(str, shape))
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Features in float32 at least."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def embed(x: Tensor) -> Tensor:
@@ -189,7 +181,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 def positive(key: str, value: float, *, zero: bool = False) -> float:
     """A weight of the configuration. Raises ConfigError unless it is finite and above 0, or 0 where that is allowed."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (0 <= value < float("inf")):
+    if not is_number(value) or value < 0:
         raise ConfigError(f"method.{key} is {value!r}; it must be a number {'of at least' if zero else 'above'} 0")
     if value == 0 and not zero:
         raise ConfigError(f"method.{key} is 0; it must be above 0", hint="alpha=0 switches the term off")

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from kd_cli.errors import first_line
 from kd_cli.learn.batches import Batch, Block, repeat_groups
-from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Learner, Rate, Sums, TermGradient, ask, single_precision
+from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Learner, Rate, Sums, TermGradient, ask
 from kd_cli.learn.methods import Method
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import bare_step, set_rates
-from kd_cli.learn.outputs import Outputs
+from kd_cli.learn.outputs import Outputs, single_precision
 from kd_cli.learn.randomness import Generators
 from kd_cli.learn.stacked.closed_forms import ClosedForm, closed_form
 from kd_cli.learn.stacked.dense import Dense
