@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,7 @@ def check_own_keys(node: dict[str, Any], section: type, path: str) -> dict[str, 
 
 def check_fields(values: Mapping[str, Any], section: type, path: str) -> dict[str, Any]:
     """Return the value of each field of a section: as given, checked, else the field's default."""
-    kinds = typing.get_type_hints(section)
+    kinds = _kinds(section)
     defaults = section()
     checked = {}
     for f in dataclasses.fields(section):
@@ -89,6 +90,9 @@ def check_fields(values: Mapping[str, Any], section: type, path: str) -> dict[st
             value = values.get(f.name, getattr(defaults, f.name))
             checked[f.name] = check_value(name, value, kind, f.metadata.get("allowed"))
     return checked
+
+
+_kinds = functools.cache(typing.get_type_hints)  # evaluates the annotations of a section, once a process
 
 
 def check_value(name: str, value: Any, kind: Any, allowed: Allowed | None) -> Any:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kd_cli.sweeps.hydra_internals.checks import usable
 from kd_cli.sweeps.hydra_internals.compositions import sweep_config_loader
 from kd_cli.sweeps.hydra_internals.registration import register_launcher, store_node
-from kd_cli.sweeps.jobs import HydraJobs, Jobs, SweepJob, SweepTask, keep_imports, resolved
+from kd_cli.sweeps.jobs import HydraJobs, Jobs, SweepJob, SweepTask, resolved
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,6 @@ class FusedLauncher(Launcher):
 
     def _run_together(self, jobs: list[SweepJob], task: SweepTask) -> list[JobReturn]:
         log.info("%d jobs in %s", len(jobs), self.config.hydra.sweep.dir)
-        keep_imports()
         steps = self._steps(task)
         for job in jobs:
             job.on_end = steps.finish

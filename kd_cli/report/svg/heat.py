@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def heat_map(
     return drawing(out, width, floor + 44, title, kind="chart" if width >= WIDTH else "")
 
 
+@functools.lru_cache(4096)  # most cells of a sweep's pages are the same few
 def _cell(cell: HeatCell, share: float, x: float, y: float, width: float, height: float) -> str:
     fill = f"fill:color-mix(in oklab, var(--hot) {100 * share:.0f}%, var(--cold))"
     out = tooltip(cell.title) + box("cell", x, y, width, height, style=fill, rx="4")
