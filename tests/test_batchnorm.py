@@ -80,12 +80,16 @@ def own(tmp_path: Path) -> list[str]:
 def test_estimated_statistics_change_the_evaluation_and_not_the_training(
     kd_run: Callable[..., Ran], own: list[str]
 ) -> None:
-    running, estimated = kd_run(*own), kd_run(*own, ESTIMATE)
+    running, estimated = kd_run(*own, "training.batchnorm=running"), kd_run(*own)
     assert (running.code, estimated.code) == (0, 0), running.err + estimated.err
     losses = [[row["loss"] for row in ran.metrics if row["role"] == "student"] for ran in (running, estimated)]
     assert losses[0] == losses[1]
     errors = [ran.summary["student"]["test"]["errors"] for ran in (running, estimated)]
     assert errors[1] < 0.7 * errors[0]
+    assert (
+        estimated.summary["student_alone"]["fingerprint"]
+        == kd_run(*own, ESTIMATE).summary["student_alone"]["fingerprint"]
+    )
     assert running.summary["student_alone"]["fingerprint"] != estimated.summary["student_alone"]["fingerprint"]
     assert running.summary["teacher"]["fingerprint"] == estimated.summary["teacher"]["fingerprint"]
     validation = [row["val_accuracy"] for row in estimated.metrics if row["role"] == "student"]

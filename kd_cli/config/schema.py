@@ -61,7 +61,7 @@ class Training:
     shear: float = field(default=0.0, metadata=allowed(least=0, most=89, what="an angle in degrees", example="15"))
     scale: float = field(default=0.0, metadata=allowed(least=0, most=0.99, what="a share of the size", example="0.1"))
     keep: str = field(default="last", metadata=allowed(choices=("last", "best")))
-    batchnorm: str = field(default="running", metadata=allowed(choices=("running", "estimate")))
+    batchnorm: str = field(default="estimate", metadata=allowed(choices=("running", "estimate")))
 
 
 @dataclass

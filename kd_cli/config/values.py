@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.fingerprint import code_version, fingerprint
+from kd_cli.config.moved import current_name
 from kd_cli.config.schema import Transfer
 
 Node = dict[str, Any]  # a `_target_` and its arguments
@@ -15,6 +16,7 @@ Node = dict[str, Any]  # a `_target_` and its arguments
 AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # the temperatures that T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the weights that alpha=auto tries
 FORMAT = 3  # raised when weights trained by an older version of this code must not be used again
+WITHOUT_BATCHNORM = {"kd_cli.models.mlp.mlp", "kd_cli.models.cnn.cnn"}  # of the shipped models
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TrainSpec:
     seed: int
     precision: str
     keep: str = "last"
-    batchnorm: str = "running"
+    batchnorm: str = "estimate"
     normalize: Any = "data"  # how the model wants its input: data, imagenet, none, or {mean, std}
 
     @property
@@ -44,6 +46,8 @@ class TrainSpec:
         """Return the facts that the model's fingerprint is made of; `data` is the data set's own fingerprint."""
         facts = dataclasses.asdict(self)
         del facts["name"]  # which does not change the weights
+        if current_name(self.model["_target_"]) in WITHOUT_BATCHNORM:
+            facts["batchnorm"] = "running"  # which changes nothing there, and their fingerprints stay
         for key, value in (("keep", "last"), ("batchnorm", "running"), ("normalize", "data")):
             if facts[key] == value:
                 del facts[key]  # absent from the fingerprints made before the key existed
