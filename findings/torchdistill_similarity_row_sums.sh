@@ -4,7 +4,7 @@
 # Similarity-preserving distillation (Tung & Mori 2019) divides each row of F F^T by its L2 norm. The loss calls
 # torch.nn.functional.normalize(G, 1), whose second argument is p, the order of the norm, and not the dimension.
 # Expected: the loss of rows of length 1. Seen: exactly the loss of rows whose absolute values sum to 1, which is
-# thousands of times smaller for 64 examples, so that published weights do not carry over.
+# 64 times smaller for these 64 examples, so that published weights do not carry over.
 #
 # Exit status 0 while that is so, 1 when it has changed.
 set -euo pipefail

@@ -35,10 +35,17 @@ def soften(logits: Tensor, *, T: float | Tensor) -> Tensor:
     return _over_classes(torch.softmax, at_temperature(logits, T))
 
 
+def single_precision(x: Tensor) -> Tensor:
+    """Logits or features in float32 at least, in which losses and metrics are computed.
+
+    float16 ends at 65,504, which logits over a small T soon are, and it and bfloat16 have few digits.
+    """
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def at_temperature(logits: Tensor, T: float | Tensor) -> Tensor:
     """Logits over T, `[..., B, C]`, in float32 at least; a vector `T` of shape `[S]` makes `[S, B, C]` of `[B, C]`."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()  # float16 ends at 65,504, which logits over a small T soon are; both have few digits
+    logits = single_precision(logits)
     if isinstance(T, Tensor):
         return logits / T.to(logits.dtype)[..., None, None]  # a float64 vector would make everything float64
     return logits if T == 1 else logits / T

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import TINY
+from hydra.utils import get_method
 from process import Ran
 from torch import nn
 
+from kd_cli.config.values import WITHOUT_BATCHNORM, TrainSpec
 from kd_cli.learn.batches import Examples
-from kd_cli.learn.batchnorm import BATCHES, estimate_statistics, training_batches
+from kd_cli.learn.batchnorm import BATCHES, estimate_statistics, tracked_norms, training_batches
 
 ESTIMATE = "training.batchnorm=estimate"
 
@@ -56,6 +60,20 @@ def test_the_batches_are_a_part_of_the_training_data_drawn_anew_in_each_epoch() 
     assert torch.cat(some).unique().numel() == 3 * BATCHES
     assert torch.equal(torch.cat(some), torch.cat(drawn(3)))
     assert not torch.equal(torch.cat(some), torch.cat(drawn(3, epoch=2)))
+
+
+def test_the_choice_is_in_the_fingerprints_of_models_that_may_have_batchnorm_and_of_no_others() -> None:
+    def both(target: str) -> list[dict[str, Any]]:
+        spec = TrainSpec("a", {"_target_": target}, 1, 8, {}, {}, {}, 0, "float32", batchnorm="estimate")
+        return [one.identity("data") for one in (spec, dataclasses.replace(spec, batchnorm="running"))]
+
+    estimated, running = both("kd_cli.models.cifar.resnet")
+    assert estimated != running
+    for target in WITHOUT_BATCHNORM:
+        widths = {"hidden": [4]} if target.endswith("mlp") else {}
+        assert not tracked_norms(get_method(target)(input_shape=(1, 8, 8), num_classes=3, **widths))
+        estimated, running = both(target)
+        assert estimated == running
 
 
 # ---------------------------------------------------------------- a run

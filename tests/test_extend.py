@@ -123,7 +123,6 @@ def halves(progress):
 EXPORT = """
 import sys
 
-import pytest
 import torch
 
 import kd_cli

@@ -119,7 +119,8 @@ class Reading(Method):
 
 def test_features_of_student_and_live_teacher_reach_the_method() -> None:
     method, module = Reading(), made.model(made.Moody, 9)
-    teacher = LiveTeacher([module], features=method.teacher_features)
+    teacher = LiveTeacher([module])
+    teacher.read_features(method.teacher_features)
     learner = made.solo(made.Own, method=method)
     outcome = made.train(learner, teacher=teacher, method=method)[0]
     assert len(method.calls) == 10
@@ -134,7 +135,8 @@ def test_features_of_student_and_live_teacher_reach_the_method() -> None:
 
 def test_a_loss_of_features_trains_the_layers_up_to_them_and_no_others() -> None:
     method = Reading()
-    teacher = LiveTeacher([made.model(made.Moody, 9)], features=method.teacher_features)
+    teacher = LiveTeacher([made.model(made.Moody, 9)])
+    teacher.read_features(method.teacher_features)
     before, weights = made.model(made.Own), made.some_weights(alpha=[1], beta=[0])
     state = made.train(made.solo(made.Own, method=method), teacher=teacher, method=method, weights=weights)[0].state
     moved = {name for name, t in before.state_dict().items() if not torch.equal(t, state[name])}

@@ -288,8 +288,9 @@ def hint_training() -> tuple[Hint, dict[str, Any]]:
         torch.manual_seed(5)
         method.setup(made.a_setting(method, made.model(made.Own), teacher))
     method.double()
-    keys = {"teacher": LiveTeacher([teacher], features=method.teacher_features), "method": method}
-    return method, {**keys, "plan": made.a_plan(epochs=4)}
+    live = LiveTeacher([teacher])
+    live.read_features(method.teacher_features)
+    return method, {"teacher": live, "method": method, "plan": made.a_plan(epochs=4)}
 
 
 class InMemory:

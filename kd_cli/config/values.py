@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.fingerprint import code_version, fingerprint
-from kd_cli.config.moved import current_name
 from kd_cli.config.schema import Transfer
 
 Node = dict[str, Any]  # a `_target_` and its arguments
@@ -46,7 +45,7 @@ class TrainSpec:
         """Return the facts that the model's fingerprint is made of; `data` is the data set's own fingerprint."""
         facts = dataclasses.asdict(self)
         del facts["name"]  # which does not change the weights
-        if current_name(self.model["_target_"]) in WITHOUT_BATCHNORM:
+        if self.model["_target_"] in WITHOUT_BATCHNORM:
             facts["batchnorm"] = "running"  # which changes nothing there, and their fingerprints stay
         for key, value in (("keep", "last"), ("batchnorm", "running"), ("normalize", "data")):
             if facts[key] == value:

@@ -14,10 +14,10 @@ from kd_cli.learn.batches import Batch, Block, Examples, repeat_groups
 from kd_cli.learn.methods.base import Terms
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import quick_step, set_rates
-from kd_cli.learn.outputs import FeatureHooks, Outputs, single_precision
+from kd_cli.learn.outputs import FeatureHooks, Outputs
 from kd_cli.learn.randomness import Generators, global_stream
 from kd_cli.learn.teachers import Teacher
-from kd_cli.losses import likeliest
+from kd_cli.losses import likeliest, single_precision
 from kd_cli.models.layers import Dropout, constrain_max_norm
 
 Rate = float | Tensor  # the factor on each model's learning rate; a tensor while steps are recorded

@@ -25,11 +25,6 @@ class Outputs:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
-def single_precision(x: Tensor) -> Tensor:
-    """Logits or features in float32 at least, in which losses and metrics are computed."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 class FeatureHooks:
     """Forward hooks that keep the outputs of the modules at `paths` of `module`, until `take` collects them.
 

@@ -58,19 +58,14 @@ class CachedTeacher(Teacher):
 
 
 class LiveTeacher(Teacher):
-    """The networks of one or more members, run on the student's own batch.
-
-    `features` are module paths whose outputs a method reads; they need a teacher of one member.
-    """
+    """The networks of one or more members, run on the student's own batch; features are those of the first."""
 
     needs_images = True
 
-    def __init__(
-        self, modules: Sequence[nn.Module], *, combine: str = "geometric", features: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, modules: Sequence[nn.Module], *, combine: str = "geometric") -> None:
         self.modules, self.combine = [freeze(module) for module in modules], combine
         self.depends_on_T = len(modules) > 1 and combine != "geometric"
-        self.hooks = FeatureHooks(modules[0], features, role="teacher")
+        self.hooks = FeatureHooks(modules[0], (), role="teacher")
 
     def read_features(self, paths: Sequence[str]) -> None:
         self.hooks.remove()

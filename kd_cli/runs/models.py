@@ -18,10 +18,10 @@ from kd_cli.config.values import TrainSpec
 from kd_cli.data.source import Dataset
 from kd_cli.errors import CheckpointError, ConfigError, KdError, first_line
 from kd_cli.learn.batches import Examples
-from kd_cli.learn.outputs import single_precision
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.stacked.structure import is_dense, widths
 from kd_cli.learn.teachers import freeze
+from kd_cli.losses import single_precision
 from kd_cli.models.building import dtype_of, prepared
 from kd_cli.models.outputs import described
 from kd_cli.models.renormalised import Renormalised

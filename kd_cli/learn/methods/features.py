@@ -12,7 +12,8 @@ from kd_cli.errors import ConfigError
 from kd_cli.learn.layers import Layer, last_layer, stage_layers
 from kd_cli.learn.methods.base import Setting
 from kd_cli.learn.methods.per_model import PerModelMethod
-from kd_cli.learn.outputs import Outputs, single_precision
+from kd_cli.learn.outputs import Outputs
+from kd_cli.losses import single_precision
 from kd_cli.models.arguments import by
 from kd_cli.numeric import is_number
 

@@ -19,7 +19,7 @@ from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Learner, Rate, Sums, Ter
 from kd_cli.learn.methods import Method
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import bare_step, set_rates
-from kd_cli.learn.outputs import Outputs, single_precision
+from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.randomness import Generators
 from kd_cli.learn.stacked.closed_forms import ClosedForm, closed_form
 from kd_cli.learn.stacked.dense import Dense
@@ -27,7 +27,7 @@ from kd_cli.learn.stacked.flat import Flat
 from kd_cli.learn.stacked.structure import is_trained_dense
 from kd_cli.learn.stacked.traced import Traced, is_layered, vmapped
 from kd_cli.learn.teachers import Teacher
-from kd_cli.losses import examples_last
+from kd_cli.losses import examples_last, single_precision
 from kd_cli.models.layers import constrain_max_norm
 
 # Optimisers whose update of a weight depends on that weight's own gradient and state only: applied to a stack they
