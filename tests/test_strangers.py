@@ -12,16 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import TINY
 from PIL import Image
 from process import Ran, Running
 from safetensors.torch import load_file, save_file
 
 import kd_cli
+from kd_cli.config.build import build
+from kd_cli.config.options import conf_dir
 from kd_cli.data.folders import imagefolder
 from kd_cli.data.torchvision import torchvision_dataset
 from kd_cli.errors import CheckpointError, DataError
-from kd_cli.export.load import load_student
+from kd_cli.export.load import OWN_MODELS, load_student
+from kd_cli.storage.files import checksum
 
 PACKAGE = Path(kd_cli.__file__).parent
 # What may unpickle, and why it is safe.
@@ -101,6 +105,22 @@ def test_a_student_names_no_code_to_import(student: Path, model: dict[str, objec
     with pytest.raises(CheckpointError, match=r"code that kd_cli does not ship[^$]*hint: .*trust=True"):
         load_student(student)
     assert not Path("executed").exists()
+
+
+def test_a_student_of_every_shipped_model_is_loaded_without_trust() -> None:
+    shipped = {yaml.safe_load(file.read_text())["_target_"] for file in (conf_dir() / "model").glob("*.yaml")}
+    assert shipped == OWN_MODELS
+
+
+@pytest.mark.parametrize("name", ["resnet8x4", "shufflenetv1"])
+def test_a_cifar_networks_student_is_rebuilt(student: Path, name: str) -> None:
+    node = yaml.safe_load((conf_dir() / "model" / f"{name}.yaml").read_text())
+    change(student, model=node)
+    state = build(node, input_shape=(1, 8, 8), num_classes=10).state_dict()
+    save_file(state, student / "student.safetensors")
+    change(student, checksum=checksum(student / "student.safetensors"))
+    loaded = load_student(student)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.network.state_dict().items())
 
 
 def test_a_users_own_model_is_loaded_when_trusted(

@@ -22,7 +22,18 @@ from kd_cli.shipped import USER, raised_by
 from kd_cli.storage.files import checksum_of, read_json
 from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 
-OWN_MODELS = tuple(f"kd_cli.models.{name}" for name in ("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model"))
+# the builders that a student.json may name without `trust`: they take numbers and names, and check them
+OWN_MODELS = {
+    f"kd_cli.models.{module}.{builder}"
+    for module, builders in {
+        "mlp": ["mlp"],
+        "cnn": ["cnn"],
+        "torchvision": ["torchvision_model"],
+        "cifar": ["resnet", "vgg", "wide_resnet"],
+        "cifar_light": ["mobilenetv2", "shufflenetv1", "shufflenetv2"],
+    }.items()
+    for builder in builders
+}
 
 
 def record_student(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str, Any]:
