@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from kd_cli.commands.kd_run import prepare
 from kd_cli.config.options import conf_dir
+from kd_cli.config.read import as_written
 from kd_cli.runs.stack_size import smallest_fast_size
 from kd_cli.runs.stacks import parts
 from kd_cli.sweeps.hydra_internals.checks import RELIES_ON, SWITCH, missing, usable
@@ -316,7 +317,7 @@ def test_the_record_of_a_job_is_written_as_omegaconf_writes_it(
 ) -> None:
     found, master = loader
     config = found.load_sweep_config(master, overrides)
-    save_configuration(config, tmp_path)
+    save_configuration(as_written(config), tmp_path)
     values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     assert (tmp_path / "config.yaml").read_text() == OmegaConf.to_yaml(values)
     assert (tmp_path / "hydra.yaml").read_text() == OmegaConf.to_yaml(OmegaConf.masked_copy(config, "hydra"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +18,14 @@ from kd_cli.config.schema import OWN_KEYS, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 
 
-def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
+def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, Any] | None = None) -> RunConfig:
     """Check a composed configuration and return it as plain values; `choices` are the groups' option names.
+
+    `written` is `as_written(cfg)` where the caller has it; its parts become the run's.
 
     Raises ConfigError before any data is read.
     """
-    v = check_config(with_current_names(container(cfg)))
+    v = check_config(with_current_names(container(cfg, written)))
     teacher, dataset = dict(v["teacher"]), dict(v["dataset"])
     own = {key: teacher.pop(key) for key in OWN_KEYS["teacher"]}
     val_fraction = dataset.pop("val_fraction")
@@ -52,8 +55,17 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def container(cfg: DictConfig) -> dict[str, Any]:
+def as_written(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain dictionaries and lists, interpolations as they are written."""
+    values = OmegaConf.to_container(cfg, enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def container(cfg: DictConfig, written: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return a configuration as plain dictionaries and lists, interpolations resolved."""
+    if written is not None and "${" not in json.dumps(written, default=str):
+        return written
     try:
         values = OmegaConf.to_container(cfg, resolve=True)
     except InterpolationToMissingValueError:

@@ -43,7 +43,7 @@ class TrainSpec:
 
     def identity(self, data: str) -> dict[str, Any]:
         """Return the facts that the model's fingerprint is made of; `data` is the data set's own fingerprint."""
-        facts = dataclasses.asdict(self)
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del facts["name"]  # which does not change the weights
         if self.model["_target_"] in WITHOUT_BATCHNORM:
             facts["batchnorm"] = "running"  # which changes nothing there, and their fingerprints stay

@@ -21,6 +21,8 @@ from hydra.core.utils import JobReturn, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from kd_cli.config.read import as_written
+
 
 @dataclass
 class SweepJob:
@@ -56,8 +58,11 @@ class SweepTask(ABC):
         """Run the jobs, which `read` has seen; each is given its `result` or `error`."""
 
     @abstractmethod
-    def read(self, job: SweepJob, cfg: DictConfig, hydra: Any) -> None:
-        """Take what is needed from a job's configuration, which is not kept; `cfg` may be changed."""
+    def read(self, job: SweepJob, cfg: DictConfig, hydra: Any, written: dict[str, Any]) -> None:
+        """Take what is needed from a job's configuration, which is not kept; `cfg` may be changed.
+
+        `written` has the same values as plain dictionaries and lists, interpolations as they are written.
+        """
 
     @abstractmethod
     def dry_run(self, jobs: list[SweepJob]) -> None:
@@ -99,7 +104,7 @@ class HydraJobs(Jobs):
             hydra: Any = HydraConfig.get()
             job.path = Path(hydra.runtime.output_dir)
             try:
-                self.task.read(job, cfg, hydra)
+                self.task.read(job, cfg, hydra, as_written(cfg))
             except Exception as error:
                 failed.append(error)
 

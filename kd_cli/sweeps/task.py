@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kd_cli.config.options import conf_dir, data_node, groups, no_such_option
-from kd_cli.config.read import option_name, run_config
+from kd_cli.config.read import as_written, option_name, run_config
 from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.storage.run_dir import configuration_record
@@ -109,11 +109,11 @@ class Task(SweepTask):
             log.info("%s", line)
         return run_one(job)
 
-    def read(self, job: SweepJob, cfg: DictConfig, hydra: Any) -> None:
+    def read(self, job: SweepJob, cfg: DictConfig, hydra: Any, written: dict[str, Any]) -> None:
         """Take a job's configuration as plain values, and whether its failure stops the others."""
         config, fail_fast, name, notes = None, bool(cfg.fail_fast), "", notes_on_folder(hydra)
         try:
-            config = checked(cfg, hydra)
+            config = checked(cfg, hydra, written)
             name = dataset_name(config, hydra)
         except KdError as error:
             job.error = error
@@ -236,20 +236,25 @@ def notes_on_folder(hydra: Any) -> list[str]:
     return [f"hydra.job.chdir has no effect: relative paths start in {hydra.runtime.cwd}"]
 
 
-def checked(cfg: DictConfig, hydra: Any) -> RunConfig:
-    """Return the configuration as plain values. ConfigError for what Hydra itself lets pass."""
+def checked(cfg: DictConfig, hydra: Any, written: dict[str, Any] | None = None) -> RunConfig:
+    """Return the configuration as plain values. ConfigError for what Hydra itself lets pass.
+
+    `written` is `as_written(cfg)` where the caller has it.
+    """
     folders = [conf_dir(), *(Path(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line")]
     for override in hydra.overrides.task:
         group, _, name = str(override).partition("=")
         if group in ("training", "teacher_training") and name not in (known := groups(folders).get(group, {})):
             raise no_such_option(group, name, known)  # an optional group: Hydra ignores an option that it cannot find
-    record = configuration_record(OmegaConf.to_container(cfg), hydra.runtime.choices)  # type: ignore[arg-type]
+    written = as_written(cfg) if written is None else written
+    record = configuration_record(written, hydra.runtime.choices)
     data = OmegaConf.select(cfg, "transfer.data")
     if data is not None:
         cfg = copy.deepcopy(cfg)
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         cfg.transfer.data = data_node(values["transfer"]["data"], folders, values["dataset"])
-    return dataclasses.replace(run_config(cfg, hydra.runtime.choices), record=record)
+        written = as_written(cfg)
+    return dataclasses.replace(run_config(cfg, hydra.runtime.choices, written), record=record)
 
 
 def dataset_name(config: RunConfig, hydra: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from kd_cli.config.read import as_written
 from kd_cli.sweeps.hydra_internals.records import save_configuration
 from kd_cli.sweeps.jobs import (
     Jobs,
@@ -49,15 +51,16 @@ class FastJobs(Jobs):
             job.path = absolute(Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir))
             _set_output_dir(config, job.path)
             job.path.mkdir(parents=True, exist_ok=True)
+            written = as_written(config)
             if config.hydra.output_subdir is not None:
-                save_configuration(config, job.path / config.hydra.output_subdir)
+                save_configuration(written, job.path / config.hydra.output_subdir)
             job.task_overrides = list(config.hydra.overrides.task)
-            if (own := self._log_of(config)) is not None:
+            if (own := self._log_of(config, written.pop("hydra"))) is not None:
                 self.logs[job.number] = own
             hydra = config.hydra
-            self.task.read(job, without_hydra(config), hydra)
+            self.task.read(job, without_hydra(config), hydra, written)
 
-    def _log_of(self, config: DictConfig) -> JobLog | None:
+    def _log_of(self, config: DictConfig, written: Mapping[str, Any]) -> JobLog | None:
         """Return the job's log if there is nothing to do at the job's end but to write it."""
         has_callbacks = any(
             getattr(type(callback), name, None) is not getattr(Callback, name)
@@ -66,13 +69,17 @@ class FastJobs(Jobs):
         )
         if has_callbacks or _changes_folder(config) or config.hydra.job.env_set:
             return None
-        setup: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=True)
         try:
-            handlers = (setup["handlers"][name] for name in setup["root"]["handlers"])
-            (file,) = [handler for handler in handlers if "filename" in handler]
-            return JobLog(file.pop("filename"), json.dumps(setup, sort_keys=True))
+            handlers = {
+                name: written["job_logging"]["handlers"][name] for name in written["job_logging"]["root"]["handlers"]
+            }
+            (name,) = [name for name, handler in handlers.items() if "filename" in handler]
+            file = str(config.hydra.job_logging.handlers[name].filename)
+            del handlers[name]["filename"]
+            rest = json.dumps(written["job_logging"], sort_keys=True)
         except (KeyError, TypeError, ValueError):  # some other kind of log, or none
             return None
+        return None if "${" in rest else JobLog(file, rest)
 
     def finish(self, job: SweepJob) -> None:
         job.returned = returned = FastReturn(job)

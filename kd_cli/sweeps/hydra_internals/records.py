@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.sweeps.jobs import is_recorded
 
 
-def save_configuration(config: DictConfig, folder: Path) -> None:
-    """Write config.yaml, hydra.yaml and overrides.yaml as Hydra does, unless they are there."""
+def save_configuration(written: Mapping[str, Any], folder: Path) -> None:
+    """Write config.yaml, hydra.yaml and overrides.yaml as Hydra does, unless they are there.
+
+    `written` is what `as_written` returns of the configuration with its node `hydra`.
+    """
     if is_recorded(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    values = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    assert isinstance(values, dict)
-    hydra = values.pop("hydra")
-    text = "".join(_known_yaml(pickle.dumps({key: value})) for key, value in values.items())
+    hydra = written["hydra"]
+    text = "".join(_known_yaml(pickle.dumps({key: value})) for key, value in written.items() if key != "hydra")
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     parts = (_known_yaml(pickle.dumps({"hydra": {key: value}})) for key, value in hydra.items())
     text = "hydra:\n" + "".join(part.removeprefix("hydra:\n") for part in parts)
