@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import logging.config
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.storage.run_dir import configuration_record
 from kd_cli.sweeps.jobs import SweepJob, SweepTask, current_job, ignore_hydras_report, keep_imports, without_hydra
+from kd_cli.sweeps.messages import Printed, failure, record, report_failure
 from kd_cli.sweeps.names import register_resolvers
 from kd_cli.sweeps.signals import stopping
 from kd_cli.sweeps.sweep_folder import FAILED, MULTIRUN, SweepNotes, command, leave_nothing
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from kd_cli.runs.jobs import Job, Say
 
 log = logging.getLogger("kd_cli")
-
-LINES = 8  # of all jobs' messages, as many as a sweep prints; the others are in the jobs' logs
 
 
 class ReadJob(NamedTuple):
@@ -247,14 +245,14 @@ def checked(cfg: DictConfig, hydra: Any, written: dict[str, Any] | None = None) 
         if group in ("training", "teacher_training") and name not in (known := groups(folders).get(group, {})):
             raise no_such_option(group, name, known)  # an optional group: Hydra ignores an option that it cannot find
     written = as_written(cfg) if written is None else written
-    record = configuration_record(written, hydra.runtime.choices)
+    noted = configuration_record(written, hydra.runtime.choices)
     data = OmegaConf.select(cfg, "transfer.data")
     if data is not None:
         cfg = copy.deepcopy(cfg)
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         cfg.transfer.data = data_node(values["transfer"]["data"], folders, values["dataset"])
         written = as_written(cfg)
-    return dataclasses.replace(run_config(cfg, hydra.runtime.choices, written), record=record)
+    return dataclasses.replace(run_config(cfg, hydra.runtime.choices, written), record=noted)
 
 
 def dataset_name(config: RunConfig, hydra: Any) -> str:
@@ -342,56 +340,3 @@ def objective(summary: dict[str, Any]) -> float | None:
     """Return what a searching sweeper minimises: the student's validation error in the last epoch."""
     val = (summary.get("student") or {}).get("val")
     return None if val is None or val["accuracy"] is None else 1 - val["accuracy"]
-
-
-# ---------------------------------------------------------------- a sweep's messages
-
-
-class Printed:
-    """Writes each message of a sweep's jobs into the job's own log, and the first LINES different ones on the terminal.
-
-    Twenty jobs with one teacher would otherwise print twenty times where it came from.
-    """
-
-    def __init__(self) -> None:
-        self.seen: set[str] = set()
-
-    def by(self, job: SweepJob) -> Say:
-        """Return the function by which a job reports a message; one that is not `shown` is for its own log only."""
-
-        def say(message: str, *, shown: bool = True) -> None:
-            job.records.append(record(logging.INFO, message))
-            if not shown:
-                return
-            short = re.sub(r", [0-9a-f]{32}$", "", message)  # a fingerprint
-            if short in self.seen or len(self.seen) > LINES:
-                return
-            self.seen.add(short)
-            name = job.path.name if job.path is not None else ""
-            more = len(self.seen) > LINES
-            log.handle(
-                record(logging.INFO, "further messages are in the jobs' run.log" if more else f"{name}: {short}")
-            )
-
-        return say
-
-
-def report_failure(job: SweepJob) -> None:
-    """Print a job's failure now, and write it into the job's own log."""
-    assert job.path is not None
-    assert job.error is not None
-    error = None if isinstance(job.error, KdError) else job.error
-    line = record(logging.ERROR, failure(job.path, job.error), error)
-    job.records.append(line)
-    log.handle(line)
-
-
-def failure(path: Path, error: Exception) -> str:
-    """Return the line on a job's failure."""
-    return f"failed: {os.path.relpath(path)}: {error}"
-
-
-def record(level: int, message: str, error: Exception | None = None) -> logging.LogRecord:
-    """Return a log record, with the traceback of an error."""
-    exc_info = None if error is None else (type(error), error, error.__traceback__)
-    return log.makeRecord(log.name, level, __file__, 0, message, (), exc_info)
