@@ -93,6 +93,13 @@ def test_a_run_whose_student_got_worse_ends_with_one_line_of_advice(
         assert last.endswith("choose by the validation accuracy: 90.0% alone, 85.0% distilled")
 
 
+def test_errors_added_to_a_gap_of_one_are_no_share_of_it(tmp_path: Path) -> None:
+    summary = json.loads((made_run(tmp_path / "0", teacher=49, alone=50, student=64) / "summary.json").read_text())
+    assert verdict(summary).endswith(
+        "50 errors alone, 64 distilled: 14 more than alone, where the teacher makes 1 fewer"
+    )
+
+
 def test_a_run_without_a_teacher_gives_no_advice(tmp_path: Path) -> None:
     summary = json.loads((made_run(tmp_path / "0", teacher=None, student=60) / "summary.json").read_text())
     assert "advice" not in run_table(summary)
@@ -101,7 +108,7 @@ def test_a_run_without_a_teacher_gives_no_advice(tmp_path: Path) -> None:
 def test_a_sweep_that_made_students_worse_says_what_to_try(tmp_path: Path) -> None:
     for seed in (0, 1):
         made_run(tmp_path / str(seed), seed=seed, alone=50, student=60)
-    assert "(-25% of the gap to the teacher closed). Try T=auto, more epochs" in answer(only(tmp_path))[1]
+    assert "; on average no better than alone. Try T=auto, more epochs" in answer(only(tmp_path))[1]
 
 
 def test_a_setting_averages_over_seeds(tmp_path: Path) -> None:

@@ -39,8 +39,7 @@ def _errors(setting: Setting, comparison: Comparison) -> str:
 
 def _gap(setting: Setting) -> str:
     if setting.gap_closed is not None and setting.gap_closed <= 0:
-        closed = f"({percent(setting.gap_closed)} of the gap to the teacher closed)"
-        return f"; on average no better than alone {closed}. {WORSE}."
+        return f"; on average no better than alone. {WORSE}."
     if setting.gap_closed is not None:
         return f": {percent(setting.gap_closed)} of the gap to the teacher closed."
     if setting.gap_n:

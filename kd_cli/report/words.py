@@ -167,8 +167,11 @@ def verdict(summary: Mapping[str, Any]) -> str:
     alone, student = (summary[role]["test"]["errors"] for role in ("student_alone", "student"))
     if summary["gap_closed"] is None:
         return f"{weights}: {alone} errors alone, {student} distilled; the teacher is no better than the student alone"
-    share = f"{percent(summary['gap_closed'])} of the gap to the teacher closed"
-    return f"{weights}: {alone} errors alone, {student} distilled, {share}"
+    gap = alone - summary["teacher"]["test"]["errors"]
+    errors = f"{weights}: {alone} errors alone, {student} distilled"
+    if student > alone:  # a share would say little: 14 errors more are -1400 % of a gap of one
+        return f"{errors}: {student - alone} more than alone, where the teacher makes {gap} fewer"
+    return f"{errors}, {percent(summary['gap_closed'])} of the gap to the teacher closed"
 
 
 def next_step(summary: Mapping[str, Any]) -> str:
