@@ -116,8 +116,8 @@ class Learner(ABC):
         return torch.cat([self.logits(images) for images in examples.in_order()], dim=1)
 
     @abstractmethod
-    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
-        """The gradient of each term that is logged, before weighting, by its name, in eval mode; no step is made."""
+    def term_gradients(self, batch: Batch, terms: Callable[[Outputs], Terms]) -> dict[str, TermGradient]:
+        """The gradient of each of the `terms` of the students' outputs, by its name, in eval mode; no step is made."""
 
     @abstractmethod
     def rates(self, factor: float) -> list[float]:
@@ -178,6 +178,7 @@ class ModuleLearner(Learner):
                 part.generator = self.generators.own[0]
         self.bounds: Mapping[str, float] = getattr(module, "max_norm", None) or {}
         self.bounded = {name: p for name, p in module.named_parameters() if name in self.bounds}
+        self.module.eval()
         self.method.eval()
 
     @contextlib.contextmanager
@@ -216,16 +217,16 @@ class ModuleLearner(Learner):
         with self.features.paused():
             return self.outputs(images[None]).logits
 
-    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
+    def term_gradients(self, batch: Batch, terms: Callable[[Outputs], Terms]) -> dict[str, TermGradient]:
         student = self.outputs(batch.images)
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         found = {}
-        for name, term in objective(student, target, batch).items():
-            if name != "loss":
-                on_logits, *rest = torch.autograd.grad(
-                    term.sum(), [student.logits, *parameters], retain_graph=True, materialize_grads=True
-                )
-                found[name] = TermGradient(on_logits, [gradient[None] for gradient in rest])
+        for name, term in terms(student).items():
+            sources = [student.logits, *parameters]
+            gradients: Sequence[Tensor] = [torch.zeros_like(source) for source in sources]
+            if term.requires_grad:  # a term without a weight may be a constant
+                gradients = torch.autograd.grad(term.sum(), sources, retain_graph=True, materialize_grads=True)
+            found[name] = TermGradient(gradients[0], [gradient[None] for gradient in gradients[1:]])
         return found
 
     def rates(self, factor: float) -> list[float]:

@@ -48,6 +48,7 @@ def run_page(run_dir: str | Path, root: Path | None = None) -> str:
         auto=_auto(run),
         omitted=_omitted(run),
         curves=run_curves(run),
+        balance=_balance(run),
         classes=_classes(run),
         examples=_examples(examples) if examples else None,
         disagreement=_disagreement(examples) if examples and examples["disagreement"] else None,
@@ -126,6 +127,17 @@ def _classes(run: Run) -> Grid | None:
     rows = [list(row) for row in zip(*columns, strict=True)]
     heads = ["class", "test examples", *(ROLE_NAMES[role] for role in reports)]
     return plain(heads, [*rows, ["mean over the classes", f"{sum(counts):,}", *balanced]])
+
+
+def _balance(run: Run) -> Grid | None:
+    """Each term's share of the gradient at the start, the middle and the end; None where none was measured."""
+    rows = (run.summary.get("student") or {}).get("loss_balance") or []
+    terms = list(dict.fromkeys(term for row in rows for term in row["shares"]))
+    shares = [[row["shares"].get(term) for term in terms] for row in rows]
+    cells = [["" if share is None else f"{share:.1%}" for share in own] for own in shares]
+    heads = ["", "epochs done", *terms]
+    lines = [[row["when"], f"{row['epoch']:,}", *own] for row, own in zip(rows, cells, strict=True)]
+    return plain(heads, lines) if terms else None
 
 
 def _omitted(run: Run) -> dict[str, Any] | None:

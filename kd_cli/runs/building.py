@@ -94,6 +94,7 @@ def make_plan(data: DeviceData, spec: TrainSpec, role: str, *, diagnostics: bool
         keep_best=spec.keep == "best",
         estimate_batchnorm=spec.batchnorm == "estimate",
         diagnostics=diagnostics,
+        loss_balance=role == "student",
     )
 
 

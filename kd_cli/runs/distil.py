@@ -19,6 +19,7 @@ from kd_cli.metrics import matching_shift, oracle_shift
 from kd_cli.runs.auto import choice_report, choose
 from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.jobs import Job, alive, failing
+from kd_cli.runs.loss_balance import small_terms
 from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.stacks import Member, Stage, report_line
@@ -35,6 +36,12 @@ def student_tasks(session: Session, job: Job) -> list[TrainingTask]:
     config = job.config
     beta = config.beta if session.transfer(config).labelled else 0.0
     return [TrainingTask(config.student, config.method, T, alpha, beta) for T, alpha in config.settings()]
+
+
+def unusual_weights(job: Job, tasks: Sequence[TrainingTask], chosen: int = 0) -> list[str]:
+    """The method's sentences on weights far from published ones; of several settings, on the chosen one."""
+    assert job.method is not None
+    return job.method.unusual_weights(alpha=tasks[chosen].alpha, beta=tasks[chosen].beta)
 
 
 class Distillation:
@@ -115,6 +122,9 @@ class Distillation:
             logits = logits + shift
         report = self.session.model_report(spec, module, logits, outcome)
         report = {"fingerprint": self.fingerprint(job, spec, task), **report, "from_store": False}
+        report["loss_balance"] = outcome.balance
+        for note in (*unusual_weights(job, tasks, chosen), *small_terms(outcome.balance)):
+            job.note(note)
         job.summary["student"] = with_agreement(report, logits, job.teacher)
         if (sentence := missed_classes(report["test"], data.dataset)) is not None:
             job.note(sentence)

@@ -15,7 +15,7 @@ from kd_cli.runs.advice import advice
 from kd_cli.runs.building import check_recipe
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import DeviceData
-from kd_cli.runs.distil import Distillation, student_tasks
+from kd_cli.runs.distil import Distillation, student_tasks, unusual_weights
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
 from kd_cli.runs.models import check_shape, forward_flops
@@ -78,7 +78,9 @@ class Session:
         """Check what is trained for a job before anything is, and begin its summary."""
         self.check_models(job)
         data, transfer = self.data.dataset, self.transfer(job.config)
-        for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data)):
+        tasks = student_tasks(self, job)
+        unusual = unusual_weights(job, tasks) if len(tasks) == 1 else ()  # else of the setting that is chosen
+        for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data), *unusual):
             self.note(job, sentence)
         if not transfer.labelled:
             self.check_unlabelled(job)

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.outputs import Outputs
+
+UNUSUAL = 3.0  # how many times a published weight must be exceeded, or fall short of, to be named
 
 Terms = Mapping[str, Tensor]  # "loss" and what else is logged, [S] each
 
@@ -47,6 +50,17 @@ class Setting:
     teacher: Outputs | None
 
 
+class Published(NamedTuple):
+    """The smallest and the largest weight in published recipes, for a weight of 1 on the labels.
+
+    `key` is the number that alpha is multiplied with: a key of the method's own, or "alpha" for none.
+    """
+
+    key: str
+    least: float
+    most: float
+
+
 class Method(nn.Module, ABC):
     """A loss of S students, `[S]`, from their outputs, the teacher's, and the labels.
 
@@ -64,6 +78,7 @@ class Method(nn.Module, ABC):
     teacher_features: Sequence[str] = ()
     chooses_layers: bool = False  # whether `choose_layers` sets these paths, from the networks
     notes: Sequence[str] = ()  # what the method chose by itself: sentences for the run's log and summary
+    published: Sequence[Published] = ()  # smallest and largest published weights; see `unusual_weights`
     stackable: Sequence[str] = ()  # constructor's keys that may differ between the students of a stack
     couples_models: bool = False  # whether a student's loss depends on the other students
     couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
@@ -109,6 +124,33 @@ class Method(nn.Module, ABC):
         `batch.index` [S,B]. Losses are means over the examples. A term `name` becomes the column `name_loss` of
         metrics.jsonl.
         """
+
+    def weighted_terms(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        """The terms of the loss times their weights, [S] each, whose sum is the loss; shapes as in `forward`.
+
+        `soft` is the loss with beta = 0, `hard` what beta adds to it. A method that is made of several overrides this.
+        """
+        without_labels = replace(weights, beta=torch.zeros_like(weights.beta))
+        soft = self(student, teacher, batch, without_labels)["loss"]
+        return {"soft": soft, "hard": self(student, teacher, batch, weights)["loss"] - soft}
+
+    def own_weights(self) -> Mapping[str, float]:
+        """The numbers that the method multiplies alpha with, by their keys; "alpha" is 1, for methods without such."""
+        return {"alpha": 1.0}
+
+    def unusual_weights(self, *, alpha: float, beta: float) -> list[str]:
+        """A sentence for each weight less than a third of the `published` ones, or more than three times as much.
+
+        A weight of 0 is meant and not named.
+        """
+        found = []
+        for key, least, most in self.published:
+            weight = self.own_weights()[key] * alpha / beta if beta > 0 else 0.0
+            if weight > 0 and not least / UNUSUAL <= weight <= most * UNUSUAL:
+                name = "alpha / beta" if key == "alpha" else f"method.{key} * alpha / beta"
+                recipes = f"{least:.2g}" if least == most else f"{least:.2g} to {most:.2g}"
+                found.append(f"{self.title}: {name} = {weight:.3g} is unusual; published recipes have {recipes}")
+        return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Terms:
         terms: Terms = super().__call__(*args, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -100,17 +100,43 @@ class Sum(Composite):
         self.of_labels = [not (method.has_alpha or method.needs_teacher) for method in self.methods]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
-        without_labels = replace(weights, beta=torch.zeros_like(weights.beta))
         hard = losses.hard_cross_entropy(student.logits, batch.labels)
         loss = torch.zeros_like(hard) if any(self.of_labels) else weights.beta * hard
         terms: dict[str, Tensor] = {}
-        factors = self.factors_at(batch.progress)
-        for name, method, of_labels, factor in zip(self.names, self.methods, self.of_labels, factors, strict=True):
-            own = weights if of_labels else without_labels
-            found = method(*seen_by(method, student, teacher), batch, own)
+        for name, factor, found in self._parts(student, teacher, batch, weights):
             loss = loss + factor.to(loss) * found["loss"]
             terms |= {f"{name}_{term}": value for term, value in found.items() if term not in ("loss", "hard")}
         return {"loss": loss, **terms, "hard": hard}
+
+    def weighted_terms(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        """The parts of the sum by their names, and the term of the labels as `hard`."""
+        terms = {
+            name: factor.to(found["loss"]) * found["loss"]
+            for name, factor, found in self._parts(student, teacher, batch, weights)
+        }
+        if not any(self.of_labels):
+            labels = "hard" if "hard" not in terms else "labels"
+            terms[labels] = weights.beta * losses.hard_cross_entropy(student.logits, batch.labels)
+        return terms
+
+    def unusual_weights(self, *, alpha: float, beta: float) -> list[str]:
+        """The sentences of the parts, each with alpha times its weight at the end of the training."""
+        return [
+            sentence if weight == 1 else f"{sentence} (alpha is times method.weights.{name} = {weight:g})"
+            for name, method, factor in zip(self.names, self.methods, self.factors_at(1.0), strict=True)
+            for weight in [float(factor[0])]
+            for sentence in method.unusual_weights(alpha=alpha * weight, beta=beta)
+        ]
+
+    def _parts(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights
+    ) -> Iterator[tuple[str, Tensor, Terms]]:
+        """Each part's name, factor [S] and terms."""
+        without_labels = replace(weights, beta=torch.zeros_like(weights.beta))
+        factors = self.factors_at(batch.progress)
+        for name, method, of_labels, factor in zip(self.names, self.methods, self.of_labels, factors, strict=True):
+            own = weights if of_labels else without_labels
+            yield name, factor, method(*seen_by(method, student, teacher), batch, own)
 
 
 class Scheduled(Composite):
@@ -126,10 +152,21 @@ class Scheduled(Composite):
         super().__init__({"of": of}, factors)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        return self.methods[0](student, teacher, batch, self.scheduled(weights, batch))
+
+    def weighted_terms(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        return self.methods[0].weighted_terms(student, teacher, batch, self.scheduled(weights, batch))
+
+    def unusual_weights(self, *, alpha: float, beta: float) -> list[str]:
+        """The sentences of the method, with its weights at the end of the training."""
+        of_alpha, of_beta = (float(factor[0]) for factor in self.factors_at(1.0)[1:])
+        found = self.methods[0].unusual_weights(alpha=alpha * of_alpha, beta=beta * of_beta)
+        return found if of_alpha == of_beta == 1 else [f"{sentence} (at the end of the schedule)" for sentence in found]
+
+    def scheduled(self, weights: Weights, batch: Batch) -> Weights:
+        """The weights at the batch's share of the training."""
         T, alpha, beta = (factor.to(weights.T) for factor in self.factors_at(batch.progress))
-        return self.methods[0](
-            student, teacher, batch, Weights(weights.T * T, weights.alpha * alpha, weights.beta * beta)
-        )
+        return Weights(weights.T * T, weights.alpha * alpha, weights.beta * beta)
 
 
 def stacks_of(lists: Iterable[nn.ModuleList]) -> nn.ModuleList:
