@@ -16,6 +16,7 @@ from kd_cli.errors import first_line
 from kd_cli.learn.batches import Batch, draw_order
 from kd_cli.learn.batchnorm import batch_statistics
 from kd_cli.learn.learner import Learner, ask
+from kd_cli.learn.methods.base import is_temperature
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.randomness import global_stream
@@ -44,7 +45,8 @@ def gradient_sizes(
     batch, target = _batch(training, objective, index, progress, epoch)
 
     def terms(student: Outputs) -> dict[str, Tensor]:
-        return {name: term for name, term in objective(student, target, batch).items() if name != "loss"}
+        found = objective(student, target, batch)
+        return {name: term for name, term in found.items() if name != "loss" and not is_temperature(name)}
 
     found = learner.term_gradients(batch, terms)
     columns: dict[str, list[float] | None] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.learn.batches import Batch, Block, Examples, repeat_groups
-from kd_cli.learn.methods.base import Terms
+from kd_cli.learn.methods.base import Terms, is_temperature
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import quick_step, set_rates
 from kd_cli.learn.outputs import FeatureHooks, Outputs
@@ -61,9 +61,10 @@ class Sums:
 
     def means(self, n: int) -> list[dict[str, float | None]]:
         """For each model the means over n examples: `loss`, `soft_loss` and `hard_loss` (None where the method has no
-        such term), further terms as `name_loss`, `train_accuracy`. The sums start from 0 again."""
+        such term), further terms as `name_loss`, temperatures by their names, `train_accuracy`. The sums start from 0
+        again."""
         means = torch.stack([*self.terms.values(), self.correct.double()]).div(n).tolist()  # waits for the device
-        names = ["loss" if name == "loss" else f"{name}_loss" for name in self.terms]
+        names = [name if name == "loss" or is_temperature(name) else f"{name}_loss" for name in self.terms]
         for values in (*self.terms.values(), self.correct):
             values.zero_()
         columns = dict.fromkeys(["loss", "soft_loss", "hard_loss"]) | dict(zip(names, means[:-1], strict=True))

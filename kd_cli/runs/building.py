@@ -103,6 +103,17 @@ def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.opti
         return build(task.spec.optimizer, parameters, where=key_of("optimizer", role))
 
 
+def trained_parameters(module: nn.Module, method: Method) -> list[Any]:
+    """The parameters of a model and its method, as an optimiser takes them; those without weight decay as a group."""
+    parameters = [*module.parameters(), *method.parameters()]
+    undecayed = method.undecayed()
+    if not undecayed:
+        return parameters
+    others = {id(parameter) for parameter in undecayed}
+    decayed = [parameter for parameter in parameters if id(parameter) not in others]
+    return [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
+
+
 def check_recipe(spec: TrainSpec, role: str) -> None:
     """Build what a training needs beside the model, so that a mistake is found before anything is trained."""
     build(spec.schedule, where=key_of("schedule", role))
@@ -164,8 +175,7 @@ def make_learner(
     """Several models as a stack; one as an ordinary module, unless its closed form is faster."""
     autocast = Autocast(data.device, data.precision)
     if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):
-        parameters = [*modules[0].parameters(), *objective.method.parameters()]
-        optimizer = make_optimizer(tasks[0], role, parameters)
+        optimizer = make_optimizer(tasks[0], role, trained_parameters(modules[0], objective.method))
         return ModuleLearner(modules[0], optimizer, seed=tasks[0].spec.seed, objective=objective, autocast=autocast)
     return StackedLearner(
         modules,

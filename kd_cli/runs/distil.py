@@ -14,6 +14,7 @@ from kd_cli.config.values import TrainSpec
 from kd_cli.export.load import record_student
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
+from kd_cli.learn.methods.base import is_temperature
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
 from kd_cli.metrics import matching_shift, oracle_shift
 from kd_cli.runs.auto import choice_report, choose
@@ -42,6 +43,16 @@ def unusual_weights(job: Job, tasks: Sequence[TrainingTask], chosen: int = 0) ->
     """The method's sentences on weights far from published ones; of several settings, on the chosen one."""
     assert job.method is not None
     return job.method.unusual_weights(alpha=tasks[chosen].alpha, beta=tasks[chosen].beta)
+
+
+def learned_temperatures(outcome: Outcome) -> list[str]:
+    """A sentence for each temperature that the training learned."""
+    first, last = outcome.history[0], outcome.history[-1]
+    return [
+        f"the temperature {name} was learned: {first[name]:.3g} in the first epoch, {last[name]:.3g} in the last"
+        for name in last
+        if is_temperature(name)
+    ]
 
 
 class Distillation:
@@ -123,7 +134,8 @@ class Distillation:
         report = self.session.model_report(spec, module, logits, outcome)
         report = {"fingerprint": self.fingerprint(job, spec, task), **report, "from_store": False}
         report["loss_balance"] = outcome.balance
-        for note in (*unusual_weights(job, tasks, chosen), *small_terms(outcome.balance)):
+        unusual = unusual_weights(job, tasks, chosen)
+        for note in (*unusual, *small_terms(outcome.balance), *learned_temperatures(outcome)):
             job.note(note)
         job.summary["student"] = with_agreement(report, logits, job.teacher)
         if (sentence := missed_classes(report["test"], data.dataset)) is not None:

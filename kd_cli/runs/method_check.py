@@ -32,6 +32,11 @@ def check_method(config: RunConfig, data: DeviceData, *, examples: int) -> Seque
             f"method={config.method_name} reads the teacher's features, and teacher.members is {config.members}",
             hint="teacher.members=1",
         )
+    if method.learns_T and config.members > 1 and config.combine != "geometric":
+        raise ConfigError(
+            f"method={config.method_name} learns T, and the teachers' mean probabilities are taken at the run's T",
+            hint="teacher.combine=geometric, whose mean is the same at every T",
+        )
     images = data.train.first(2).cpu()
     student = teacher = None
     if method.student_features or method.chooses_layers:

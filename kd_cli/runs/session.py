@@ -79,6 +79,9 @@ class Session:
         self.check_models(job)
         data, transfer = self.data.dataset, self.transfer(job.config)
         tasks = student_tasks(self, job)
+        assert job.method is not None
+        for task in tasks:
+            job.method.check_temperature(task.T)
         unusual = unusual_weights(job, tasks) if len(tasks) == 1 else ()  # else of the setting that is chosen
         for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data), *unusual):
             self.note(job, sentence)

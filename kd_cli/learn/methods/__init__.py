@@ -9,6 +9,7 @@ from kd_cli.learn.methods.dkd import DKD
 from kd_cli.learn.methods.feature import Feature
 from kd_cli.learn.methods.hints import Hints
 from kd_cli.learn.methods.labels import Hard, LabelSmoothing
+from kd_cli.learn.methods.learned_temperature import LearnedTemperature
 from kd_cli.learn.methods.logit_method import LogitMethod
 from kd_cli.learn.methods.nkd import NKD
 from kd_cli.learn.methods.per_model import FunctionMethod, PerModelMethod
@@ -38,6 +39,7 @@ __all__ = [
     "Hard",
     "Hints",
     "LabelSmoothing",
+    "LearnedTemperature",
     "LogitMethod",
     "Logits",
     "Method",

@@ -61,6 +61,11 @@ class Published(NamedTuple):
     most: float
 
 
+def is_temperature(term: str) -> bool:
+    """Whether a term is a temperature, which is logged with the losses and is none."""
+    return term == "T" or term.endswith("_T")
+
+
 class Method(nn.Module, ABC):
     """A loss of S students, `[S]`, from their outputs, the teacher's, and the labels.
 
@@ -71,6 +76,7 @@ class Method(nn.Module, ABC):
     needs_teacher: bool = True
     needs_labels: bool = True  # False where the loss does without labels once beta is 0
     has_T: bool = True  # whether the loss depends on the temperature
+    learns_T: bool = False  # whether the temperature is a parameter of the method; the run's T is then its first value
     has_alpha: bool = True  # whether the loss depends on alpha
     min_classes: int = 2
     min_batch: int = 1  # examples
@@ -111,6 +117,21 @@ class Method(nn.Module, ABC):
                 hint="a larger training.batch_size",
             )
 
+    def check_temperature(self, T: float) -> None:
+        """Raise ConfigError for a run's T that the method cannot do with; called before anything is trained."""
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Those of the method's parameters that weight decay must not reach."""
+        return []
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor | None:
+        """The part of the loss that does not depend on the student, [S]: what a student equal to the teacher leaves.
+
+        A learned temperature needs it: the loss less this part tells how far student and teacher disagree at a T. It
+        is 0 for a divergence, and None where the method does not say.
+        """
+        return None if self.has_T else torch.zeros_like(weights.T)
+
     @classmethod
     def stack(cls, methods: Sequence[Self]) -> Self:
         """One method for S students from S methods that differ in the `stackable` keys at most."""
@@ -122,7 +143,7 @@ class Method(nn.Module, ABC):
 
         `student.logits` are [S,B,C], `teacher.logits` [1,B,C] or [S,B,C] (None without a teacher), `batch.labels` and
         `batch.index` [S,B]. Losses are means over the examples. A term `name` becomes the column `name_loss` of
-        metrics.jsonl.
+        metrics.jsonl; a temperature, `T` or `name_T`, keeps its name.
         """
 
     def weighted_terms(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:

@@ -37,6 +37,7 @@ class Composite(Method):
         self.min_batch = max(m.min_batch for m in methods)
         self.couples_models = any(m.couples_models for m in methods)
         self.couples_examples = any(m.couples_examples for m in methods)
+        self.learns_T = any(m.learns_T for m in methods) or self.learns_T
         self.chooses_layers = any(m.chooses_layers for m in methods)
         self._collect_features()
         self.recordable = all(m.recordable for m in [*methods, *factors])
@@ -60,6 +61,13 @@ class Composite(Method):
         methods = self.methods
         self.student_features = list(dict.fromkeys(str(path) for m in methods for path in m.student_features))
         self.teacher_features = list(dict.fromkeys(str(path) for m in methods for path in m.teacher_features))
+
+    def check_temperature(self, T: float) -> None:
+        for method in self.methods:
+            method.check_temperature(T)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        return [parameter for method in self.methods for parameter in method.undecayed()]
 
     def setup(self, setting: Setting) -> None:
         for method in self.methods:
@@ -128,6 +136,14 @@ class Sum(Composite):
             for sentence in method.unusual_weights(alpha=alpha * weight, beta=beta)
         ]
 
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor | None:
+        total = torch.zeros_like(weights.T)
+        for method, factor in zip(self.methods, self.factors_at(batch.progress), strict=True):
+            if (part := method.of_teacher_alone(teacher, batch, weights)) is None:
+                return None
+            total = total + factor.to(part) * part
+        return total
+
     def _parts(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights
     ) -> Iterator[tuple[str, Tensor, Terms]]:
@@ -162,6 +178,9 @@ class Scheduled(Composite):
         of_alpha, of_beta = (float(factor[0]) for factor in self.factors_at(1.0)[1:])
         found = self.methods[0].unusual_weights(alpha=alpha * of_alpha, beta=beta * of_beta)
         return found if of_alpha == of_beta == 1 else [f"{sentence} (at the end of the schedule)" for sentence in found]
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor | None:
+        return self.methods[0].of_teacher_alone(teacher, batch, self.scheduled(weights, batch))
 
     def scheduled(self, weights: Weights, batch: Batch) -> Weights:
         """The weights at the batch's share of the training."""

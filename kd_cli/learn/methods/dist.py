@@ -9,8 +9,10 @@ from torch import Tensor
 
 from kd_cli import losses
 from kd_cli.errors import ConfigError
+from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Setting, Terms, Weights
 from kd_cli.learn.methods.logit_method import LogitMethod
+from kd_cli.learn.outputs import Outputs
 
 FLATTEST = 0.1  # a student's variation counts as this where it is less and the teacher varies more
 ROUNDING = 1000  # a variation of so many units of rounding is none
@@ -53,6 +55,9 @@ class DIST(LogitMethod):
                 "is 1 or -1 and has no gradient",
                 hint="method.inter=0, or method=soft_targets",
             )
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor:
+        return torch.zeros_like(weights.T)  # a correlation with itself is 1
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Weights) -> tuple[Tensor, Terms]:
         log_p, log_q = (losses.log_soften(logits, T=weights.T) for logits in (student, teacher))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kd_cli import losses
+from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.logit_method import (
     TargetMethod,
@@ -13,6 +15,7 @@ from kd_cli.learn.methods.logit_method import (
     target_margin,
     without_target,
 )
+from kd_cli.learn.outputs import Outputs
 
 
 class DKD(TargetMethod):
@@ -34,6 +37,9 @@ class DKD(TargetMethod):
         self.nckd_weight: Tensor
         self.number("tckd_weight", tckd_weight)
         self.number("nckd_weight", nckd_weight)
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor:
+        return torch.zeros_like(weights.T)  # a divergence
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Weights) -> tuple[Tensor, Terms]:
         ours, theirs = (losses.at_temperature(logits, weights.T) for logits in (student, teacher))

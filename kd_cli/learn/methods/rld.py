@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kd_cli import losses
 from kd_cli.errors import ConfigError
+from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.logit_method import LogitMethod, binary_divergence, target_margin
+from kd_cli.learn.outputs import Outputs
 
 
 class RLD(LogitMethod):
@@ -39,6 +41,9 @@ class RLD(LogitMethod):
         self.number("scd_weight", scd_weight)
         self.number("mcd_weight", mcd_weight)
         self.scd_T = scd_T
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor:
+        return torch.zeros_like(weights.T)  # a divergence
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Weights) -> tuple[Tensor, Terms]:
         teacher = teacher.expand(student.shape)

@@ -7,7 +7,7 @@ from torch import Tensor
 from kd_cli import losses
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Method, Published, Terms, Weights
-from kd_cli.learn.methods.logit_method import LogitMethod
+from kd_cli.learn.methods.logit_method import LogitMethod, standardised
 from kd_cli.learn.outputs import Outputs
 
 
@@ -32,6 +32,12 @@ class SoftTargets(LogitMethod):
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Weights) -> tuple[Tensor, Terms]:
         soft = losses.soft_cross_entropy(student, teacher, T=weights.T)
         return weights.T**2 * soft if self.square_T else soft, {"soft": soft}
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor:
+        """The teacher's entropy at T, weighted as the cross entropy is."""
+        theirs = standardised(teacher.logits, teacher.logits)[1] if self.standardise else teacher.logits
+        entropy = self.soft(theirs, theirs, batch.labels, weights)[0]
+        return weights.alpha * entropy
 
 
 class Logits(Method):
