@@ -52,6 +52,7 @@ def record_student(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str
         "range": [0.0, 1.0] if images.dtype == torch.uint8 else [float(value) for value in torch.aminmax(images)],
         "shift": shift.tolist() if shift.any() else None,
         "precision": spec.precision,
+        **({"multilabel": True} if dataset.multilabel else {}),
     }
 
 
@@ -102,6 +103,7 @@ def load_student(run_dir: str | Path, *, trust: bool = False, same_code: bool = 
             dtype=dtype,
             shift=rebuild.get("shift"),
             values=rebuild.get("values", "unknown"),
+            multilabel=rebuild.get("multilabel", False),
             range=tuple(rebuild["range"]) if rebuild.get("range") else None,
         ).eval()
     except Exception as error:

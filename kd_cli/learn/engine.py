@@ -34,6 +34,7 @@ from kd_cli.learn.learner import Learner
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.schedules import Schedule
 from kd_cli.learn.teachers import Teacher
+from kd_cli.losses import binary_cross_entropy, correct
 
 BLOCK_LOGITS = 1 << 15  # logits of one model, about, in the batches of one block
 
@@ -83,7 +84,8 @@ class Training:
     @functools.cached_property
     def steps_of_block(self) -> int:
         """How many batches are handed to the learner at once."""
-        classes = int(self.train.labels.max()) + 1
+        labels = self.train.labels
+        classes = labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
         return BLOCK_LOGITS // (self.plan.batch_size * classes) + 1
 
 
@@ -285,6 +287,8 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     if not len(val):
         return [None] * learner.size, [None] * learner.size
     logits_SNC = learner.predict(val)
-    accuracy = (logits_SNC.argmax(-1) == val.labels).double().mean(-1)
+    accuracy = correct(logits_SNC, val.labels.expand(*logits_SNC.shape[:2], *val.labels.shape[1:])).double().mean(-1)
+    if val.labels.dim() == 2:
+        return accuracy.tolist(), binary_cross_entropy(logits_SNC.double(), val.labels).tolist()
     log_p = logits_SNC.double().log_softmax(-1).gather(-1, val.labels.expand(logits_SNC.shape[:2])[..., None])
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()

@@ -17,7 +17,7 @@ from kd_cli.learn.optimizers import quick_step, set_rates
 from kd_cli.learn.outputs import FeatureHooks, Outputs
 from kd_cli.learn.randomness import Generators, global_stream
 from kd_cli.learn.teachers import Teacher
-from kd_cli.losses import likeliest, single_precision
+from kd_cli.losses import correct, single_precision
 from kd_cli.models.layers import Dropout, constrain_max_norm
 
 Rate = float | Tensor  # the factor on each model's learning rate; a tensor while steps are recorded
@@ -51,13 +51,13 @@ class Sums:
 
     @torch.no_grad()
     def add(self, terms: Terms, logits: Tensor, labels: Tensor) -> None:
-        """Add the means `terms` over the B examples of logits [S,B,C] and labels [S,B] or [1,B]."""
+        """Add the means `terms` over the B examples of logits [S,B,C] and labels [S,B] or [1,B] ([...,L])."""
         if terms.keys() != self.terms.keys():
             self.terms = {name: torch.zeros(self.size, dtype=torch.float64, device=self.device) for name in terms}
         torch._foreach_add_(
-            list(self.terms.values()), [t.detach().double() for t in terms.values()], alpha=labels.shape[-1]
+            list(self.terms.values()), [t.detach().double() for t in terms.values()], alpha=logits.shape[-2]
         )
-        self.correct += (likeliest(logits) == labels).sum(-1)
+        self.correct += correct(logits, labels).sum(-1)
 
     def means(self, n: int) -> list[dict[str, float | None]]:
         """For each model the means over n examples: `loss`, `soft_loss` and `hard_loss` (None where the method has no

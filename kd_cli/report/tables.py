@@ -184,12 +184,20 @@ def _csv_row(run: Run, comparison: Comparison, keys: Sequence[str], root: Path, 
 # ---------------------------------------------------------------- a run
 
 
+def answers(data: Mapping[str, Any]) -> str:
+    """What a model answers, from a summary's `dataset`: 10 classes, 3 independent labels, 1 label."""
+    n = data["classes"]
+    if not data.get("multilabel"):
+        return f"{n} classes"
+    return "1 label" if n == 1 else f"{n} independent labels"
+
+
 def run_table(summary: Mapping[str, Any]) -> str:
     """The table that a run ends with."""
     data = summary["dataset"]
     head = (
         f"{data['name']}: {data['train']:,} training, {data['val']:,} validation, {data['test']:,} test examples, "
-        f"{data['classes']} classes; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
+        f"{answers(data)}; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
     )
     worst = worst_class(summary)
     words = "\n".join(filter(None, (verdict(summary), next_step(summary), worst and wrap(worst))))

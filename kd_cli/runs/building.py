@@ -12,6 +12,7 @@ from torch import nn
 from kd_cli.config.build import PARTIAL, build, locate
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import Node, TrainSpec
+from kd_cli.data.source import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.batches import Batch, batch_sizes
@@ -33,6 +34,7 @@ from kd_cli.runs.models import build_module
 PER_MODEL = ("lr", "weight_decay")  # optimiser options that may differ between the models of a stack
 SMALL = 500_000  # parameters up to which one dense network's closed form is more than 15 % faster than autograd
 HARD: Node = {"_target_": "kd_cli.learn.methods.Hard"}
+BINARY_HARD: Node = {"_target_": "kd_cli.learn.methods.BinaryHard"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ def trained_parameters(module: nn.Module, method: Method) -> list[Any]:
     others = {id(parameter) for parameter in undecayed}
     decayed = [parameter for parameter in parameters if id(parameter) not in others]
     return [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
+
+
+def of_labels(dataset: Dataset) -> Node:
+    """The method of a model that learns from the labels alone: a teacher, a student alone."""
+    return BINARY_HARD if dataset.multilabel else HARD
 
 
 def check_recipe(spec: TrainSpec, role: str) -> None:
@@ -214,5 +221,6 @@ def make_setting(method: Method, student: nn.Module, teacher: Teacher | None, da
         examples=len(train),
         smallest_batch=min(batch_sizes(len(train), plan.batch_size)),
         student=sample_outputs(student, batch.images[0], method.student_features, role="student"),
+        multilabel=data.dataset.multilabel,
         teacher=None if teacher is None else teacher(batch, torch.ones(1, dtype=torch.float32, device=train.device)),
     )

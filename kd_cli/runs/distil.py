@@ -176,6 +176,9 @@ class Distillation:
 
     def write_pictures(self, job: Job, logits: Tensor, *, T: float) -> None:
         dataset = self.session.data.dataset
+        if dataset.multilabel:  # these pictures show one class for each example
+            job.note("the report shows no single test examples: they have independent labels")
+            return
         assert job.alone is not None
         found = pictures(
             dataset.test.images,

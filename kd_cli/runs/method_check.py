@@ -32,6 +32,11 @@ def check_method(config: RunConfig, data: DeviceData, *, examples: int) -> Seque
             f"method={config.method_name} reads the teacher's features, and teacher.members is {config.members}",
             hint="teacher.members=1",
         )
+    if data.dataset.multilabel and config.members > 1 and config.combine != "geometric":
+        raise ConfigError(
+            "teacher.combine=arithmetic averages probabilities of classes, and the data have independent labels",
+            hint="teacher.combine=geometric, the mean of the logits",
+        )
     if method.learns_T and config.members > 1 and config.combine != "geometric":
         raise ConfigError(
             f"method={config.method_name} learns T, and the teachers' mean probabilities are taken at the run's T",
@@ -56,6 +61,7 @@ def check_method(config: RunConfig, data: DeviceData, *, examples: int) -> Seque
         smallest_batch=min(batch_sizes(examples, config.student.batch_size)),
         student=outputs(student, method.student_features, "student"),
         teacher=outputs(teacher, method.teacher_features, "teacher") if method.needs_teacher else None,
+        multilabel=data.dataset.multilabel,
     )
     with global_stream(config.student.seed, "student", "method"):
         method.setup(setting)

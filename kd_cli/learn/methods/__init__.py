@@ -2,6 +2,7 @@
 
 from kd_cli.learn.methods.attention import Attention
 from kd_cli.learn.methods.base import Method, Setting, Terms, Weights
+from kd_cli.learn.methods.binary import BinaryHard, BinaryTargets
 from kd_cli.learn.methods.compose import Scheduled, Sum
 from kd_cli.learn.methods.crd import CRD
 from kd_cli.learn.methods.dist import DIST
@@ -34,6 +35,8 @@ __all__ = [
     "TTM",
     "WSLD",
     "Attention",
+    "BinaryHard",
+    "BinaryTargets",
     "Feature",
     "FunctionMethod",
     "Hard",

@@ -48,6 +48,7 @@ class Setting:
     smallest_batch: int
     student: Outputs
     teacher: Outputs | None
+    multilabel: bool = False  # whether the data have independent labels, whose number is `classes`
 
 
 class Published(NamedTuple):
@@ -86,6 +87,7 @@ class Method(nn.Module, ABC):
     notes: Sequence[str] = ()  # what the method chose by itself: sentences for the run's log and summary
     published: Sequence[Published] = ()  # smallest and largest published weights; see `unusual_weights`
     stackable: Sequence[str] = ()  # constructor's keys that may differ between the students of a stack
+    multilabel: bool = False  # whether logits and labels are [S,B,L], of independent labels, and not of classes
     couples_models: bool = False  # whether a student's loss depends on the other students
     couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
     recordable: bool = False  # whether a step can be replayed without Python: nothing in forward changes but tensors
@@ -108,6 +110,16 @@ class Method(nn.Module, ABC):
         It is called once before training, under a generator of its own. An override calls `super().setup(setting)`.
         """
         name = self.title
+        if setting.multilabel and not self.multilabel:
+            raise ConfigError(
+                f"{name} learns which of several classes an example has, and the data have independent labels",
+                hint="method=binary, or method=binary_hard without a teacher",
+            )
+        if self.multilabel and not setting.multilabel:
+            raise ConfigError(
+                f"{name} learns independent labels, and the data have {setting.classes} classes",
+                hint="method=soft_targets; or dataset.positive=NAME, which makes one class a label",
+            )
         if setting.classes < self.min_classes:
             raise ConfigError(f"{name} needs {self.min_classes} classes or more, and the data have {setting.classes}")
         if setting.smallest_batch < self.min_batch:

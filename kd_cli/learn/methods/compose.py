@@ -37,6 +37,7 @@ class Composite(Method):
         self.min_batch = max(m.min_batch for m in methods)
         self.couples_models = any(m.couples_models for m in methods)
         self.couples_examples = any(m.couples_examples for m in methods)
+        self.multilabel = all(m.multilabel for m in methods)
         self.learns_T = any(m.learns_T for m in methods) or self.learns_T
         self.chooses_layers = any(m.chooses_layers for m in methods)
         self._collect_features()
@@ -105,6 +106,7 @@ class Sum(Composite):
                     hint=did_you_mean(name, list(parts)) or f"it has {', '.join(parts)}",
                 )
         super().__init__(parts, [Factors.of(weights.get(name, 1.0), f"weights.{name}") for name in parts])
+        self.multilabel = False  # the sum's own term of the labels is that of classes
         self.of_labels = [not (method.has_alpha or method.needs_teacher) for method in self.methods]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:

@@ -59,8 +59,9 @@ class LearnedTemperature(Composite):
         super().setup(setting)
         if setting.teacher is None:
             return
-        index = torch.zeros(setting.teacher.logits.shape[:2], dtype=torch.int64)
-        one = torch.ones(1)
+        device = setting.teacher.logits.device
+        index = torch.zeros(setting.teacher.logits.shape[:2], dtype=torch.int64, device=device)
+        one = torch.ones(1, device=device)
         if (
             self.methods[0].of_teacher_alone(setting.teacher, Batch(index, index, index), Weights(one, one, one))
             is None
