@@ -29,6 +29,7 @@ OWN_MODELS = {
         "mlp": ["mlp"],
         "cnn": ["cnn"],
         "torchvision": ["torchvision_model"],
+        "extended": ["extended_student"],
         "cifar": ["resnet", "vgg", "wide_resnet"],
         "cifar_light": ["mobilenetv2", "shufflenetv1", "shufflenetv2"],
     }.items()

@@ -167,6 +167,9 @@ def make_training(
         if objective.method.chooses_layers:
             objective.method.choose_layers(modules[0], teacher.modules[0], data.train.first(2))
         teacher.read_features(objective.method.teacher_features)
+        if objective.method.extends_student:
+            for module in modules:
+                objective.method.adopt(module, teacher.modules[0])
     setting = make_setting(objective.method, modules[0], teacher, data, plan)
     with global_stream(spec.seed, stream_of(role), "method", device=data.device):
         objective.method.setup(setting)

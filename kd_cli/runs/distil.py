@@ -36,7 +36,8 @@ def student_tasks(session: Session, job: Job) -> list[TrainingTask]:
     """The trainings of a job's student: one, or one for each setting to choose from."""
     config = job.config
     beta = config.beta if session.transfer(config).labelled else 0.0
-    return [TrainingTask(config.student, config.method, T, alpha, beta) for T, alpha in config.settings()]
+    spec = session.student_spec(job)
+    return [TrainingTask(spec, config.method, T, alpha, beta) for T, alpha in config.settings()]
 
 
 def unusual_weights(job: Job, tasks: Sequence[TrainingTask], chosen: int = 0) -> list[str]:
@@ -121,9 +122,10 @@ class Distillation:
 
     def finish(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Choose among the settings where there are several, test the student, write the run's files."""
-        spec, data, tasks = job.config.student, self.session.data, self.tasks[id(job)]
+        data, tasks = self.session.data, self.tasks[id(job)]
         chosen = choose(outcomes)
         task, outcome = tasks[chosen], outcomes[chosen]
+        spec = task.spec
         self.report_choice(job, outcomes, chosen)
         module = load_module(spec, outcome.state, data, role="student")
         logits = predict_module(module, data.test)

@@ -20,6 +20,7 @@ from kd_cli.learn.methods.relational import Relational
 from kd_cli.learn.methods.review import Review
 from kd_cli.learn.methods.rld import RLD
 from kd_cli.learn.methods.similarity import Similarity
+from kd_cli.learn.methods.simkd import SimKD
 from kd_cli.learn.methods.soft_targets import Logits, SoftTargets
 from kd_cli.learn.methods.teacher_free import TeacherFree
 from kd_cli.learn.methods.ttm import TTM
@@ -52,6 +53,7 @@ __all__ = [
     "Review",
     "Scheduled",
     "Setting",
+    "SimKD",
     "Similarity",
     "SoftTargets",
     "Sum",

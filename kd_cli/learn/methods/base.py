@@ -88,6 +88,7 @@ class Method(nn.Module, ABC):
     published: Sequence[Published] = ()  # smallest and largest published weights; see `unusual_weights`
     stackable: Sequence[str] = ()  # constructor's keys that may differ between the students of a stack
     multilabel: bool = False  # whether logits and labels are [S,B,L], of independent labels, and not of classes
+    extends_student: bool = False  # whether the method adds parts to the student that are shipped with it
     couples_models: bool = False  # whether a student's loss depends on the other students
     couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
     recordable: bool = False  # whether a step can be replayed without Python: nothing in forward changes but tensors
@@ -103,6 +104,16 @@ class Method(nn.Module, ABC):
         It is called before `setup` with a few images `[B,...]` on the networks' device, several times in a run: the
         choice must depend on the architectures alone, not on weights or random numbers.
         """
+
+    def extension(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> Mapping[str, Any]:
+        """Plain values from which `kd_cli.models.extended` builds the student, in a method that `extends_student`.
+
+        They must depend on the architectures alone. Raises ConfigError.
+        """
+        raise NotImplementedError(f"{self.title} extends the student and does not say how")
+
+    def adopt(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Copy weights of the trained teacher to the extended student, before it is trained."""
 
     def setup(self, setting: Setting) -> None:
         """Create the parameters that the outputs' shapes ask for, and raise ConfigError for what cannot be trained.

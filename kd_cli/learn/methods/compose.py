@@ -27,6 +27,11 @@ class Composite(Method):
     def __init__(self, parts: Mapping[str, Any], factors: Sequence[Factors]) -> None:
         super().__init__()
         methods = [as_method(name, part) for name, part in parts.items()]
+        if extending := [method.title for method in methods if method.extends_student]:
+            raise ConfigError(
+                f"{extending[0]} makes the student another network, and cannot be a part of another method",
+                hint="method=simkd by itself",
+            )
         self.names = list(parts)
         self.parts, self.factors = nn.ModuleList(methods), nn.ModuleList(factors)
         self.needs_teacher = any(m.needs_teacher for m in methods)
