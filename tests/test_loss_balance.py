@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from process import Ran
 from stacks import ADAMW, JITTER, SEEDS, one_of, teacher
 from torch import nn
 
+from kd_cli.learn.batches import Batch, draw_order
 from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.learner import Learner
 from kd_cli.learn.methods import (
@@ -25,6 +27,7 @@ from kd_cli.learn.methods import (
     RLD,
     TTM,
     WSLD,
+    Hints,
     Method,
     Ramp,
     Relational,
@@ -32,8 +35,10 @@ from kd_cli.learn.methods import (
     SoftTargets,
     Sum,
 )
+from kd_cli.learn.outputs import FeatureHooks, Outputs
 from kd_cli.learn.stacked.learner import StackedLearner
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher
+from kd_cli.models.cnn import cnn
 from kd_cli.runs.loss_balance import small_terms
 
 Build = Callable[[], nn.Module]
@@ -137,6 +142,31 @@ def test_measuring_moves_no_memory_of_a_method() -> None:
     assert made.difference(*methods) == 0
     assert made.difference(students[0].state, students[1].state) == 0
     assert 0 < students[0].balance[0]["shares"]["soft"] < 1
+
+
+def test_a_methods_own_batchnorm_takes_the_batchs_statistics() -> None:
+    def student() -> nn.Module:
+        return cnn(channels=[3, 4], hidden=8, **made.SIZES)
+
+    module, teacher = made.model(student), made.model(made_features.big, 9)
+    method = made_features.ready(Hints(regressor="conv_bn_relu"), module, teacher, examples=75)
+    live = LiveTeacher([teacher])
+    live.read_features(method.teacher_features)
+    by_hand, index = copy.deepcopy(method).train(), draw_order(75, [0], "student", 1)[:, :16]
+    data, weights = made.examples(75), made.some_weights()
+    batch = Batch(index, data.images(index), data.labels[index])
+    hooks = FeatureHooks(module, method.student_features, role="student")
+    logits = module(batch.images[0])[None]
+    ours = Outputs(logits, {path: x[None] for path, x in hooks.take().items()})
+    hooks.remove()
+    norms = {}
+    for name, term in by_hand.weighted_terms(ours, live(batch, weights.T), batch, weights).items():
+        found = torch.autograd.grad(term.sum(), list(module.parameters()), retain_graph=True, materialize_grads=True)
+        norms[name] = float(torch.cat([x.flatten() for x in found]).norm())
+    plan = replace(made.a_plan(), loss_balance=True)
+    (outcome,) = made.train(made.learner_of(module, method=method), teacher=live, method=method, plan=plan)
+    total = sum(norms.values())
+    assert outcome.balance[0]["shares"] == pytest.approx({name: norm / total for name, norm in norms.items()})
 
 
 # ---------------------------------------------------------------- stacks

@@ -64,7 +64,8 @@ def loss_balance(learner: Learner, training: Training, *, progress: float, epoch
 
     A term's share is the norm of its gradient over the sum of all terms' norms; None where that is 0 or not finite. The
     examples are the first of the first epoch's first batch, at most 128, not augmented. Dropout is not active, and
-    BatchNorm takes the batch's statistics, as in training. The method is a copy: its memories stay as they are.
+    BatchNorm, the method's own too, takes the batch's statistics, as in training. The method is a copy: its memories
+    stay as they are.
     """
     try:
         method = copy.deepcopy(training.objective.method)
@@ -78,6 +79,7 @@ def loss_balance(learner: Learner, training: Training, *, progress: float, epoch
     with (
         global_stream(training.seeds[0], training.role, "balance", device=index.device),
         batch_statistics(learner.module),
+        batch_statistics(method),
     ):
         batch, target = _batch(training, objective, index, progress, epoch)
         found = learner.term_gradients(batch, lambda student: objective.weighted_terms(student, target, batch))
