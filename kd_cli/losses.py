@@ -13,9 +13,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = [
     "at_temperature",
+    "binary_cross_entropy",
+    "binary_divergence",
     "cross_entropy",
     "hard_cross_entropy",
     "kl_divergence",
@@ -109,6 +112,40 @@ def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> 
 def uniform_cross_entropy(student: Tensor) -> Tensor:
     """Cross entropy with the uniform distribution, `-(1/C) sum_i log p_i`, at T = 1: label smoothing's soft part."""
     return -log_soften(student, T=1.0).mean((-2, -1))
+
+
+# ---------------------------------------------------------------- independent labels
+
+
+def binary_cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross entropy with labels of 0 and 1 at T = 1, summed over the labels: `[..., B, L]` both."""
+    logits = single_precision(student)
+    true = labels.to(logits.dtype)
+    return -_mean_of_sums(true * F.logsigmoid(logits) + (1 - true) * F.logsigmoid(-logits))
+
+
+def binary_divergence(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:
+    """Divergence of each label's `sigmoid(z / T)` from the teacher's `sigmoid(v / T)`, summed over the labels.
+
+    `q log(q / p) + (1 - q) log((1 - q) / (1 - p))`, `[..., B, L]` both; that of two classes with the logits z and 0.
+    """
+    ours, theirs = at_temperature(student, T), at_temperature(teacher, T)
+    present = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))
+    absent = (-theirs).sigmoid() * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
+    return _mean_of_sums(present + absent)
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each example is decided correctly, `[..., B]`: by its likeliest class, for labels `[..., B]`.
+
+    For independent labels `[..., B, L]`, as many axes as the logits have, whether all of them are.
+    """
+    if labels.dim() == logits.dim():
+        return ((logits > 0) == labels.bool()).all(-1)
+    return likeliest(logits) == labels
 
 
 # ---------------------------------------------------------------- how logits lie in memory

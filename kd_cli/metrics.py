@@ -17,6 +17,7 @@ __all__ = [
     "ReliabilityBin",
     "TestResult",
     "agreement",
+    "calibration_error",
     "confusion",
     "evaluate_logits",
     "reliability",
@@ -72,7 +73,7 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> TestResult:
         total=total,
         accuracy=(total - errors) / total,
         nll=nll,
-        ece=_calibration_error(reliability(logits, labels)),
+        ece=calibration_error(reliability(logits, labels)),
         recall=[value if has else None for value, has in zip(recall.tolist(), present.tolist(), strict=True)],
         balanced_accuracy=recall[present].mean().item(),
         worst_class=int(recall.where(present, torch.inf).argmin()),
@@ -122,7 +123,8 @@ def agreement(a: Tensor, b: Tensor) -> float:
     return (a.argmax(-1) == b.argmax(-1).to(a.device)).double().mean().item()
 
 
-def _calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+    """The mean over the examples of how far their bin's accuracy is from its mean confidence."""
     total = sum(b.count for b in bins)
     return sum(
         b.count / total * abs(b.accuracy - b.confidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -182,6 +183,22 @@ def train(
         teacher,
     )
     return fit(learner, training, observer=observer, checkpoint=checkpoint, stopping=stopping, recorder=recorder)
+
+
+class InMemory:
+    """A checkpoint in memory."""
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self.state = state
+
+    def load(self) -> dict[str, Any] | None:
+        return self.state
+
+    def due(self, epoch: int) -> bool:
+        return False
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.state = copy.deepcopy(state)
 
 
 def metrics(outcome: Outcome) -> list[dict[str, Any]]:

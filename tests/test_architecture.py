@@ -25,6 +25,7 @@ ROOMS = (
     ("config",),
     ("learn",),
     ("models", "data"),
+    ("label_metrics",),
     ("losses", "metrics", "statistics", "vision"),
     ("errors", "nearest", "shipped", "numeric", "roles", "locks"),
 )

@@ -272,7 +272,7 @@ def test_a_record_that_lacks_later_keys_is_completed_with_their_defaults() -> No
     assert (values["T"], values["alpha"], values["diagnostics"]) == (3.0, 1.0, False)
     assert (values["training"]["epochs"], values["training"]["rotate"]) == (7, 0.0)
     assert values["teacher"] == {**node, **OWN_KEYS["teacher"]}
-    assert values["dataset"] == {**node, "val_fraction": 0.1}
+    assert values["dataset"] == {**node, "val_fraction": 0.1, "positive": None}
 
 
 @pytest.mark.parametrize("loss", ["nope", {"a": 1}, [1], 3])

@@ -356,7 +356,7 @@ def test_channels_first_are_not_asked_about(shape):
         ({"train_labels": torch.full((40,), 3)}, "go from 3 to 3; with 3 classes they must lie in 0..2"),
         ({"test_labels": torch.full((20,), -1)}, "test_labels go from -1 to -1"),
         ({"test_labels": torch.zeros(20, dtype=torch.int32)}, "test_labels are torch.int32"),
-        ({"test_labels": torch.zeros(20, 1, dtype=torch.int64)}, r"of shape \(20, 1\); they must be torch.int64"),
+        ({"test_labels": torch.zeros(20, 1, dtype=torch.int64)}, r"with 3 labels they must be \[N,3\] of 0 and 1"),
         ({"train_images": torch.zeros(40, 2, 5, 4, dtype=torch.int64)}, "must be torch.uint8 or floating point"),
         ({"train_images": torch.zeros(40, dtype=torch.uint8)}, "shape of one example"),
         ({"train_images": torch.zeros(40, 2, 4, 5, dtype=torch.uint8)}, "they must be alike"),

@@ -11,8 +11,9 @@ import pytest
 from made_runs import made_run, only
 
 from kd_cli.report.answers import answer
-from kd_cli.report.differences import from_alone, from_soft_targets, tuned_soft_targets
+from kd_cli.report.differences import from_alone, from_soft_targets, tuned_methods, tuned_soft_targets
 from kd_cli.report.pages import write_report
+from kd_cli.report.tables import sweep_table
 from kd_cli.report.words import difference, effect
 from kd_cli.statistics import Difference, paired, t_quantile
 
@@ -142,3 +143,76 @@ def test_the_answer_says_what_the_best_setting_is_worth(tmp_path: Path) -> None:
     for seed, student in enumerate((30, 33, 36)):
         made_run(tmp_path / str(seed), seed=seed, alone=50 + 2 * seed, student=student)
     assert "paired by seed: -19.0 ± 2.5 to the student alone (helps)." in answer(only(tmp_path))[1]
+
+
+# ---------------------------------------------------------------- methods, each at its best setting
+
+
+def of(method: str) -> dict[str, str]:
+    return {"method._target_": method, "student._target_": "mlp"}
+
+
+def tried(folder: Path) -> None:
+    """Two methods at two temperatures, three seeds: dkd is best at T = 4, soft targets at T = 1."""
+    number = 0
+    found = {
+        ("soft_targets", 1.0): (0.92, (30, 31, 32)),
+        ("soft_targets", 4.0): (0.90, (10, 10, 10)),  # better on the test data, which must not count
+        ("dkd", 1.0): (0.91, (40, 40, 40)),
+        ("dkd", 4.0): (0.93, (25, 27, 26)),
+    }
+    for (method, T), (val, errors) in found.items():
+        for seed, student in enumerate(errors):
+            number += 1
+            made_run(
+                folder / f"{number:02}",
+                student=student,
+                val=val,
+                choices={"method": method},
+                T=T,
+                seed=seed,
+                **of(method),
+            )
+
+
+def test_each_method_is_compared_at_its_best_setting_by_validation(tmp_path: Path) -> None:
+    tried(tmp_path)
+    dkd, soft = tuned_methods(only(tmp_path))
+    assert (dkd.method, dkd.setting.values["T"], dkd.tried, dkd.is_best) == ("dkd", 4.0, 2, True)
+    assert (soft.method, soft.setting.values["T"], soft.tried, soft.is_best) == ("soft_targets", 1.0, 2, False)
+    assert dkd.from_best is None
+    assert soft.from_best == paired([5.0, 4.0, 6.0])  # 30 - 25, 31 - 27, 32 - 26
+    assert from_soft_targets(dkd.setting, only(tmp_path)) == paired([-5.0, -4.0, -6.0])
+
+
+def test_methods_at_their_best_stand_in_the_table_and_on_the_page(tmp_path: Path) -> None:
+    tried(tmp_path)
+    text = sweep_table([only(tmp_path)])
+    rows = text[text.index("method at its best") :].splitlines()
+    assert re.split(r"\s{2,}", rows[1])[:3] == ["T=4, method=dkd *", "93.00 ± 0.00%", "26.0 ± 1.0"]
+    assert "-5.0 ± 2.5 helps" in rows[1]
+    assert "+5.0 ± 2.5 harms" in rows[2]
+    assert "the highest mean validation accuracy of 2 settings of each method" in text
+    page = write_report([tmp_path], tmp_path / "out").html.read_text()
+    assert "<h2>Methods</h2>" in page
+
+
+def test_one_setting_for_each_method_makes_no_table_of_methods(tmp_path: Path) -> None:
+    for i, method in enumerate(("soft_targets", "dkd")):
+        made_run(tmp_path / str(i), choices={"method": method}, **of(method))
+    assert tuned_methods(only(tmp_path)) == []
+    assert "method at its best" not in sweep_table([only(tmp_path)])
+
+
+def test_other_models_are_compared_among_themselves(tmp_path: Path) -> None:
+    tried(tmp_path / "one")
+    other = {**of("dkd"), "student._target_": "cnn"}
+    for i, T in enumerate((1.0, 4.0)):
+        choices = {"method": "dkd", "student": "cnn"}
+        made_run(tmp_path / "two" / str(i), T=T, choices=choices, student=5, val=0.90 + T / 100, **other)
+    found = tuned_methods(only(tmp_path))
+    assert {(one.method, one.setting.values["student"], one.setting.values["T"], one.is_best) for one in found} == {
+        ("dkd", "tinymlp", 4.0, True),
+        ("soft_targets", "tinymlp", 1.0, False),
+        ("dkd", "cnn", 4.0, True),
+    }

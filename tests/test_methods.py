@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -293,22 +292,6 @@ def hint_training() -> tuple[Hint, dict[str, Any]]:
     return method, {"teacher": live, "method": method, "plan": made.a_plan(epochs=4)}
 
 
-class InMemory:
-    """A checkpoint in memory."""
-
-    def __init__(self, state: dict[str, Any] | None = None) -> None:
-        self.state = state
-
-    def load(self) -> dict[str, Any] | None:
-        return self.state
-
-    def due(self, epoch: int) -> bool:
-        return False
-
-    def save(self, state: dict[str, Any]) -> None:
-        self.state = copy.deepcopy(state)
-
-
 def test_a_methods_parameters_are_trained_and_are_no_part_of_the_student() -> None:
     method, keys = hint_training()
     before = {name: t.clone() for name, t in method.state_dict().items()}
@@ -325,7 +308,7 @@ def test_a_training_with_a_methods_parameters_resumes_bit_for_bit(stop_after: in
     whole = made.train(made.solo(made.Own, method=method), **keys)[0]
 
     interrupted, keys = hint_training()
-    checkpoint, epochs = InMemory(), itertools.count(1)
+    checkpoint, epochs = made.InMemory(), itertools.count(1)
     with pytest.raises(Interrupted):
         made.train(
             made.solo(made.Own, method=interrupted),

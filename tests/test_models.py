@@ -341,6 +341,7 @@ def test_every_key_of_a_shipped_file_has_a_reader_and_a_comment(file):
     builder = locate(node.pop("_target_"))
     if file.parent.name == "dataset":
         assert 0 < node.pop("val_fraction") < 1
+        assert node.pop("positive", None) is None
     given = ["data_dir"] if file.parent.name == "dataset" else ["input_shape", "num_classes"]
     parameters = inspect.signature(builder).parameters
     assert set(parameters) - set(given) == set(node)

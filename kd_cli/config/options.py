@@ -121,7 +121,8 @@ def data_node(value: Any, conf_dirs: Sequence[Path], like: Mapping[str, Any] | N
             hint=" ".join(filter(None, (did_you_mean(str(name), known), f"it can be {', '.join(sorted(known))}"))),
         )
     node = yaml.safe_load(known[name].read_text(encoding="utf-8"))
-    node.pop("val_fraction", None)
+    for key in ("val_fraction", "positive"):
+        node.pop(key, None)
     size = {key: item for key, item in (like or {}).items() if key in ("image_size", "channels") and key in node}
     return node | size | {key: item for key, item in own.items() if key != "name"}
 

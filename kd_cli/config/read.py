@@ -28,7 +28,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, A
     v = check_config(with_current_names(container(cfg, written)))
     teacher, dataset = dict(v["teacher"]), dict(v["dataset"])
     own = {key: teacher.pop(key) for key in OWN_KEYS["teacher"]}
-    val_fraction = dataset.pop("val_fraction")
+    val_fraction, positive = dataset.pop("val_fraction"), dataset.pop("positive", None)
     return RunConfig(
         teacher=train_spec(v, "teacher", teacher, choices, normalize=own["normalize"]),
         checkpoint=own["checkpoint"],
@@ -41,6 +41,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, A
         cuda_graphs=v["cuda_graphs"],
         dataset=dataset,
         val_fraction=val_fraction,
+        positive=positive,
         method_name=option_name("method", v["method"], choices),
         method=v["method"],
         T=v["T"],

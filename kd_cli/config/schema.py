@@ -153,6 +153,7 @@ class TeacherKeys:
 @dataclass
 class DatasetKeys:
     val_fraction: float = field(default=0.1, metadata=allowed(least=0, below=1))
+    positive: Any = None  # the class that becomes the one label of a single-logit head
 
 
 @dataclass

@@ -69,6 +69,7 @@ class RunConfig:
     cuda_graphs: bool
     dataset: Node
     val_fraction: float
+    positive: str | int | None
     method_name: str
     method: Node
     T: float | str  # "auto": chosen on validation data
@@ -86,7 +87,7 @@ class RunConfig:
         """Return a key that is equal for runs with the same data on the same device and the same store."""
         return fingerprint(
             [
-                *(self.dataset, self.val_fraction, self.device, self.precision, self.cuda_graphs),
+                *(self.dataset, self.val_fraction, self.positive, self.device, self.precision, self.cuda_graphs),
                 *(str(self.data_dir), str(self.store_dir)),
             ]
         )

@@ -34,11 +34,11 @@ def imagefolder(
     `data_dir`. A folder without class folders gives unlabelled pictures. Raises DataError, which names the picture that
     cannot be read.
     """
-    reading = Reading(_positive(image_size), _channels(channels), _colour(background))
+    reading = as_reading(image_size, channels, background)
     if not is_number(test_fraction) or not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
     data_dir = Path(data_dir).expanduser()
-    folder = _root(root, data_dir)
+    folder = folder_of(root, data_dir, hint="give the folder that holds one folder per class")
     tree = read_tree(folder)
     files = [*tree.unlabelled, *(file for classes in tree.parts.values() for part in classes.values() for file in part)]
     images, facts, kept = decoded(folder, files, reading, data_dir)
@@ -109,15 +109,19 @@ def _labels(classes: Classes) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(classes)), counts)
 
 
-def _root(root: str, data_dir: Path) -> Path:
+def folder_of(root: str, data_dir: Path, *, hint: str) -> Path:
+    """The folder `root`, in the working directory or in `data_dir`. Raises DataError with the hint."""
     asked = Path(root).expanduser()
     for folder in (asked, data_dir / asked):
         if folder.is_dir():
             return folder.resolve()
     places = f"{asked}" if asked.is_absolute() else f"{asked.absolute()} nor {data_dir / asked}"
-    raise DataError(
-        f"root is {root}, and there is no folder {places}", hint="give the folder that holds one folder per class"
-    )
+    raise DataError(f"root is {root}, and there is no folder {places}", hint=hint)
+
+
+def as_reading(image_size: int, channels: int, background: str | Sequence[int]) -> Reading:
+    """How pictures are decoded, from the keys of a data set. Raises ConfigError."""
+    return Reading(_positive(image_size), _channels(channels), _colour(background))
 
 
 def _positive(image_size: int) -> int:

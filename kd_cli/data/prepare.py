@@ -14,19 +14,22 @@ from kd_cli.data.normalisation import mean_and_std
 from kd_cli.data.sentences import listed, sentence
 from kd_cli.data.source import Dataset, Source, Split, check, check_images, check_layout, parts_of
 from kd_cli.data.splits import RULE_SEED, set_aside, set_aside_by_class, set_aside_groups
-from kd_cli.errors import DataError
-from kd_cli.numeric import is_number
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.nearest import did_you_mean
+from kd_cli.numeric import is_number, is_whole
 
 
-def prepare(source: Source, *, val_fraction: float) -> Dataset:
+def prepare(source: Source, *, val_fraction: float, positive: str | int | None = None) -> Dataset:
     """Check a source, set its validation part aside, and measure the mean and deviation of the rest.
+
+    With `positive`, the name or number of a class, the examples have one label, whether they are of that class.
 
     The parts depend on the source and on `val_fraction` alone, never on a run's seed. Raises DataError.
     """
     check(source)
     if not is_number(val_fraction) or not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction!r}; it must be a number, at least 0 and below 1")
-    source = channels_first(source)
+    source = channels_first(source if positive is None else one_label(source, positive))
     parts = parts_of(source)
     train, val, test = parts["train"], parts.get("val"), parts["test"]
     if val is not None:
@@ -67,6 +70,36 @@ def unlabelled(source: Source) -> tuple[Tensor, str, list[str]]:
     return channels_first(source).train_images, _fingerprint(source, 0.0, None), source.notes
 
 
+def one_label(source: Source, positive: str | int) -> Source:
+    """The source with one label [N,1], whether an example is of the class `positive`. Raises ConfigError."""
+    names = list(source.class_names)
+    if source.train_labels.dim() == 2:
+        raise ConfigError(f"dataset.positive is {positive!r}, and {source.name} has independent labels already")
+    if str(positive) in names:
+        number = names.index(str(positive))
+    elif is_whole(positive) and 0 <= int(positive) < len(names):
+        number = int(positive)
+    else:
+        allowed = did_you_mean(str(positive), names) or f"classes are 0 to {len(names) - 1}, or their names"
+        raise ConfigError(
+            f"dataset.positive names the class {positive!r}, which {source.name} does not have", hint=allowed
+        )
+
+    def label(labels: Tensor) -> Tensor:
+        return (labels == number).long()[:, None]
+
+    others = [name for name in names if name != names[number]]
+    said = f"one label, {names[number]}: its examples are positive, those of {listed(others, 3)} negative"
+    return replace(
+        source,
+        train_labels=label(source.train_labels),
+        test_labels=label(source.test_labels),
+        val_labels=None if source.val_labels is None else label(source.val_labels),
+        class_names=(names[number],),
+        notes=[*source.notes, said],
+    )
+
+
 def channels_first(source: Source) -> Source:
     """The source with images [N,C,H,W], if it says that they are [N,H,W,C]."""
     if source.channels_first is not False or source.train_images.dim() != 4:
@@ -93,7 +126,10 @@ def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tenso
     total = len(source.train_labels)
     count = round(total * val_fraction)
     order = f"numpy's RandomState({RULE_SEED}).permutation"
-    by_class = set_aside_by_class(source.train_labels, count) if source.by_class and source.groups is None else None
+    labels = source.train_labels
+    labels = labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels
+    stratified = source.by_class and source.groups is None and labels.dim() == 1
+    by_class = set_aside_by_class(labels, count) if stratified else None
     if source.groups is not None:
         val, train = set_aside_groups(source.groups, count)
         groups = len(source.groups.unique())
@@ -130,7 +166,7 @@ def _notes(dataset: Dataset) -> list[str]:
     for part, counts in zip(named, dataset.class_counts().values(), strict=True):
         empty = [name for name, count in zip(dataset.class_names, counts, strict=True) if count == 0]
         if empty and len(named[part]):
-            notes.append(f"no {part} examples: {_classes(empty)}")
+            notes.append(f"no {part} examples: {_classes(empty, 'label' if dataset.multilabel else 'class')}")
     noun = "example" if len(dataset.shape) < 2 else "picture"
     for part in ("validation", "test"):
         if count := int(known(named[part].images, dataset.train.images).sum()):
@@ -151,8 +187,9 @@ def _notes(dataset: Dataset) -> list[str]:
     return notes
 
 
-def _classes(names: Sequence[str]) -> str:
-    return f"{'class' if len(names) == 1 else 'classes'} {listed(names)}"
+def _classes(names: Sequence[str], noun: str) -> str:
+    plural = {"class": "classes", "label": "labels"}[noun]
+    return f"{noun if len(names) == 1 else plural} {listed(names)}"
 
 
 def _fingerprint(source: Source, val_fraction: float, positions: Tensor | None) -> str:

@@ -21,6 +21,8 @@ from kd_cli.errors import DataError
 class Source:
     """A data set as published: images [N, *shape], uint8 or float, and labels [N], int64, from 0.
 
+    Independent labels are [N,L], int64, 0 or 1, and `class_names` are then the names of the L labels.
+
     Images with channels are [N,C,H,W] (`channels_first=False` for [N,H,W,C]; None refuses sizes that look like it),
     tables are [N,F]. Everything after `class_names` may be left out. `val_images` and `val_labels` are a published
     validation part; without them, `prepare` sets one aside: whole groups if `groups` [N] numbers the training examples
@@ -49,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images [N, *shape], their labels [N], and their file names if they have any."""
+    """Images [N, *shape], their labels [N] or [N,L], and their file names if they have any."""
 
     images: Tensor
     labels: Tensor
@@ -83,13 +85,20 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def multilabel(self) -> bool:
+        """Whether examples have independent labels [N,L], whose names are `class_names`, and not one class each."""
+        return self.train.labels.dim() == 2
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example, e.g. (1, 28, 28)."""
         return tuple(self.train.images.shape[1:])
 
     def class_counts(self) -> dict[str, list[int]]:
-        """How many examples each class has, for the parts `train`, `val` and `test`: three lists of [classes]."""
+        """How many examples each class or label has, for the parts `train`, `val` and `test`: lists of [classes]."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
+        if self.multilabel:
+            return {name: part.labels.sum(0).tolist() for name, part in parts.items()}
         return {name: torch.bincount(part.labels, minlength=self.classes).tolist() for name, part in parts.items()}
 
 
@@ -116,7 +125,9 @@ def check(source: Source) -> None:
             hint="put each class's pictures into a folder of its own (cat/1.jpg, dog/1.jpg), or give it as "
             "transfer.data, where labels are not needed",
         )
-    if len(names) < 2 or not all(isinstance(name, str) for name in names):
+    labels = source.train_labels
+    least = 1 if isinstance(labels, Tensor) and labels.dim() == 2 else 2
+    if len(names) < least or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: class_names is {names!r}; it must hold the names of two or more classes")
     if (source.val_images is None) != (source.val_labels is None):
         raise DataError(f"{where}: val_images and val_labels must be given together")
@@ -124,6 +135,8 @@ def check(source: Source) -> None:
     for part, split in parts.items():
         check_images(f"{where}: {part}", split.images)
         _check_labels(f"{where}: {part}", split, len(names))
+    if len({split.labels.dim() for split in parts.values()}) > 1:
+        raise DataError(f"{where}: some parts have one class for each example, and others independent labels [N,L]")
     train = source.train_images
     for part, split in parts.items():
         if train.shape[1:] != split.images.shape[1:] or train.dtype != split.images.dtype:
@@ -132,7 +145,7 @@ def check(source: Source) -> None:
                 f"{split.images.dtype} of shape {tuple(split.images.shape[1:])}; they must be alike"
             )
     groups = source.groups
-    if groups is not None and (groups.dtype != torch.int64 or groups.shape != source.train_labels.shape):
+    if groups is not None and (groups.dtype != torch.int64 or groups.shape != source.train_labels.shape[:1]):
         raise DataError(
             f"{where}: groups are {groups.dtype} of shape {tuple(groups.shape)}; they must be torch.int64 "
             f"[{len(train)}], one number for each training example"
@@ -172,9 +185,10 @@ def _check_labels(what: str, split: Split, classes: int) -> None:
     labels = split.labels
     if not isinstance(labels, Tensor) or labels.device.type != "cpu":
         raise DataError(f"{what}_labels must be a tensor on the CPU, and is {_kind(labels)}")
-    if labels.dtype != torch.int64 or labels.dim() != 1:
+    if labels.dtype != torch.int64 or labels.dim() not in (1, 2):
         raise DataError(
-            f"{what}_labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be torch.int64 [N]"
+            f"{what}_labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be torch.int64 [N], or [N,L] "
+            "for independent labels"
         )
     part = what.split(": ")[-1]
     if len(split.images) != len(labels):
@@ -182,6 +196,14 @@ def _check_labels(what: str, split: Split, classes: int) -> None:
     if split.names and len(split.names) != len(labels):
         raise DataError(f"{what}_names are {len(split.names)} and {part}_labels {len(labels)}; one each, or none")
     low, high = int(labels.min()), int(labels.max())
+    if labels.dim() == 2:
+        if labels.shape[1] != classes or low < 0 or high > 1:
+            raise DataError(
+                f"{what}_labels are [N,{labels.shape[1]}], from {low} to {high}; with {classes} labels they must be "
+                f"[N,{classes}] of 0 and 1",
+                hint="numbers of classes, one for each example, are [N]",
+            )
+        return
     if low < 0 or high >= classes:
         raise DataError(
             f"{what}_labels go from {low} to {high}; with {classes} classes they must lie in 0..{classes - 1}"

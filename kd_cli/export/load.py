@@ -29,6 +29,7 @@ OWN_MODELS = {
         "mlp": ["mlp"],
         "cnn": ["cnn"],
         "torchvision": ["torchvision_model"],
+        "extended": ["extended_student"],
         "cifar": ["resnet", "vgg", "wide_resnet"],
         "cifar_light": ["mobilenetv2", "shufflenetv1", "shufflenetv2"],
     }.items()
@@ -52,6 +53,7 @@ def record_student(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str
         "range": [0.0, 1.0] if images.dtype == torch.uint8 else [float(value) for value in torch.aminmax(images)],
         "shift": shift.tolist() if shift.any() else None,
         "precision": spec.precision,
+        **({"multilabel": True} if dataset.multilabel else {}),
     }
 
 
@@ -102,6 +104,7 @@ def load_student(run_dir: str | Path, *, trust: bool = False, same_code: bool = 
             dtype=dtype,
             shift=rebuild.get("shift"),
             values=rebuild.get("values", "unknown"),
+            multilabel=rebuild.get("multilabel", False),
             range=tuple(rebuild["range"]) if rebuild.get("range") else None,
         ).eval()
     except Exception as error:

@@ -39,9 +39,10 @@ class Student(nn.Module):
         shift: list[float] | None = None,
         values: str = "unknown",
         range: tuple[float, float] | None = None,
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.multilabel = network, multilabel
         self.classes, self.input_shape, self.values, self.range = classes, input_shape, values, range
         self.register_buffer("shift", None if shift is None else torch.tensor(shift, dtype=dtype))
         per_channel = (-1, 1, 1) if len(input_shape) == 3 else (-1,)
@@ -74,8 +75,9 @@ class Student(nn.Module):
         return logits if self.shift is None else logits + self.shift
 
     def probabilities(self, images: Any) -> Tensor:
-        """Probabilities at T = 1, the temperature of all inference: [B, classes]."""
-        return self(images).softmax(-1)
+        """Probabilities at T = 1, the temperature of all inference: [B, classes]; independent labels have their own."""
+        logits = self(images)
+        return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     def _check_values(self, batch: Tensor) -> None:
         """DataError for values that the student was not trained on."""

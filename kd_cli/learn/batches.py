@@ -27,7 +27,8 @@ NO_AUGMENTATION = Augment()
 class Batch:
     """The examples of one step.
 
-    `index` [U,B] counts them in their data set, `images` [U,B,...] are normalised and augmented, `labels` are [U,B].
+    `index` [U,B] counts them in their data set, `images` [U,B,...] are normalised and augmented, `labels` are [U,B],
+    or [U,B,L] of independent labels.
     `progress` is the share of all steps already made, `epoch` counts from 1. A method gets `index` and `labels` as
     [S,B].
     """
@@ -40,7 +41,7 @@ class Batch:
 
 
 class Examples:
-    """Images `[N,...]` and labels `[N]` on a device.
+    """Images `[N,...]` and labels `[N]`, or independent labels `[N,L]`, on a device.
 
     `normalise` maps stored images to what a network takes; bytes stay bytes and are normalised batch by batch, which
     takes a quarter of the memory. Where the normalised images fit in `keep_floats` bytes they are kept instead: the

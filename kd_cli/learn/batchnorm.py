@@ -7,6 +7,7 @@ fixed weights is "precise BatchNorm" (Wu & Johnson 2021, section 3).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -43,6 +44,25 @@ def estimate_statistics(module: nn.Module, images: Iterator[Tensor]) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum, norm.training = momentum, False
+
+
+@contextlib.contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """A context in which the layers normalise by their batch's statistics, as in training, and keep their own.
+
+    The model is in eval mode before and after; dropout is not active meanwhile.
+    """
+    norms = tracked_norms(module)
+    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    for norm in norms:
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm.training = False
+            for name, buffer in buffers.items():
+                norm.get_buffer(name).copy_(buffer)
 
 
 def training_batches(train: Examples, batch_size: int, *, seed: int, role: str, epoch: int) -> Iterator[Tensor]:

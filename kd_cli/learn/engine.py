@@ -21,7 +21,6 @@ from kd_cli.learn.batches import (
     EVAL_BATCH,
     NO_AUGMENTATION,
     Augmented,
-    Batch,
     Block,
     Examples,
     batch_sizes,
@@ -30,13 +29,14 @@ from kd_cli.learn.batches import (
 )
 from kd_cli.learn.batchnorm import estimate_statistics, tracked_norms, training_batches
 from kd_cli.learn.cuda_graphs import PlainSteps, RecordedSteps, Recorder, recorded_steps
-from kd_cli.learn.learner import Learner, ask
+from kd_cli.learn.gradients import gradient_sizes, loss_balance
+from kd_cli.learn.learner import Learner
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.schedules import Schedule
 from kd_cli.learn.teachers import Teacher
+from kd_cli.losses import binary_cross_entropy, correct
 
 BLOCK_LOGITS = 1 << 15  # logits of one model, about, in the batches of one block
-DIAGNOSED = 512  # examples on which the terms' gradients are measured
 
 Row = dict[str, Any]  # a line of metrics.jsonl
 
@@ -52,6 +52,7 @@ class Plan:
     estimate_batchnorm: bool = False  # BatchNorm's statistics are estimated anew before each evaluation
     keep_best: bool = False  # keep the weights of the epoch with the best validation accuracy instead of the last
     diagnostics: bool = False  # log the sizes of each term's gradients
+    loss_balance: bool = False  # measure each term's share of the gradient at start, middle and end
     fill: Tensor | float = 0.0  # what moves in at the edge of a shifted image: black, normalised
 
 
@@ -76,10 +77,15 @@ class Training:
         """The lengths of an epoch's batches."""
         return batch_sizes(len(self.train), self.plan.batch_size)
 
+    def progress_at(self, epoch: int) -> float:
+        """The share of all steps made before the last one of this epoch; 0 before the first epoch."""
+        return max(0, epoch * len(self.sizes) - 1) / (self.plan.epochs * len(self.sizes))
+
     @functools.cached_property
     def steps_of_block(self) -> int:
         """How many batches are handed to the learner at once."""
-        classes = int(self.train.labels.max()) + 1
+        labels = self.train.labels
+        classes = labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
         return BLOCK_LOGITS // (self.plan.batch_size * classes) + 1
 
 
@@ -92,6 +98,7 @@ class Outcome:
     seconds: float = 0.0
     diverged: int | None = None  # the epoch in which the loss stopped being finite
     epoch: int | None = None  # the epoch that the weights are of
+    balance: list[Row] = field(default_factory=list)  # each term's share of the gradient, as `loss_balance` returns it
 
 
 class Observer:
@@ -148,6 +155,8 @@ def fit(
         for earlier in zip(*(outcome.history for outcome in outcomes), strict=True):
             observer.epoch(list(earlier))
     steps = recorded_steps(learner, training.teacher, training.objective, recorder)
+    if done == 0:
+        add_balance(learner, training, outcomes, epoch=0)
     for epoch in range(done + 1, plan.epochs + 1):
         if all(outcome.diverged for outcome in outcomes):
             break
@@ -165,6 +174,7 @@ def fit(
             add_epoch(outcome, row, seconds)
             if plan.keep_best and is_best(outcome):
                 outcome.epoch, outcome.state = epoch, learner.model_state(s)
+        add_balance(learner, training, outcomes, epoch=epoch)
         observer.epoch(rows)
         stop = stopping() and epoch < plan.epochs
         if checkpoint is not None and (stop or checkpoint.due(epoch)):
@@ -202,7 +212,7 @@ def epoch_rows(
 ) -> list[Row]:
     """The metrics of an epoch, one row for each model."""
     accuracy, nll = validate(learner, training.val)
-    last = (epoch * len(training.sizes) - 1) / (training.plan.epochs * len(training.sizes))
+    last = training.progress_at(epoch)
     sizes: list[dict[str, float | None]] = [{}] * learner.size
     if training.plan.diagnostics:
         sizes = gradient_sizes(learner, training, progress=last, epoch=epoch)
@@ -228,6 +238,17 @@ def add_epoch(outcome: Outcome, row: Row, seconds: float) -> None:
     outcome.seconds += seconds
     if outcome.diverged is None and not math.isfinite(row["loss"]):
         outcome.diverged = row["epoch"]
+
+
+def add_balance(learner: Learner, training: Training, outcomes: Sequence[Outcome], *, epoch: int) -> None:
+    """Measure the terms' shares of the gradient before the first epoch, after half of them and after the last."""
+    epochs, method = training.plan.epochs, training.objective.method
+    when = {epochs // 2: "middle", 0: "start", epochs: "end"}.get(epoch)
+    if when is None or not training.plan.loss_balance or not (method.needs_teacher or method.has_alpha):
+        return
+    shares = loss_balance(learner, training, progress=training.progress_at(epoch), epoch=max(1, epoch))
+    for outcome, own in zip(outcomes, shares, strict=True):
+        outcome.balance.append({"when": when, "epoch": epoch, "shares": own})
 
 
 def take_last_weights(learner: Learner, train: Examples, outcomes: Sequence[Outcome]) -> None:
@@ -266,29 +287,8 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     if not len(val):
         return [None] * learner.size, [None] * learner.size
     logits_SNC = learner.predict(val)
-    accuracy = (logits_SNC.argmax(-1) == val.labels).double().mean(-1)
+    accuracy = correct(logits_SNC, val.labels.expand(*logits_SNC.shape[:2], *val.labels.shape[1:])).double().mean(-1)
+    if val.labels.dim() == 2:
+        return accuracy.tolist(), binary_cross_entropy(logits_SNC.double(), val.labels).tolist()
     log_p = logits_SNC.double().log_softmax(-1).gather(-1, val.labels.expand(logits_SNC.shape[:2])[..., None])
     return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
-
-
-def gradient_sizes(
-    learner: Learner, training: Training, *, progress: float, epoch: int
-) -> list[dict[str, float | None]]:
-    """How large the gradient of each term is, before weighting, for each of the S models.
-
-    On the logits: the mean over examples of the norm of an example's own gradient, (p - q) / T for soft targets. On the
-    parameters: the norm of the gradient of the mean over examples. In eval mode, on the first 512 examples.
-    """
-    train, objective = training.train, training.objective
-    index = torch.arange(min(DIAGNOSED, len(train)), device=train.device)[None]
-    batch = Batch(index, train.images(index), train.labels[index], progress, epoch)
-    target = ask(training.teacher, batch, objective.weights.T) if training.teacher is not None else None
-    found = learner.term_gradients(batch, target, objective)
-    columns: dict[str, list[float] | None] = {}
-    for name in dict.fromkeys(["soft", "hard", *found]):
-        gradient = found.get(name)
-        columns[f"{name}_gradient_logits"] = None if gradient is None else gradient.on_logits.tolist()
-        columns[f"{name}_gradient_parameters"] = None if gradient is None else gradient.on_parameters.tolist()
-    return [
-        {key: None if values is None else values[s] for key, values in columns.items()} for s in range(learner.size)
-    ]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.learn.batches import Batch, Block, Examples, repeat_groups
-from kd_cli.learn.methods.base import Terms
+from kd_cli.learn.methods.base import Terms, is_temperature
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import quick_step, set_rates
 from kd_cli.learn.outputs import FeatureHooks, Outputs
 from kd_cli.learn.randomness import Generators, global_stream
 from kd_cli.learn.teachers import Teacher
-from kd_cli.losses import likeliest, single_precision
+from kd_cli.losses import correct, single_precision
 from kd_cli.models.layers import Dropout, constrain_max_norm
 
 Rate = float | Tensor  # the factor on each model's learning rate; a tensor while steps are recorded
@@ -51,19 +51,20 @@ class Sums:
 
     @torch.no_grad()
     def add(self, terms: Terms, logits: Tensor, labels: Tensor) -> None:
-        """Add the means `terms` over the B examples of logits [S,B,C] and labels [S,B] or [1,B]."""
+        """Add the means `terms` over the B examples of logits [S,B,C] and labels [S,B] or [1,B] ([...,L])."""
         if terms.keys() != self.terms.keys():
             self.terms = {name: torch.zeros(self.size, dtype=torch.float64, device=self.device) for name in terms}
         torch._foreach_add_(
-            list(self.terms.values()), [t.detach().double() for t in terms.values()], alpha=labels.shape[-1]
+            list(self.terms.values()), [t.detach().double() for t in terms.values()], alpha=logits.shape[-2]
         )
-        self.correct += (likeliest(logits) == labels).sum(-1)
+        self.correct += correct(logits, labels).sum(-1)
 
     def means(self, n: int) -> list[dict[str, float | None]]:
         """For each model the means over n examples: `loss`, `soft_loss` and `hard_loss` (None where the method has no
-        such term), further terms as `name_loss`, `train_accuracy`. The sums start from 0 again."""
+        such term), further terms as `name_loss`, temperatures by their names, `train_accuracy`. The sums start from 0
+        again."""
         means = torch.stack([*self.terms.values(), self.correct.double()]).div(n).tolist()  # waits for the device
-        names = ["loss" if name == "loss" else f"{name}_loss" for name in self.terms]
+        names = [name if name == "loss" or is_temperature(name) else f"{name}_loss" for name in self.terms]
         for values in (*self.terms.values(), self.correct):
             values.zero_()
         columns = dict.fromkeys(["loss", "soft_loss", "hard_loss"]) | dict(zip(names, means[:-1], strict=True))
@@ -116,8 +117,8 @@ class Learner(ABC):
         return torch.cat([self.logits(images) for images in examples.in_order()], dim=1)
 
     @abstractmethod
-    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
-        """The gradient of each term that is logged, before weighting, by its name, in eval mode; no step is made."""
+    def term_gradients(self, batch: Batch, terms: Callable[[Outputs], Terms]) -> dict[str, TermGradient]:
+        """The gradient of each of the `terms` of the students' outputs, by its name, in eval mode; no step is made."""
 
     @abstractmethod
     def rates(self, factor: float) -> list[float]:
@@ -178,6 +179,7 @@ class ModuleLearner(Learner):
                 part.generator = self.generators.own[0]
         self.bounds: Mapping[str, float] = getattr(module, "max_norm", None) or {}
         self.bounded = {name: p for name, p in module.named_parameters() if name in self.bounds}
+        self.module.eval()
         self.method.eval()
 
     @contextlib.contextmanager
@@ -216,16 +218,16 @@ class ModuleLearner(Learner):
         with self.features.paused():
             return self.outputs(images[None]).logits
 
-    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
+    def term_gradients(self, batch: Batch, terms: Callable[[Outputs], Terms]) -> dict[str, TermGradient]:
         student = self.outputs(batch.images)
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         found = {}
-        for name, term in objective(student, target, batch).items():
-            if name != "loss":
-                on_logits, *rest = torch.autograd.grad(
-                    term.sum(), [student.logits, *parameters], retain_graph=True, materialize_grads=True
-                )
-                found[name] = TermGradient(on_logits, [gradient[None] for gradient in rest])
+        for name, term in terms(student).items():
+            sources = [student.logits, *parameters]
+            gradients: Sequence[Tensor] = [torch.zeros_like(source) for source in sources]
+            if term.requires_grad:  # a term without a weight may be a constant
+                gradients = torch.autograd.grad(term.sum(), sources, retain_graph=True, materialize_grads=True)
+            found[name] = TermGradient(gradients[0], [gradient[None] for gradient in gradients[1:]])
         return found
 
     def rates(self, factor: float) -> list[float]:

@@ -22,7 +22,15 @@ class Objective:
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Terms:
         """The loss of each student, [S], and the terms that are logged beside it."""
-        if len(batch.labels) != self.size:
-            index, labels = (repeat_groups(x, self.size) for x in (batch.index, batch.labels))
-            batch = replace(batch, index=index, labels=labels)
-        return self.method(student, teacher, batch, self.weights)
+        return self.method(student, teacher, self._repeated(batch), self.weights)
+
+    def weighted_terms(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Terms:
+        """The terms of the loss times their weights, [S] each, whose sum is the loss."""
+        return self.method.weighted_terms(student, teacher, self._repeated(batch), self.weights)
+
+    def _repeated(self, batch: Batch) -> Batch:
+        """The batch with `index` and `labels` of each student."""
+        if len(batch.labels) == self.size:
+            return batch
+        index, labels = (repeat_groups(x, self.size) for x in (batch.index, batch.labels))
+        return replace(batch, index=index, labels=labels)

@@ -75,7 +75,7 @@ def _setting_curves(comparison: Comparison, ranked: Sequence[Setting], measure: 
 
 
 def run_curves(run: Run) -> list[Figure]:
-    """A run's errors and likelihood by epoch, of all three roles."""
+    """A run's errors and likelihood by epoch, of all three roles, and its temperature where it was learned."""
     figures = []
     for name, seen, unseen in (("errors, %", "train_accuracy", "val_accuracy"), ("NLL", "hard_loss", "val_nll")):
         series, key = [], []
@@ -87,6 +87,9 @@ def run_curves(run: Run) -> list[Figure]:
                     key.append((curve.name, colour, style))
         if series:
             figures.append(Figure("", _by_epoch(series, f"{name} by epoch", name), legend=legend(key)))
+    learned = _curve("temperature", [run], "student", "T", COLOURS["student"], "bare")
+    if learned.points:
+        figures.append(Figure("", _by_epoch([learned], "Temperature by epoch", "T, mean of an epoch's steps")))
     return figures
 
 

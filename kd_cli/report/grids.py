@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_cli.report.compare import Comparison, value_of
-from kd_cli.report.differences import from_alone, from_soft_targets
+from kd_cli.report.differences import from_alone, from_soft_targets, tuned_methods
 from kd_cli.report.read import Run
 from kd_cli.report.words import counts, difference, effect, percent, plus_minus, relative, show
 from kd_cli.roles import ROLES
@@ -82,6 +82,21 @@ def settings_grid(comparison: Comparison) -> Grid:
         lines.append(Line(cells, best=setting is comparison.best))
     heads = [*comparison.keys, "n", "val accuracy", "test errors", *versus, "gap closed", "alone", "teacher"]
     return Grid([*heads, *(head for head, _, _ in _COLUMNS)], lines, sortable=True)
+
+
+def methods_grid(comparison: Comparison) -> Grid | None:
+    """A row for each method at its best setting by validation; None where there is none to choose."""
+    lines = []
+    for one in tuned_methods(comparison):
+        setting = one.setting
+        versus = (from_alone(setting), from_soft_targets(setting, comparison), one.from_best)
+        cells = [*(Cell(show(value)) for value in setting.values.values()), Cell(f"1 of {one.tried}", str(one.tried))]
+        cells += [Cell(counts(setting), str(setting.n)), _mean(setting.student.get("val_accuracy"), ".2%")]
+        cells += [_mean(setting.student.get("errors")), *map(_versus, versus)]
+        lines.append(Line(cells, best=one.is_best))
+    heads = [*comparison.keys, "settings", "n", "val accuracy", "test errors", "against alone"]
+    heads += ["against tuned soft targets", "against the best"]
+    return Grid(heads, lines, sortable=True) if lines else None
 
 
 def runs_grid(comparisons: Sequence[Comparison], root: Path) -> Grid:

@@ -48,7 +48,9 @@ def run_page(run_dir: str | Path, root: Path | None = None) -> str:
         auto=_auto(run),
         omitted=_omitted(run),
         curves=run_curves(run),
+        balance=_balance(run),
         classes=_classes(run),
+        labels=_labels(run),
         examples=_examples(examples) if examples else None,
         disagreement=_disagreement(examples) if examples and examples["disagreement"] else None,
         mistakes=_mistakes(examples) if examples and not examples["disagreement"] else None,
@@ -126,6 +128,36 @@ def _classes(run: Run) -> Grid | None:
     rows = [list(row) for row in zip(*columns, strict=True)]
     heads = ["class", "test examples", *(ROLE_NAMES[role] for role in reports)]
     return plain(heads, [*rows, ["mean over the classes", f"{sum(counts):,}", *balanced]])
+
+
+def _labels(run: Run) -> Grid | None:
+    """Each independent label's results on the test part, by role; None for data with classes."""
+    reports = {role: run.summary[role]["test"] for role in ROLES if run.summary.get(role)}
+    if not reports or not all(report.get("labels") for report in reports.values()):
+        return None
+    rows = []
+    for i, label in enumerate(reports["student"]["labels"] if "student" in reports else ()):
+        for role, report in reports.items():
+            own = report["labels"][i]
+            shares = ["" if own[key] is None else f"{own[key]:.3f}" for key in ("f1", "average_precision", "ece")]
+            rows.append([label["name"], f"{own['positives']:,}", ROLE_NAMES[role], f"{own['errors']:,}", *shares])
+    for role, report in reports.items():
+        mean = report["mean_average_precision"]
+        shares = ["", "" if mean is None else f"{mean:.3f}", f"{report['ece']:.3f}"]
+        rows.append(["all labels", "", ROLE_NAMES[role], f"{report['label_errors']:,}", *shares])
+    heads = ["label", "test examples with it", "", "wrong", "F1", "average precision", "ECE"]
+    return plain(heads, rows) if rows else None
+
+
+def _balance(run: Run) -> Grid | None:
+    """Each term's share of the gradient at the start, the middle and the end; None where none was measured."""
+    rows = (run.summary.get("student") or {}).get("loss_balance") or []
+    terms = list(dict.fromkeys(term for row in rows for term in row["shares"]))
+    shares = [[row["shares"].get(term) for term in terms] for row in rows]
+    cells = [["" if share is None else f"{share:.1%}" for share in own] for own in shares]
+    heads = ["", "epochs done", *terms]
+    lines = [[row["when"], f"{row['epoch']:,}", *own] for row, own in zip(rows, cells, strict=True)]
+    return plain(heads, lines) if terms else None
 
 
 def _omitted(run: Run) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from kd_cli.report.answers import answer
 from kd_cli.report.compare import Comparison, Setting
 from kd_cli.report.curves import gradient_figures, learning_curves
 from kd_cli.report.figures import error_figure, heat_figure
-from kd_cli.report.grids import runs_grid, settings_grid
+from kd_cli.report.grids import methods_grid, runs_grid, settings_grid
 from kd_cli.report.render import render
 from kd_cli.report.tables import shown
 from kd_cli.report.words import not_listed, percent, plus_minus, run_notes, tally, warnings
@@ -56,6 +56,7 @@ def _section(comparison: Comparison, *, several: bool) -> dict[str, Any]:
         "notes": run_notes(comparison.runs),
         "figures": [figure for figure in (*figures, learning_curves(comparison)) if figure],
         "gradients": gradient_figures(comparison),
+        "methods": methods_grid(comparison),
         "settings": settings_grid(comparison) if len(comparison.settings) > 1 else None,
     }
 

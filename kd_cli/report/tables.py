@@ -11,7 +11,7 @@ from typing import Any
 
 from kd_cli.report.answers import answer
 from kd_cli.report.compare import AVERAGED, FIRST, MEASURES, Comparison, Setting, baselines, value_of
-from kd_cli.report.differences import from_alone, from_soft_targets
+from kd_cli.report.differences import from_alone, from_soft_targets, tuned_methods
 from kd_cli.report.read import Run
 from kd_cli.report.words import (
     changed_models,
@@ -92,7 +92,24 @@ def _comparison_table(comparison: Comparison) -> str:
             first, *more = _measures(stats)
             rows.append([name, first, more[0], "", "", *more[1:], "", str(stats["errors"].n)])
     _narrow(rows)
-    return f"{head}\n\n{align(rows)}\n{_legend(comparison)}\n{sentences}"
+    return f"{head}\n\n{align(rows)}\n{_legend(comparison)}\n{_methods(comparison)}{sentences}"
+
+
+def _methods(comparison: Comparison) -> str:
+    """The table of methods, each at its best setting by validation; empty where there is none to make."""
+    tuned = tuned_methods(comparison)
+    if not tuned:
+        return ""
+    rows = [["method at its best", "val accuracy", "test errors", "vs soft targets", "vs the best", "n"]]
+    for one in tuned:
+        setting = one.setting
+        versus = [_versus(value) for value in (from_soft_targets(setting, comparison), one.from_best)]
+        accuracy, errors = (setting.student.get(key) for key in ("val_accuracy", "errors"))
+        name = name_of(setting, comparison) + (" *" if one.is_best else "")
+        rows.append([name, plus_minus(accuracy, ".2%"), plus_minus(errors, ",.1f"), *versus, counts(setting)])
+    _narrow(rows, "vs the best")
+    tried = from_to({one.tried for one in tuned})
+    return f"{align(rows)}\nthe highest mean validation accuracy of {tried} settings of each method\n\n"
 
 
 def _versus(value: Difference | None) -> str:
@@ -111,10 +128,10 @@ def _legend(comparison: Comparison) -> str:
     return f"vs: difference in errors, paired by seed, ± its 95 % interval{more}\n"
 
 
-def _narrow(rows: list[list[str]]) -> None:
+def _narrow(rows: list[list[str]], *more: str) -> None:
     """Delete empty columns and, while the table is too wide, the least important ones; the CSV file has them all."""
     empty = [name for i, name in enumerate(rows[0]) if i and not any(row[i] for row in rows[1:])]
-    for name in (*empty, "accuracy", "ECE", "NLL", "agrees", "gap", "val accuracy"):
+    for name in (*empty, "accuracy", "ECE", "NLL", "agrees", "gap", "val accuracy", *more):
         if name in rows[0] and (name in empty or align(rows).index("\n") > WIDTH):
             column = rows[0].index(name)
             for row in rows:
@@ -184,12 +201,20 @@ def _csv_row(run: Run, comparison: Comparison, keys: Sequence[str], root: Path, 
 # ---------------------------------------------------------------- a run
 
 
+def answers(data: Mapping[str, Any]) -> str:
+    """What a model answers, from a summary's `dataset`: 10 classes, 3 independent labels, 1 label."""
+    n = data["classes"]
+    if not data.get("multilabel"):
+        return f"{n} classes"
+    return "1 label" if n == 1 else f"{n} independent labels"
+
+
 def run_table(summary: Mapping[str, Any]) -> str:
     """The table that a run ends with."""
     data = summary["dataset"]
     head = (
         f"{data['name']}: {data['train']:,} training, {data['val']:,} validation, {data['test']:,} test examples, "
-        f"{data['classes']} classes; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
+        f"{answers(data)}; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
     )
     worst = worst_class(summary)
     words = "\n".join(filter(None, (verdict(summary), next_step(summary), worst and wrap(worst))))

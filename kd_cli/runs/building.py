@@ -12,6 +12,7 @@ from torch import nn
 from kd_cli.config.build import PARTIAL, build, locate
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import Node, TrainSpec
+from kd_cli.data.source import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.batches import Batch, batch_sizes
@@ -33,6 +34,7 @@ from kd_cli.runs.models import build_module
 PER_MODEL = ("lr", "weight_decay")  # optimiser options that may differ between the models of a stack
 SMALL = 500_000  # parameters up to which one dense network's closed form is more than 15 % faster than autograd
 HARD: Node = {"_target_": "kd_cli.learn.methods.Hard"}
+BINARY_HARD: Node = {"_target_": "kd_cli.learn.methods.BinaryHard"}
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,29 @@ def make_plan(data: DeviceData, spec: TrainSpec, role: str, *, diagnostics: bool
         keep_best=spec.keep == "best",
         estimate_batchnorm=spec.batchnorm == "estimate",
         diagnostics=diagnostics,
+        loss_balance=role == "student",
     )
 
 
 def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.optim.Optimizer:
     with without_compiler():
         return build(task.spec.optimizer, parameters, where=key_of("optimizer", role))
+
+
+def trained_parameters(module: nn.Module, method: Method) -> list[Any]:
+    """The parameters of a model and its method, as an optimiser takes them; those without weight decay as a group."""
+    parameters = [*module.parameters(), *method.parameters()]
+    undecayed = method.undecayed()
+    if not undecayed:
+        return parameters
+    others = {id(parameter) for parameter in undecayed}
+    decayed = [parameter for parameter in parameters if id(parameter) not in others]
+    return [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
+
+
+def of_labels(dataset: Dataset) -> Node:
+    """The method of a model that learns from the labels alone: a teacher, a student alone."""
+    return BINARY_HARD if dataset.multilabel else HARD
 
 
 def check_recipe(spec: TrainSpec, role: str) -> None:
@@ -148,6 +167,9 @@ def make_training(
         if objective.method.chooses_layers:
             objective.method.choose_layers(modules[0], teacher.modules[0], data.train.first(2))
         teacher.read_features(objective.method.teacher_features)
+        if objective.method.extends_student:
+            for module in modules:
+                objective.method.adopt(module, teacher.modules[0])
     setting = make_setting(objective.method, modules[0], teacher, data, plan)
     with global_stream(spec.seed, stream_of(role), "method", device=data.device):
         objective.method.setup(setting)
@@ -163,8 +185,7 @@ def make_learner(
     """Several models as a stack; one as an ordinary module, unless its closed form is faster."""
     autocast = Autocast(data.device, data.precision)
     if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):
-        parameters = [*modules[0].parameters(), *objective.method.parameters()]
-        optimizer = make_optimizer(tasks[0], role, parameters)
+        optimizer = make_optimizer(tasks[0], role, trained_parameters(modules[0], objective.method))
         return ModuleLearner(modules[0], optimizer, seed=tasks[0].spec.seed, objective=objective, autocast=autocast)
     return StackedLearner(
         modules,
@@ -203,5 +224,6 @@ def make_setting(method: Method, student: nn.Module, teacher: Teacher | None, da
         examples=len(train),
         smallest_batch=min(batch_sizes(len(train), plan.batch_size)),
         student=sample_outputs(student, batch.images[0], method.student_features, role="student"),
+        multilabel=data.dataset.multilabel,
         teacher=None if teacher is None else teacher(batch, torch.ones(1, dtype=torch.float32, device=train.device)),
     )

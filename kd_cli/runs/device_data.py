@@ -77,7 +77,7 @@ def load_device_data(config: RunConfig) -> DeviceData:
     device = resolve_device(config.device)
     set_precision(config.precision, device)
     source = build(config.dataset, where="dataset", data_dir=config.data_dir)
-    dataset = prepare(source, val_fraction=config.val_fraction)
+    dataset = prepare(source, val_fraction=config.val_fraction, positive=config.positive)
     dtype = dtype_of(config.precision)
 
     normalise = Normalisation(dataset.mean, dataset.std, dtype)

@@ -14,11 +14,13 @@ from kd_cli.config.values import TrainSpec
 from kd_cli.export.load import record_student
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
+from kd_cli.learn.methods.base import is_temperature
 from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
 from kd_cli.metrics import matching_shift, oracle_shift
 from kd_cli.runs.auto import choice_report, choose
 from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.jobs import Job, alive, failing
+from kd_cli.runs.loss_balance import small_terms
 from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.stacks import Member, Stage, report_line
@@ -34,7 +36,24 @@ def student_tasks(session: Session, job: Job) -> list[TrainingTask]:
     """The trainings of a job's student: one, or one for each setting to choose from."""
     config = job.config
     beta = config.beta if session.transfer(config).labelled else 0.0
-    return [TrainingTask(config.student, config.method, T, alpha, beta) for T, alpha in config.settings()]
+    spec = session.student_spec(job)
+    return [TrainingTask(spec, config.method, T, alpha, beta) for T, alpha in config.settings()]
+
+
+def unusual_weights(job: Job, tasks: Sequence[TrainingTask], chosen: int = 0) -> list[str]:
+    """The method's sentences on weights far from published ones; of several settings, on the chosen one."""
+    assert job.method is not None
+    return job.method.unusual_weights(alpha=tasks[chosen].alpha, beta=tasks[chosen].beta)
+
+
+def learned_temperatures(outcome: Outcome) -> list[str]:
+    """A sentence for each temperature that the training learned."""
+    first, last = outcome.history[0], outcome.history[-1]
+    return [
+        f"the temperature {name} was learned: {first[name]:.3g} in the first epoch, {last[name]:.3g} in the last"
+        for name in last
+        if is_temperature(name)
+    ]
 
 
 class Distillation:
@@ -103,9 +122,10 @@ class Distillation:
 
     def finish(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Choose among the settings where there are several, test the student, write the run's files."""
-        spec, data, tasks = job.config.student, self.session.data, self.tasks[id(job)]
+        data, tasks = self.session.data, self.tasks[id(job)]
         chosen = choose(outcomes)
         task, outcome = tasks[chosen], outcomes[chosen]
+        spec = task.spec
         self.report_choice(job, outcomes, chosen)
         module = load_module(spec, outcome.state, data, role="student")
         logits = predict_module(module, data.test)
@@ -115,6 +135,10 @@ class Distillation:
             logits = logits + shift
         report = self.session.model_report(spec, module, logits, outcome)
         report = {"fingerprint": self.fingerprint(job, spec, task), **report, "from_store": False}
+        report["loss_balance"] = outcome.balance
+        unusual = unusual_weights(job, tasks, chosen)
+        for note in (*unusual, *small_terms(outcome.balance), *learned_temperatures(outcome)):
+            job.note(note)
         job.summary["student"] = with_agreement(report, logits, job.teacher)
         if (sentence := missed_classes(report["test"], data.dataset)) is not None:
             job.note(sentence)
@@ -154,6 +178,9 @@ class Distillation:
 
     def write_pictures(self, job: Job, logits: Tensor, *, T: float) -> None:
         dataset = self.session.data.dataset
+        if dataset.multilabel:  # these pictures show one class for each example
+            job.note("the report shows no single test examples: they have independent labels")
+            return
         assert job.alone is not None
         found = pictures(
             dataset.test.images,

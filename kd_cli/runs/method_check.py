@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from kd_cli.config.values import RunConfig
+from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import batch_sizes
 from kd_cli.learn.methods import Setting
@@ -17,14 +17,15 @@ from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.stacked.learner import why_method_not
 from kd_cli.runs.building import build_method, stream_of
 from kd_cli.runs.device_data import DeviceData
+from kd_cli.runs.extended import parts_note
 from kd_cli.runs.models import build_module
 
 
-def check_method(config: RunConfig, data: DeviceData, *, examples: int) -> Sequence[str]:
+def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, examples: int) -> Sequence[str]:
     """Set the method up for this student and teacher, and try it on made outputs; return its notes.
 
-    Networks are built only where the method reads their features. `examples` is the size of the transfer set. Raises
-    ConfigError.
+    Networks are built only where the method reads their features. `spec` is the student that is distilled, `examples`
+    the size of the transfer set. Raises ConfigError.
     """
     method = build_method(config.method)
     if (method.teacher_features or method.chooses_layers) and config.members > 1:
@@ -32,10 +33,20 @@ def check_method(config: RunConfig, data: DeviceData, *, examples: int) -> Seque
             f"method={config.method_name} reads the teacher's features, and teacher.members is {config.members}",
             hint="teacher.members=1",
         )
+    if data.dataset.multilabel and config.members > 1 and config.combine != "geometric":
+        raise ConfigError(
+            "teacher.combine=arithmetic averages probabilities of classes, and the data have independent labels",
+            hint="teacher.combine=geometric, the mean of the logits",
+        )
+    if method.learns_T and config.members > 1 and config.combine != "geometric":
+        raise ConfigError(
+            f"method={config.method_name} learns T, and the teachers' mean probabilities are taken at the run's T",
+            hint="teacher.combine=geometric, whose mean is the same at every T",
+        )
     images = data.train.first(2).cpu()
     student = teacher = None
     if method.student_features or method.chooses_layers:
-        student = build_module(config.student, data.dataset, role=stream_of("student"))
+        student = build_module(spec, data.dataset, role=stream_of("student"))
     if method.teacher_features or method.chooses_layers:
         teacher = build_module(config.teacher, data.dataset, role=stream_of("teacher"))
     if method.chooses_layers and student is not None and teacher is not None:
@@ -51,10 +62,11 @@ def check_method(config: RunConfig, data: DeviceData, *, examples: int) -> Seque
         smallest_batch=min(batch_sizes(examples, config.student.batch_size)),
         student=outputs(student, method.student_features, "student"),
         teacher=outputs(teacher, method.teacher_features, "teacher") if method.needs_teacher else None,
+        multilabel=data.dataset.multilabel,
     )
     with global_stream(config.student.seed, "student", "method"):
         method.setup(setting)
     method.to(dtype=data.dtype)
     method.train()
     try_method(method, setting, size=1 if why_method_not(method) else 2)
-    return method.notes
+    return [*method.notes, *([] if student is None else parts_note(student))]

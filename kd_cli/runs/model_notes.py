@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.learn.batches import EVAL_BATCH, Examples
+from kd_cli.losses import correct
 from kd_cli.models.renormalised import Renormalised, normalisation_of
 
 MANY = 6  # classes of which no untrained network has all logits from 0 to 1
@@ -77,7 +78,7 @@ def loaded_teacher_notes(
             f"the teacher makes {errors:,} errors on {total:,} examples with its input normalised as it is now, and "
             f"{best:,} with {name}"
         )
-    most = int(torch.bincount(labels).max())
+    most = int(labels.unique(dim=0, return_counts=True)[1].max())
     expected = total - most  # errors of always answering the most frequent class
     if errors > min(NEAR * expected, expected - 2 * math.sqrt(expected * most / total)):
         notes.append(
@@ -91,4 +92,4 @@ def loaded_teacher_notes(
 @torch.no_grad()
 def _errors(module: nn.Module, images: Tensor, labels: Tensor) -> int:
     logits = torch.cat([module(batch) for batch in images.split(EVAL_BATCH)]).cpu()
-    return int((logits.argmax(-1) != labels).sum())
+    return int((~correct(logits, labels)).sum())

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kd_cli.config.fingerprint import fingerprint
-from kd_cli.config.values import RunConfig, TrainSpec
+from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Outcome
 from kd_cli.runs.advice import advice
 from kd_cli.runs.building import check_recipe
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import DeviceData
-from kd_cli.runs.distil import Distillation, student_tasks
+from kd_cli.runs.distil import Distillation, student_tasks, unusual_weights
+from kd_cli.runs.extended import extended_spec
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
 from kd_cli.runs.models import check_shape, forward_flops
@@ -38,6 +40,7 @@ class Session:
         self.user_weights: dict[str, Wanted] = {}
         self.checked: set[tuple[str, str]] = set()  # fingerprints of models that take the data, and of sound recipes
         self.method_notes: dict[str, Sequence[str]] = {}  # of methods that were tried, by their fingerprint
+        self.extended: dict[str, Node] = {}  # the models of students that their methods add parts to
         self.ensembles: dict[str, tuple[Ensemble, Report]] = {}
         self.flops: dict[str, int] = {}
         self.shape_notes: dict[tuple[str, str], list[str]] = {}  # of models that take the data
@@ -78,7 +81,12 @@ class Session:
         """Check what is trained for a job before anything is, and begin its summary."""
         self.check_models(job)
         data, transfer = self.data.dataset, self.transfer(job.config)
-        for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data)):
+        tasks = student_tasks(self, job)
+        assert job.method is not None
+        for task in tasks:
+            job.method.check_temperature(task.T)
+        unusual = unusual_weights(job, tasks) if len(tasks) == 1 else ()  # else of the setting that is chosen
+        for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data), *unusual):
             self.note(job, sentence)
         if not transfer.labelled:
             self.check_unlabelled(job)
@@ -106,9 +114,20 @@ class Session:
         config, examples = job.config, len(self.transfer(job.config).examples)
         pair = fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples])
         if pair not in self.method_notes:
-            self.method_notes[pair] = check_method(config, self.data, examples=examples)
+            self.method_notes[pair] = check_method(config, self.data, self.student_spec(job), examples=examples)
         for sentence in self.method_notes[pair]:
             self.note(job, sentence)
+
+    def student_spec(self, job: Job) -> TrainSpec:
+        """The student as the run distils and ships it: that of the configuration, or what the method makes of it."""
+        config, method = job.config, job.method
+        assert method is not None
+        if not method.extends_student:
+            return config.student
+        key = fingerprint([config.method, config.student.model, config.teacher.model, config.teacher.normalize])
+        if key not in self.extended:
+            self.extended[key] = extended_spec(config, method, self.data).model
+        return replace(config.student, name=config.student.title, model=self.extended[key])
 
     def check_unlabelled(self, job: Job) -> None:
         """Note what missing labels mean; ConfigError for a method that has then nothing to learn from."""

@@ -129,6 +129,6 @@ def seconds_of_step(data: DeviceData, tasks: Sequence[TrainingTask], role: str, 
     some = torch.arange(min(3 * batch, len(data.train)))
     part = replace(data, train=data.train.subset(some), val=data.train.subset(some[:0]))
     learner, training = make_training(part, tasks, role, teacher=teacher)
-    plan = replace(training.plan, epochs=5, batch_size=batch, keep_best=False)
+    plan = replace(training.plan, epochs=5, batch_size=batch, keep_best=False, loss_balance=False)
     outcome, *_ = fit(learner, replace(training, role="timing", plan=plan), recorder=data.recorder)
     return batch / max(row["examples_per_second"] for row in outcome.history)

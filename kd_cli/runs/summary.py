@@ -14,6 +14,7 @@ from kd_cli.config.values import RunConfig
 from kd_cli.data.sentences import listed
 from kd_cli.data.source import Dataset
 from kd_cli.errors import Diverged
+from kd_cli.label_metrics import evaluate_labels, label_agreement
 from kd_cli.learn.engine import Outcome
 from kd_cli.metrics import agreement, evaluate_logits
 from kd_cli.runs.device_data import DeviceData, device_name
@@ -39,6 +40,7 @@ def first_summary(job: Job, data: DeviceData, transfer: TransferSet) -> dict[str
             "val": len(dataset.val),
             "test": len(dataset.test),
             "classes": dataset.classes,
+            "multilabel": dataset.multilabel,
             "class_names": list(dataset.class_names),
             "test_by_class": dataset.class_counts()["test"],
             "split": dataset.split_rule,
@@ -65,7 +67,11 @@ def transfer_summary(transfer: TransferSet, config: RunConfig) -> dict[str, Any]
 
 
 def results_on_test(logits: Tensor, dataset: Dataset) -> dict[str, Any]:
-    """The results of logits [M,C] on the test data; `recall` is in the order of the classes."""
+    """The results of logits [M,C] on the test data; `recall`, or `labels`, is in the order of the classes."""
+    if dataset.multilabel:
+        found = evaluate_labels(logits, dataset.test.labels)
+        each = zip(dataset.class_names, found.labels, strict=True)
+        return {**vars(found), "labels": [{"name": name, **vars(label)} for name, label in each]}
     result = evaluate_logits(logits, dataset.test.labels)
     worst = {
         "name": dataset.class_names[result.worst_class],
@@ -77,6 +83,8 @@ def results_on_test(logits: Tensor, dataset: Dataset) -> dict[str, Any]:
 
 def missed_classes(results: dict[str, Any], dataset: Dataset) -> str | None:
     """A sentence on classes of which no test example is classified correctly although most examples are; else None."""
+    if dataset.multilabel:
+        return None  # a label that is hardly ever present is rightly not predicted
     missed = [name for name, recall in zip(dataset.class_names, results["recall"], strict=True) if recall == 0]
     if not missed or results["accuracy"] < 0.5:
         return None
@@ -107,7 +115,8 @@ def ensemble_report(teacher: Ensemble, dataset: Dataset) -> Report:
 
 def with_agreement(report: Report, logits: Tensor, teacher: Ensemble | None) -> Report:
     """A report with the share of the test examples that the model and the teacher put in the same class."""
-    agree = agreement(logits, teacher.test) if teacher is not None else None
+    same = label_agreement if "labels" in report["test"] else agreement
+    agree = same(logits, teacher.test) if teacher is not None else None
     return {**report, "test": {**report["test"], "agreement": agree}}
 
 

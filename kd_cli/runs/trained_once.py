@@ -15,7 +15,7 @@ from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.teachers import combine_logits
-from kd_cli.runs.building import HARD, TrainingTask, stream_of
+from kd_cli.runs.building import TrainingTask, of_labels, stream_of
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.jobs import Job, failing, grouped
 from kd_cli.runs.model_notes import loaded_teacher_notes, output_notes
@@ -172,7 +172,7 @@ class Shared:
         members = [
             Member(
                 key=model.key,
-                task=TrainingTask(model.spec, HARD),
+                task=TrainingTask(model.spec, of_labels(self.session.data.dataset)),
                 name=self.users[model.key][0].path.name if model.key in self.users else model.title,
                 result=self.session.store.root / model.key / "entry.json",
                 needed=model.key in missing,

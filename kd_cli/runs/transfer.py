@@ -44,6 +44,8 @@ def transfer_set(config: RunConfig, data: DeviceData) -> TransferSet:
     if spec.data is not None:
         return _other_data(spec, config, data)
     labels = data.dataset.train.labels
+    if data.dataset.multilabel and (spec.omit or spec.only):
+        raise ConfigError("transfer.omit and transfer.only leave out classes, and the data have independent labels")
     omitted = omitted_classes(spec, data.dataset)
     keep = torch.ones(len(labels), dtype=torch.bool)
     for c in omitted:
@@ -103,7 +105,7 @@ def _other_data(spec: Transfer, config: RunConfig, data: DeviceData) -> Transfer
     if spec.fraction < 1:
         images = images[first_positions(len(images), max(1, round(spec.fraction * len(images))))]
     normalise = Normalisation(data.dataset.mean, data.dataset.std, data.dtype)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=data.device)  # never read: beta is 0
+    labels = data.train.labels.new_zeros(len(images), *data.train.labels.shape[1:])  # never read: beta is 0
     examples = Examples(images.to(data.device), labels, normalise=normalise)
     facts = {**spec.examples(), "data": node, "fingerprint": content}
     said = tuple(f"transfer.data: {note}" for note in [*notes, *read])

@@ -2,6 +2,7 @@
 
 from kd_cli.learn.methods.attention import Attention
 from kd_cli.learn.methods.base import Method, Setting, Terms, Weights
+from kd_cli.learn.methods.binary import BinaryHard, BinaryTargets
 from kd_cli.learn.methods.compose import Scheduled, Sum
 from kd_cli.learn.methods.crd import CRD
 from kd_cli.learn.methods.dist import DIST
@@ -9,6 +10,7 @@ from kd_cli.learn.methods.dkd import DKD
 from kd_cli.learn.methods.feature import Feature
 from kd_cli.learn.methods.hints import Hints
 from kd_cli.learn.methods.labels import Hard, LabelSmoothing
+from kd_cli.learn.methods.learned_temperature import LearnedTemperature
 from kd_cli.learn.methods.logit_method import LogitMethod
 from kd_cli.learn.methods.nkd import NKD
 from kd_cli.learn.methods.per_model import FunctionMethod, PerModelMethod
@@ -18,6 +20,7 @@ from kd_cli.learn.methods.relational import Relational
 from kd_cli.learn.methods.review import Review
 from kd_cli.learn.methods.rld import RLD
 from kd_cli.learn.methods.similarity import Similarity
+from kd_cli.learn.methods.simkd import SimKD
 from kd_cli.learn.methods.soft_targets import Logits, SoftTargets
 from kd_cli.learn.methods.teacher_free import TeacherFree
 from kd_cli.learn.methods.ttm import TTM
@@ -33,11 +36,14 @@ __all__ = [
     "TTM",
     "WSLD",
     "Attention",
+    "BinaryHard",
+    "BinaryTargets",
     "Feature",
     "FunctionMethod",
     "Hard",
     "Hints",
     "LabelSmoothing",
+    "LearnedTemperature",
     "LogitMethod",
     "Logits",
     "Method",
@@ -47,6 +53,7 @@ __all__ = [
     "Review",
     "Scheduled",
     "Setting",
+    "SimKD",
     "Similarity",
     "SoftTargets",
     "Sum",

@@ -10,7 +10,7 @@ from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.layers import Layer
-from kd_cli.learn.methods.base import Setting, Terms, Weights
+from kd_cli.learn.methods.base import Published, Setting, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, Layers, Stages, by, one_of, positive, same_size
 from kd_cli.learn.outputs import Outputs
 
@@ -25,6 +25,7 @@ class Attention(Stages):
     The attention of a map f is `Q = A / |A|` with `A = mean_c |f_c|^power`, over the H*W positions. `L_attention` is
     the mean over the examples, summed over the pairs of layers, of the distance that `norm` chooses: `code` is the mean
     over the positions of `(Q_s - Q_t)^2`, as in the authors' code; `paper` is the length `|Q_s - Q_t|`, not squared.
+    Published weights: 1000 (RepDistiller, mdistiller), and half of 0.1 in the paper's form.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Attention(Stages):
                 f"method.power is {power}; it must be at least 1, or the gradient is infinite where a map is 0"
             )
         standard = CODE_WEIGHT if norm == "code" else PAPER_WEIGHT
+        self.published = (Published("weight", standard, standard),)
         self.weight = standard if weight is None else positive("weight", weight)
 
     def chosen(self, pairs: list[tuple[Layer, Layer]]) -> list[tuple[Layer, Layer]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,11 @@ class Composite(Method):
     def __init__(self, parts: Mapping[str, Any], factors: Sequence[Factors]) -> None:
         super().__init__()
         methods = [as_method(name, part) for name, part in parts.items()]
+        if extending := [method.title for method in methods if method.extends_student]:
+            raise ConfigError(
+                f"{extending[0]} makes the student another network, and cannot be a part of another method",
+                hint="method=simkd by itself",
+            )
         self.names = list(parts)
         self.parts, self.factors = nn.ModuleList(methods), nn.ModuleList(factors)
         self.needs_teacher = any(m.needs_teacher for m in methods)
@@ -37,6 +42,8 @@ class Composite(Method):
         self.min_batch = max(m.min_batch for m in methods)
         self.couples_models = any(m.couples_models for m in methods)
         self.couples_examples = any(m.couples_examples for m in methods)
+        self.multilabel = all(m.multilabel for m in methods)
+        self.learns_T = any(m.learns_T for m in methods) or self.learns_T
         self.chooses_layers = any(m.chooses_layers for m in methods)
         self._collect_features()
         self.recordable = all(m.recordable for m in [*methods, *factors])
@@ -60,6 +67,13 @@ class Composite(Method):
         methods = self.methods
         self.student_features = list(dict.fromkeys(str(path) for m in methods for path in m.student_features))
         self.teacher_features = list(dict.fromkeys(str(path) for m in methods for path in m.teacher_features))
+
+    def check_temperature(self, T: float) -> None:
+        for method in self.methods:
+            method.check_temperature(T)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        return [parameter for method in self.methods for parameter in method.undecayed()]
 
     def setup(self, setting: Setting) -> None:
         for method in self.methods:
@@ -97,20 +111,55 @@ class Sum(Composite):
                     hint=did_you_mean(name, list(parts)) or f"it has {', '.join(parts)}",
                 )
         super().__init__(parts, [Factors.of(weights.get(name, 1.0), f"weights.{name}") for name in parts])
+        self.multilabel = False  # the sum's own term of the labels is that of classes
         self.of_labels = [not (method.has_alpha or method.needs_teacher) for method in self.methods]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
-        without_labels = replace(weights, beta=torch.zeros_like(weights.beta))
         hard = losses.hard_cross_entropy(student.logits, batch.labels)
         loss = torch.zeros_like(hard) if any(self.of_labels) else weights.beta * hard
         terms: dict[str, Tensor] = {}
-        factors = self.factors_at(batch.progress)
-        for name, method, of_labels, factor in zip(self.names, self.methods, self.of_labels, factors, strict=True):
-            own = weights if of_labels else without_labels
-            found = method(*seen_by(method, student, teacher), batch, own)
+        for name, factor, found in self._parts(student, teacher, batch, weights):
             loss = loss + factor.to(loss) * found["loss"]
             terms |= {f"{name}_{term}": value for term, value in found.items() if term not in ("loss", "hard")}
         return {"loss": loss, **terms, "hard": hard}
+
+    def weighted_terms(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        """The parts of the sum by their names, and the term of the labels as `hard`."""
+        terms = {
+            name: factor.to(found["loss"]) * found["loss"]
+            for name, factor, found in self._parts(student, teacher, batch, weights)
+        }
+        if not any(self.of_labels):
+            labels = "hard" if "hard" not in terms else "labels"
+            terms[labels] = weights.beta * losses.hard_cross_entropy(student.logits, batch.labels)
+        return terms
+
+    def unusual_weights(self, *, alpha: float, beta: float) -> list[str]:
+        """The sentences of the parts, each with alpha times its weight at the end of the training."""
+        return [
+            sentence if weight == 1 else f"{sentence} (alpha is times method.weights.{name} = {weight:g})"
+            for name, method, factor in zip(self.names, self.methods, self.factors_at(1.0), strict=True)
+            for weight in [float(factor[0])]
+            for sentence in method.unusual_weights(alpha=alpha * weight, beta=beta)
+        ]
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor | None:
+        total = torch.zeros_like(weights.T)
+        for method, factor in zip(self.methods, self.factors_at(batch.progress), strict=True):
+            if (part := method.of_teacher_alone(teacher, batch, weights)) is None:
+                return None
+            total = total + factor.to(part) * part
+        return total
+
+    def _parts(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights
+    ) -> Iterator[tuple[str, Tensor, Terms]]:
+        """Each part's name, factor [S] and terms."""
+        without_labels = replace(weights, beta=torch.zeros_like(weights.beta))
+        factors = self.factors_at(batch.progress)
+        for name, method, of_labels, factor in zip(self.names, self.methods, self.of_labels, factors, strict=True):
+            own = weights if of_labels else without_labels
+            yield name, factor, method(*seen_by(method, student, teacher), batch, own)
 
 
 class Scheduled(Composite):
@@ -126,10 +175,24 @@ class Scheduled(Composite):
         super().__init__({"of": of}, factors)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        return self.methods[0](student, teacher, batch, self.scheduled(weights, batch))
+
+    def weighted_terms(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        return self.methods[0].weighted_terms(student, teacher, batch, self.scheduled(weights, batch))
+
+    def unusual_weights(self, *, alpha: float, beta: float) -> list[str]:
+        """The sentences of the method, with its weights at the end of the training."""
+        of_alpha, of_beta = (float(factor[0]) for factor in self.factors_at(1.0)[1:])
+        found = self.methods[0].unusual_weights(alpha=alpha * of_alpha, beta=beta * of_beta)
+        return found if of_alpha == of_beta == 1 else [f"{sentence} (at the end of the schedule)" for sentence in found]
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor | None:
+        return self.methods[0].of_teacher_alone(teacher, batch, self.scheduled(weights, batch))
+
+    def scheduled(self, weights: Weights, batch: Batch) -> Weights:
+        """The weights at the batch's share of the training."""
         T, alpha, beta = (factor.to(weights.T) for factor in self.factors_at(batch.progress))
-        return self.methods[0](
-            student, teacher, batch, Weights(weights.T * T, weights.alpha * alpha, weights.beta * beta)
-        )
+        return Weights(weights.T * T, weights.alpha * alpha, weights.beta * beta)
 
 
 def stacks_of(lists: Iterable[nn.ModuleList]) -> nn.ModuleList:

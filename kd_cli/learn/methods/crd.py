@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
-from kd_cli.learn.methods.base import Setting, Terms, Weights
+from kd_cli.learn.methods.base import Published, Setting, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, FeatureMethod, Layers, embed, one_of, positive, width
 from kd_cli.learn.outputs import Outputs
 
@@ -27,9 +27,11 @@ class CRD(FeatureMethod):
     memory, `-log h/(h + K/n)` of the example's own entry and `-log (K/n)/(h + K/n)` of each of K others, plus that of
     the teacher's vector against the student's memory; `h = exp(<x, m> / temperature) / Z`, where Z is n times the mean
     of the first batch. The mean over the examples. The K others are drawn with replacement from those of `negatives`.
+    Published weight: the authors'.
     """
 
     couples_examples = True
+    published = (Published("weight", 0.8, 0.8),)
     student_memory: Tensor
     teacher_memory: Tensor
     log_z: Tensor

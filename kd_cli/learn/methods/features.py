@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class FeatureMethod(PerModelMethod):
 
     has_T = False
     needs_labels = False
+    weight: float = 1.0  # of the method's term, on top of alpha
 
     def __init__(self, student_layers: Layers = AUTO, teacher_layers: Layers = AUTO) -> None:
         super().__init__()
@@ -42,6 +43,9 @@ class FeatureMethod(PerModelMethod):
         self.notes: list[str] = []
         if not self.chooses_layers:
             self.check_number()
+
+    def own_weights(self) -> Mapping[str, float]:
+        return {"weight": self.weight}
 
     def find(self, module: nn.Module, images: Tensor) -> list[Layer]:
         """The layers that `auto` means in a network."""

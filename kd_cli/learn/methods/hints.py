@@ -9,7 +9,7 @@ from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.layers import Layer
-from kd_cli.learn.methods.base import Setting, Terms, Weights
+from kd_cli.learn.methods.base import Published, Setting, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, Layers, Stages, by, one_of, positive, same_size, width
 from kd_cli.learn.outputs import Outputs
 
@@ -23,7 +23,7 @@ class Hints(Stages):
     With `stages=2`, as the paper: `L_hint` alone for the share `first_stage` of all steps, which trains the layers up
     to the hint and the regressor r; then `lambda * alpha * T^2 * L_soft + beta * L_hard`, where lambda falls linearly
     from 4 to 1. The regressor is a linear map over the channels, with `regressor=conv_bn_relu` a 3x3 convolution,
-    BatchNorm and ReLU.
+    BatchNorm and ReLU. Published weight of one stage: 100 (RepDistiller, mdistiller).
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class Hints(Stages):
             )
         self.stages, self.first_stage = stages, first_stage
         self.has_T = stages == 2
+        if stages == 1:
+            self.published = (Published("weight", CODE_WEIGHT, CODE_WEIGHT),)
         self.regressor = one_of("regressor", regressor, ("linear", "conv_bn_relu"))
         self.weight = positive("weight", weight)
 

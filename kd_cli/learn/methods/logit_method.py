@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -37,6 +37,9 @@ class NumericKeys(Method):
         # float64 holds the configured number exactly; it is no part of a training's state
         self.register_buffer(name, torch.tensor([value], dtype=torch.float64), persistent=False)
 
+    def own_weights(self) -> Mapping[str, float]:
+        return {"alpha": 1.0} | {name: float(self.get_buffer(name)[0]) for name in self.stackable}
+
     @classmethod
     def stack(cls, methods: Sequence[Self]) -> Self:
         stacked = copy.deepcopy(methods[0])
@@ -57,6 +60,8 @@ class LogitMethod(NumericKeys):
     def __init__(self, standardise: bool = False) -> None:
         super().__init__()
         self.standardise = standardise
+        if standardise:
+            self.published = ()  # of logits as they are; a method with published weights of both sets them
 
     def setup(self, setting: Setting) -> None:
         super().setup(setting)

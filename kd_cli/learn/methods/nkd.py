@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_cli import losses
-from kd_cli.learn.methods.base import Terms, Weights
+from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.logit_method import TargetMethod, without_target
 
 
@@ -13,10 +13,12 @@ class NKD(TargetMethod):
     """`alpha * (L_target + gamma * T^2 * L_others) + beta * L_hard`; Yang et al. 2023 (normalised KD).
 
     `L_target` is `-q_t log p_t` of the target class at T = 1, with the teacher's probability q; `L_others` the cross
-    entropy of the other classes' distributions among themselves, at T.
+    entropy of the other classes' distributions among themselves, at T. Published weights: the authors' for ImageNet
+    (1.5) and CIFAR-100 (3.5).
     """
 
     stackable = ("gamma",)
+    published = (Published("gamma", 1.5, 3.5),)
 
     def __init__(self, gamma: float = 1.5, target: str = "label", standardise: bool = False) -> None:
         super().__init__(target, standardise)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_cli import losses
 from kd_cli.learn.batches import Batch
-from kd_cli.learn.methods.base import Terms, Weights
+from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, FeatureMethod, Layers, embed, positive, unit_rows
 from kd_cli.learn.outputs import Outputs
 
@@ -22,9 +22,11 @@ class PKT(FeatureMethod):
     `p_ij = k_ij / sum_j k_ij`, `k_ij = (1 + cos(x_i, x_j)) / 2`. `L_pkt` is `KL(p_teacher || p_student)`, the mean over
     the examples, summed over the pairs of layers. The authors' code takes the mean over i and j, so that its weight
     means less the larger the batch is. It counts an example among its own neighbours; `diagonal=false` does not.
+    Published weight: RepDistiller's 30000 over its batch size of 64.
     """
 
     couples_examples = True
+    published = (Published("weight", WEIGHT, WEIGHT),)
 
     def __init__(
         self,

@@ -44,7 +44,8 @@ def try_method(method: Method, setting: Setting, *, size: int) -> None:
 
     student = made(setting.student, size)
     teacher = None if setting.teacher is None else made(setting.teacher, 1)
-    labels = torch.randint(setting.classes, (size, examples), generator=generator).to(device)
+    kinds, shape = (2, (size, examples, setting.classes)) if setting.multilabel else (setting.classes, (size, examples))
+    labels = torch.randint(kinds, shape, generator=generator).to(device)
     index = (torch.arange(examples) % setting.examples).expand(size, -1).to(device)
     batch = Batch(index, index, labels)
     weights = Weights(*(torch.full((size,), value, device=device) for value in (2.0, 0.7, 0.4)))

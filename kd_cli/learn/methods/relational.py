@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
-from kd_cli.learn.methods.base import Terms, Weights
+from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, FeatureMethod, Layers, embed, positive
 from kd_cli.learn.outputs import Outputs
 
@@ -24,10 +26,12 @@ class Relational(FeatureMethod):
     `L_distance` is the mean, over pairs of different examples, of the Huber loss of the distances of their pooled
     outputs, in units of the batch's mean distance; `L_angle` is the mean, over triplets of different examples, of the
     Huber loss of the cosines of their angles. Both are summed over the pairs of layers.
+    Published weights: 1 and 2 (the authors, metric learning) to 25 and 50 (RepDistiller).
     """
 
     couples_examples = True
     min_batch = 2
+    published = (Published("distance", 1, 25), Published("angle", 2, 50))
 
     def __init__(
         self,
@@ -41,6 +45,9 @@ class Relational(FeatureMethod):
         self.angle = positive("angle", angle, zero=True)
         if self.distance == self.angle == 0:
             raise ConfigError("method.distance and method.angle are both 0: there is nothing to learn")
+
+    def own_weights(self) -> Mapping[str, float]:
+        return {"distance": self.distance, "angle": self.angle}
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         pairs = [(embed(ours), embed(theirs)) for ours, theirs in self.pairs(student, teacher)]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
-from kd_cli.learn.methods.base import Setting, Terms, Weights
+from kd_cli.learn.methods.base import Published, Setting, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, Layers, Stages, by, positive
 from kd_cli.learn.outputs import Outputs
 
@@ -24,10 +24,11 @@ class Review(Stages):
     From the student's last layer to its first, each map is brought to `channels` (at most) by a 1x1 convolution, fused
     with the enlarged result of the layer behind it by two learned masks, and brought to the teacher's width by a 3x3
     convolution. `L_review` sums `hierarchical_loss` of these and of the teacher's maps over the pairs of layers. `ramp`
-    grows linearly from 0 to 1 in the share `warmup` of all steps.
+    grows linearly from 0 to 1 in the share `warmup` of all steps. Published weights: the authors' per pair of networks.
     """
 
     couples_examples = True  # the convolutions have BatchNorm
+    published = (Published("weight", 0.6, 8),)
 
     def __init__(
         self,

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kd_cli import losses
 from kd_cli.errors import ConfigError
-from kd_cli.learn.methods.base import Terms, Weights
+from kd_cli.learn.batches import Batch
+from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.logit_method import LogitMethod, binary_divergence, target_margin
+from kd_cli.learn.outputs import Outputs
 
 
 class RLD(LogitMethod):
@@ -16,11 +18,13 @@ class RLD(LogitMethod):
 
     `L_scd`, at T_a, is the divergence of (labelled class, all others), where the teacher's largest probability stands
     for its probability of the label: its confidence without its mistake. `L_mcd`, at T, is the divergence among the
-    classes that the teacher finds less likely than the label. `scd_T` is T_a; None takes T.
+    classes that the teacher finds less likely than the label. `scd_T` is T_a; None takes T. Published weights: the
+    authors' for CIFAR-100.
     """
 
     min_classes = 3
     stackable = ("scd_weight", "mcd_weight")
+    published = (Published("scd_weight", 1, 1), Published("mcd_weight", 8, 8))
 
     def __init__(
         self,
@@ -37,6 +41,9 @@ class RLD(LogitMethod):
         self.number("scd_weight", scd_weight)
         self.number("mcd_weight", mcd_weight)
         self.scd_T = scd_T
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor:
+        return torch.zeros_like(weights.T)  # a divergence
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Weights) -> tuple[Tensor, Terms]:
         teacher = teacher.expand(student.shape)

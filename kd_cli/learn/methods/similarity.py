@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_cli import losses
 from kd_cli.learn.batches import Batch
-from kd_cli.learn.methods.base import Terms, Weights
+from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, FeatureMethod, Layers, positive, unit_rows
 from kd_cli.learn.outputs import Outputs
 
@@ -19,11 +19,13 @@ class Similarity(FeatureMethod):
 
     G holds the products of the examples' flattened outputs, `F F^T`, each row brought to unit length. `L_similarity` is
     `|G_s - G_t|^2 / B`, the mean over the examples of a row's squared distance, summed over the pairs of layers. The
-    paper divides by B^2, so that its weight means less the larger the batch is.
+    paper divides by B^2, so that its weight means less the larger the batch is. Published weight: the paper's 3000
+    over its batch size of 64.
     """
 
     couples_examples = True
     min_batch = 2
+    published = (Published("weight", WEIGHT, WEIGHT),)
 
     def __init__(self, student_layers: Layers = AUTO, teacher_layers: Layers = AUTO, weight: float = WEIGHT) -> None:
         super().__init__(student_layers, teacher_layers)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from kd_cli import losses
 from kd_cli.learn.batches import Batch
-from kd_cli.learn.methods.base import Method, Terms, Weights
-from kd_cli.learn.methods.logit_method import LogitMethod
+from kd_cli.learn.methods.base import Method, Published, Terms, Weights
+from kd_cli.learn.methods.logit_method import LogitMethod, standardised
 from kd_cli.learn.outputs import Outputs
 
 
@@ -16,18 +16,28 @@ class SoftTargets(LogitMethod):
 
     `L_soft` is the cross entropy with the teacher's probabilities, both at T; `L_hard` that with the labels at T = 1.
     `square_T=False` leaves the factor T^2 out, to show what it is for. With `standardise`, `L_soft` sees standardised
-    logits (Sun et al. 2024).
+    logits (Sun et al. 2024). Published weights: from 0.33 (PyTorch's tutorial) to 9 (RepDistiller, Tian et al.
+    2020); 90 standardised (Sun et al. 2024).
     """
 
     needs_labels = False
+    published = (Published("alpha", 1 / 3, 9),)
 
     def __init__(self, square_T: bool = True, standardise: bool = False) -> None:
         super().__init__(standardise)
         self.square_T = square_T
+        if standardise:
+            self.published = (Published("alpha", 90, 90),)
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Weights) -> tuple[Tensor, Terms]:
         soft = losses.soft_cross_entropy(student, teacher, T=weights.T)
         return weights.T**2 * soft if self.square_T else soft, {"soft": soft}
+
+    def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor:
+        """The teacher's entropy at T, weighted as the cross entropy is."""
+        theirs = standardised(teacher.logits, teacher.logits)[1] if self.standardise else teacher.logits
+        entropy = self.soft(theirs, theirs, batch.labels, weights)[0]
+        return weights.alpha * entropy
 
 
 class Logits(Method):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kd_cli import losses
-from kd_cli.learn.methods.base import Terms, Weights
+from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.logit_method import LogitMethod
 
 LEAST = 1e-7  # nats that are added to the teacher's cross entropy, as in the authors' code
@@ -17,7 +17,10 @@ class WSLD(LogitMethod):
 
     Zhou et al. 2021 (weighted soft labels). `L_soft` is the cross entropy with the teacher's probabilities at T; the
     weights w of the examples are computed at T = 1 from the logits that `L_soft` sees, and have no gradient.
+    Published weights: the authors' for ImageNet (2.5), cls_KD's for CIFAR-100 (2.25).
     """
+
+    published = (Published("alpha", 2.25, 2.5),)
 
     def soft(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Weights) -> tuple[Tensor, Terms]:
         teacher = teacher.expand(student.shape)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kd_cli.errors import first_line
 from kd_cli.learn.batches import Batch, Block, repeat_groups
 from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Learner, Rate, Sums, TermGradient, ask
-from kd_cli.learn.methods import Method
+from kd_cli.learn.methods import Method, Terms
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import bare_step, set_rates
 from kd_cli.learn.outputs import Outputs
@@ -177,16 +177,17 @@ class StackedLearner(Learner):
     def logits(self, images: Tensor) -> Tensor:
         return self._logits(images[None])
 
-    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
+    def term_gradients(self, batch: Batch, terms: Callable[[Outputs], Terms]) -> dict[str, TermGradient]:
         logits = self._logits(batch.images).clone(memory_format=torch.contiguous_format).requires_grad_()
         found = {}
-        for name, term in objective(Outputs(logits), target, batch).items():
-            if name != "loss":
+        for name, term in terms(Outputs(logits)).items():
+            slope = torch.zeros_like(logits)
+            if term.requires_grad:  # a term without a weight may be a constant
                 slope = torch.autograd.grad(term.sum(), logits, retain_graph=True)[0]
-                self._logits(batch.images)  # a backward pass uses up what its forward pass kept
-                on_logits = slope.clone()
-                self.network.backward(slope)
-                found[name] = TermGradient(on_logits, list(self.flat.gradients.values()))
+            self._logits(batch.images)  # a backward pass uses up what its forward pass kept
+            on_logits = slope.clone()
+            self.network.backward(slope)
+            found[name] = TermGradient(on_logits, list(self.flat.gradients.values()))
         return found
 
     def rates(self, factor: float) -> list[float]:
