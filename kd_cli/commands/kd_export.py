@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with short_endings():
         from kd_cli.export.ship import ship
 
-        forms = [form for form in ("onnx", "pt2") if vars(options)[form]]
+        forms = [form for form in ("onnx", "int8", "pt2") if vars(options)[form]]
         to = options.to or options.run / "export"
         print(table(ship(options.run, to, forms, trust=options.trust)))
         print(f"\nwritten to {os.path.relpath(to)}")
@@ -45,21 +45,22 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--onnx", action="store_true", help="student.onnx, for ONNX Runtime (pip install 'kd-cli[export]')"
     )
+    parser.add_argument("--int8", action="store_true", help="student.int8.onnx, with weights of 8 bits")
     parser.add_argument("--pt2", action="store_true", help="student.pt2, for torch.export.load")
     parser.add_argument("--trust", action="store_true", help="import and run the run's own models and data sets")
     options = parser.parse_args(argv)
-    if not (options.onnx or options.pt2):
-        parser.error("choose at least one form: --onnx, --pt2")
+    if not (options.onnx or options.int8 or options.pt2):
+        parser.error("choose at least one form: --onnx, --int8, --pt2")
     return options
 
 
 def table(record: dict[str, Any]) -> str:
     """The student and its exported forms on the test set, a line each."""
-    lines = [f"{'':14}{'errors':>12}{'NLL':>9}{'ECE':>9}{'agrees':>9}{'largest diff.':>15}{'bytes':>13}"]
+    lines = [f"{'':18}{'errors':>12}{'NLL':>9}{'ECE':>9}{'agrees':>9}{'largest diff.':>15}{'bytes':>13}"]
     for name, row in (("PyTorch", record["student"]), *record["forms"].items()):
         size = f"{row['bytes']:,}" if "bytes" in row else ""
         lines.append(
-            f"{row.get('file', name):14}{row['errors']:>5} of {row['total']:<4}{row['nll']:>8.4f}{row['ece']:>9.4f}"
+            f"{row.get('file', name):18}{row['errors']:>5} of {row['total']:<4}{row['nll']:>8.4f}{row['ece']:>9.4f}"
             f"{row['agreement']:>9.2%}{row['largest_difference']:>15.2g}{size:>13}"
         )
     return "\n".join(lines)

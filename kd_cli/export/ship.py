@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.export.forms import INPUT, OUTPUT, PACKAGES, check_packages, onnx_bytes, pt2_bytes, run_onnx, run_pt2
+from kd_cli.export.int8 import AGREEMENT, MORE_ERRORS, check_int8, int8_bytes
 from kd_cli.export.load import load_student
 from kd_cli.export.parity import TOLERANCE, check_parity, compare, logits_of
 from kd_cli.export.run_data import dataset_of, finished_summary
@@ -15,7 +16,7 @@ from kd_cli.export.student import Student
 from kd_cli.storage.files import replacing, write_json
 from kd_cli.storage.run_dir import read_identity
 
-FILES = {"onnx": "student.onnx", "pt2": "student.pt2"}
+FILES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "pt2": "student.pt2"}
 RECORD = "export.json"
 
 
@@ -25,29 +26,37 @@ def ship(run_dir: Path, to: Path, forms: Sequence[str], *, trust: bool = False) 
     Raises ExportError, and leaves no file under a form's name that was not there, when a form cannot be made or
     differs from the student beyond the tolerance.
     """
-    if "onnx" in forms:
+    if {"onnx", "int8"} & set(forms):
         check_packages()
     summary = finished_summary(run_dir)
     student = load_student(run_dir, trust=trust)
-    test = dataset_of(run_dir, summary, trust=trust).test
+    data = dataset_of(run_dir, summary, trust=trust)
+    test = data.test
     reference = logits_of(student, test.images)
+    own = compare(reference, reference, test)
     metadata = metadata_of(run_dir, summary, student)
     record: dict[str, Any] = {
         **metadata,
-        "tolerance": TOLERANCE,
-        "student": compare(reference, reference, test).record(),
+        "tolerance": {"relative": TOLERANCE, "int8_agreement": AGREEMENT, "int8_more_errors": MORE_ERRORS},
+        "student": own.record(),
         "forms": {},
     }
     to.mkdir(parents=True, exist_ok=True)
     for form in forms:
         path = to / FILES[form]
-        content = onnx_bytes(student, metadata) if form == "onnx" else pt2_bytes(student)
+        how = {}
+        content = pt2_bytes(student) if form == "pt2" else onnx_bytes(student, metadata)
+        if form == "int8":
+            content, how["quantisation"] = int8_bytes(content, data.train.images)
         with replacing(path) as temporary:
             temporary.write_bytes(content)
-            predict = run_onnx(temporary) if form == "onnx" else run_pt2(temporary)
+            predict = run_pt2(temporary) if form == "pt2" else run_onnx(temporary)
             parity = compare(logits_of(predict, test.images), reference, test)
-            check_parity(parity, path.name)
-        record["forms"][form] = {"file": path.name, "bytes": len(content), **parity.record()}
+            if form == "int8":
+                check_int8(parity, own, path.name)
+            else:
+                check_parity(parity, path.name)
+        record["forms"][form] = {"file": path.name, "bytes": len(content), **how, **parity.record()}
     write_json(to / RECORD, record)
     return record
 
