@@ -169,6 +169,8 @@ def test_a_form_that_differs_is_refused_and_leaves_no_file(
     tiny: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = tiny()
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / "student.pt2").write_bytes(b"an earlier export")
     monkeypatch.setattr("kd_cli.export.parity.TOLERANCE", -1.0)  # which even equal logits are beyond
     with pytest.raises(SystemExit) as ended:
         kd_export.main([str(ran.run_dir), "--pt2", "--to", str(tmp_path / "shipped")])
@@ -191,6 +193,34 @@ def test_differences_are_measured_against_known_numbers() -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no summary\.json"):
         kd_export.main([str(tmp_path), "--pt2"])
+
+
+MINE = """
+from torch import nn
+
+
+def net(*, input_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, num_classes))
+"""
+
+
+@SLOW
+def test_a_users_own_model_is_exported_with_trust(
+    kd_run: Callable[..., Ran],
+    own_code: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = own_code({"mine_shipped.py": MINE, "model/mine": "# mine\n_target_: mine_shipped.net\n"})
+    arguments = ["teacher=tinymlp", "student=mine", "training.epochs=1", "teacher_training.epochs=1"]
+    ran = kd_run(*flags, *arguments)
+    assert ran.code == 0, ran.err
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="code that kd_cli does not ship"):
+        kd_export.main([str(ran.run_dir), "--pt2"])
+    kd_export.main([str(ran.run_dir), "--pt2", "--trust"])
+    assert f"{ran.summary['student']['test']['errors']} of 516" in capsys.readouterr().out
 
 
 def test_another_data_set_than_the_runs_is_refused(tiny: Callable[..., Ran], tmp_path: Path) -> None:

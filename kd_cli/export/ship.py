@@ -23,7 +23,7 @@ RECORD = "export.json"
 def ship(run_dir: Path, to: Path, forms: Sequence[str], *, trust: bool = False) -> dict[str, Any]:
     """Write the forms and export.json to a folder; return the content of export.json.
 
-    Raises ExportError, and leaves no file under a form's name that was not there, when a form cannot be made or
+    Raises ExportError, and leaves no file under that form's name, when a form cannot be made or
     differs from the student beyond the tolerance.
     """
     if {"onnx", "int8"} & set(forms):
@@ -48,6 +48,7 @@ def ship(run_dir: Path, to: Path, forms: Sequence[str], *, trust: bool = False) 
         content = pt2_bytes(student) if form == "pt2" else onnx_bytes(student, metadata)
         if form == "int8":
             content, how["quantisation"] = int8_bytes(content, data.train.images)
+        path.unlink(missing_ok=True)  # an earlier export, which nobody shall take for a form that is refused now
         with replacing(path) as temporary:
             temporary.write_bytes(content)
             predict = run_pt2(temporary) if form == "pt2" else run_onnx(temporary)
@@ -57,7 +58,7 @@ def ship(run_dir: Path, to: Path, forms: Sequence[str], *, trust: bool = False) 
             else:
                 check_parity(parity, path.name)
         record["forms"][form] = {"file": path.name, "bytes": len(content), **how, **parity.record()}
-    write_json(to / RECORD, record)
+        write_json(to / RECORD, record)  # after each form: a later one may be refused
     return record
 
 
