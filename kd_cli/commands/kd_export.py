@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with short_endings():
         from kd_cli.export.ship import ship
 
-        forms = [form for form in ("onnx", "int8", "pt2") if vars(options)[form]]
+        forms = [form for form in ("onnx", "pt2", "int8") if vars(options)[form]]
         to = options.to or options.run / "export"
         print(table(ship(options.run, to, forms, trust=options.trust)))
         print(f"\nwritten to {os.path.relpath(to)}")
