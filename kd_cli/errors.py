@@ -33,6 +33,10 @@ class CheckpointError(KdError):
     """Weights that cannot be read, or belong to another model."""
 
 
+class ExportError(KdError):
+    """A model that cannot be exported, or whose exported form predicts something else."""
+
+
 class StorageError(KdError):
     """A folder that cannot be written, a disk that is full."""
 

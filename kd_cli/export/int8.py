@@ -1,0 +1,105 @@
+"""A student with 8-bit integer weights for ONNX Runtime, made from its ONNX file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_cli.errors import ExportError, first_line
+from kd_cli.export.forms import INPUT
+from kd_cli.export.parity import Parity
+
+CALIBRATION = 512  # training examples, evenly spaced over the training part
+BATCH = 32
+AGREEMENT = 0.98  # with the PyTorch student, at least
+MORE_ERRORS = 0.01  # of the test examples, at most
+LAYERS = ["Conv", "Gemm", "MatMul"]  # the preparation of the input stays in floating point
+
+
+def int8_bytes(content: bytes, train: Tensor) -> tuple[bytes, str]:
+    """The content of a .onnx file with int8 weights, and how it was quantised, from that of one with floats.
+
+    Convolutional networks: static, per channel, QDQ, activations calibrated on training images [N, ...]. Networks
+    without convolutions: dynamic, per channel. ExportError when ONNX Runtime cannot quantise the file.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    convolves = any(node.op_type == "Conv" for node in onnx.load_from_string(content).graph.node)
+    with tempfile.TemporaryDirectory() as folder:
+        given, prepared, written = (Path(folder) / name for name in ("float.onnx", "prepared.onnx", "int8.onnx"))
+        given.write_bytes(content)
+        try:
+            quant_pre_process(given, prepared, skip_symbolic_shape=True)
+            shared: dict[str, Any] = {
+                "op_types_to_quantize": LAYERS,
+                "per_channel": True,
+                "weight_type": QuantType.QInt8,
+            }
+            if convolves:
+                quantize_static(
+                    prepared,
+                    written,
+                    reader(train),
+                    quant_format=QuantFormat.QDQ,
+                    activation_type=QuantType.QInt8,
+                    **shared,
+                )
+            else:
+                quantize_dynamic(prepared, written, **shared)
+        except Exception as error:  # its errors have no common class
+            raise ExportError(
+                f"ONNX Runtime does not quantise the student: {first_line(error)}", hint="--onnx"
+            ) from error
+        return with_metadata(written.read_bytes(), content), "static" if convolves else "dynamic"
+
+
+def calibration_images(train: Tensor) -> Tensor:
+    """CALIBRATION images evenly spaced over the training part, in whose order classes may follow one another."""
+    count = min(CALIBRATION, len(train))
+    return train[torch.linspace(0, len(train) - 1, count).long()]
+
+
+def reader(train: Tensor) -> Any:
+    """What ONNX Runtime reads its calibration data from."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(calibration_images(train).split(BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.numpy()}
+
+    return Reader()
+
+
+def with_metadata(content: bytes, source: bytes) -> bytes:
+    """A .onnx file with the metadata of another."""
+    import onnx
+
+    model, other = onnx.load_from_string(content), onnx.load_from_string(source)
+    del model.metadata_props[:]
+    model.metadata_props.extend(other.metadata_props)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
+def check_int8(found: Parity, student: Parity, name: str) -> None:
+    """ExportError when an int8 form disagrees with the student, or errs, more often than is allowed."""
+    more = (found.errors - student.errors) / found.total
+    if found.agreement >= AGREEMENT and more <= MORE_ERRORS:
+        return
+    raise ExportError(
+        f"{name} agrees with the PyTorch student on {found.agreement:.2%} of the test examples and makes "
+        f"{found.errors} errors, the student {student.errors}; at least {AGREEMENT:.0%} must agree, and at most "
+        f"{MORE_ERRORS:.0%} of the examples may be further errors; the file was not written",
+        hint="ship --onnx instead",
+    )

@@ -1,0 +1,66 @@
+"""The data set of a finished run, read again, and proof that it is the one that the run used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kd_cli.config.build import build
+from kd_cli.config.moved import with_current_names
+from kd_cli.config.read import folder as data_folder
+from kd_cli.data.prepare import prepare
+from kd_cli.data.source import Dataset
+from kd_cli.errors import DataError, StorageError
+from kd_cli.storage.run_dir import read_summary
+
+OWN_DATA = (
+    "kd_cli.data.digits.digits",
+    "kd_cli.data.folders.imagefolder",
+    "kd_cli.data.torchvision.torchvision_dataset",
+)
+
+
+def finished_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a completed run. StorageError for a folder that holds none."""
+    summary = read_summary(folder)
+    if summary is None or summary["status"] != "completed":
+        state = "no summary.json" if summary is None else f"a run that is {summary['status']}"
+        raise StorageError(f"{folder} holds {state}", hint="name the directory of a completed run")
+    return summary
+
+
+def dataset_of(folder: Path, summary: dict[str, Any], *, trust: bool = False) -> Dataset:
+    """The data set of a run. Raises DataError when it is not the one that the run used, or is read by unknown code."""
+    from omegaconf import OmegaConf
+
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise StorageError(f"{path} is missing, so the data set of this run is not known")
+    config = OmegaConf.load(path)
+    node = with_current_names(OmegaConf.to_container(config.dataset, resolve=True))
+    val_fraction = node.pop("val_fraction")
+    for target in targets(node):
+        if target not in OWN_DATA and not trust:
+            raise DataError(
+                f"the data set of {folder} is read by {target}, which is code that kd_cli does not ship",
+                hint="--trust imports and runs it: for your own runs, and for those of people whose code you would run",
+            )
+    data_dir = data_folder(config.data_dir, "KD_DATA", "data")
+    dataset = prepare(build(node, where="dataset", data_dir=data_dir), val_fraction=val_fraction)
+    if dataset.fingerprint != summary["dataset"]["fingerprint"]:
+        raise DataError(
+            f"the data set {dataset.name} is not the one of the run in {folder}: its fingerprint is "
+            f"{dataset.fingerprint}, the run's is {summary['dataset']['fingerprint']}",
+            hint="bring the data back as they were; an export is compared on the run's own test set",
+        )
+    return dataset
+
+
+def targets(node: Any) -> list[str]:
+    """Every `_target_` in a node."""
+    if isinstance(node, list):
+        return [target for item in node for target in targets(item)]
+    if not isinstance(node, dict):
+        return []
+    own = [str(node["_target_"])] if "_target_" in node else []
+    return own + [target for value in node.values() for target in targets(value)]
