@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -59,7 +59,7 @@ class Plan:
 class Training:
     """What S models are trained on: data, plan, objective and teacher.
 
-    `role` names the random streams: two roles share none, two trainings with the same role and seed share all, so that
+    `seeds` are those of the batches, as `distinct` reads them. `role` names the random streams: two roles share none, two trainings with the same role and seed share all, so that
     the student alone and the distilled student start from the same weights and see the same batches.
     """
 
@@ -142,7 +142,7 @@ def fit(
     observer = observer or Observer()
     plan = training.plan
     observer.start(plan.epochs * len(training.sizes), learner.size)
-    done, outcomes = 0, [Outcome({}) for _ in training.seeds]
+    done, outcomes = 0, [Outcome({}) for _ in range(learner.size)]
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         done, outcomes = resume(state, learner)
         for earlier in zip(*(outcome.history for outcome in outcomes), strict=True):
@@ -153,12 +153,14 @@ def fit(
             break
         started = time.perf_counter()
         train_epoch(learner, training, epoch, steps, observer)
-        means = learner.sums.means(len(training.train))  # the epoch's one wait for the device
-        if plan.estimate_batchnorm and tracked_norms(learner.module):
+        n = len(training.train)
+        means = [row for part in learner.parts for row in part.sums.means(n)]  # the epoch's one wait for the device
+        networks = [part.module for part in learner.parts if tracked_norms(part.module)]
+        if plan.estimate_batchnorm and networks:
             images = training_batches(
                 training.train, plan.batch_size, seed=training.seeds[0], role=training.role, epoch=epoch
             )
-            estimate_statistics(learner.module, images)
+            estimate_statistics(networks, images)
         seconds = time.perf_counter() - started
         rows = epoch_rows(learner, training, epoch, means, seconds)
         for s, (outcome, row) in enumerate(zip(outcomes, rows, strict=True)):
@@ -205,7 +207,11 @@ def epoch_rows(
     last = (epoch * len(training.sizes) - 1) / (training.plan.epochs * len(training.sizes))
     sizes: list[dict[str, float | None]] = [{}] * learner.size
     if training.plan.diagnostics:
-        sizes = gradient_sizes(learner, training, progress=last, epoch=epoch)
+        sizes = [
+            row
+            for part, objective in learner.with_objectives(training.objective)
+            for row in gradient_sizes(part, replace(training, objective=objective), progress=last, epoch=epoch)
+        ]
     rates = learner.rates(float(training.plan.schedule(last)))
     return [
         {
@@ -265,10 +271,13 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     """Accuracy and negative log likelihood (nats) of each model on the validation part; None when it is empty."""
     if not len(val):
         return [None] * learner.size, [None] * learner.size
-    logits_SNC = learner.predict(val)
-    accuracy = (logits_SNC.argmax(-1) == val.labels).double().mean(-1)
-    log_p = logits_SNC.double().log_softmax(-1).gather(-1, val.labels.expand(logits_SNC.shape[:2])[..., None])
-    return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
+    accuracy, nll = [], []
+    # One part at a time: a sum over more numbers may be divided among threads in another way.
+    for logits_SNC in learner.predict(val).split([part.size for part in learner.parts]):
+        accuracy.append((logits_SNC.argmax(-1) == val.labels).double().mean(-1))
+        log_p = logits_SNC.double().log_softmax(-1).gather(-1, val.labels.expand(logits_SNC.shape[:2])[..., None])
+        nll.append(-log_p[..., 0].mean(-1))
+    return torch.cat(accuracy).tolist(), torch.cat(nll).tolist()
 
 
 def gradient_sizes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,13 +74,18 @@ class Sums:
 
 
 class Learner(ABC):
-    """S models of one architecture and what advances them by the same steps."""
+    """S models and what advances them by steps on the same batches."""
 
     size: int
-    module: nn.Module  # one of the models
-    optimizer: torch.optim.Optimizer
-    generators: Generators
-    sums: Sums
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[UniformLearner]:
+        """The learners of one architecture that it consists of, in the order of the S models."""
+
+    def with_objectives(self, objective: Objective) -> Sequence[tuple[Learner, Objective]]:
+        """The learners in it whose losses do not depend on each other, each with its objective."""
+        return [(self, objective)]
 
     @abstractmethod
     def training(self, role: str, epoch: int) -> contextlib.AbstractContextManager[None]:
@@ -99,13 +104,12 @@ class Learner(ABC):
         teacher: Teacher | None,
         objective: Objective,
         rates: Sequence[Rate],
-        stepped: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Make consecutive steps, one on each batch of the block; `stepped` is called after each."""
+    ) -> Iterator[None]:
+        """Make consecutive steps, one on each batch of the block; the iterator yields after each."""
         for batch, rate in zip(block, rates, strict=True):
             target = None if teacher is None else ask(teacher, batch, objective.weights.T)
             self.step(batch, target, objective, rate)
-            stepped()
+            yield
 
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
@@ -136,6 +140,19 @@ class Learner(ABC):
         """Continue from what `state` returned."""
 
 
+class UniformLearner(Learner):
+    """S models of one architecture with one optimiser."""
+
+    module: nn.Module  # one of the models
+    optimizer: torch.optim.Optimizer
+    generators: Generators
+    sums: Sums
+
+    @property
+    def parts(self) -> Sequence[UniformLearner]:
+        return [self]
+
+
 class TermGradient:
     """The gradient of one term of S models: on the logits, [S,B,C], and on each parameter, [S,...]."""
 
@@ -146,7 +163,7 @@ class TermGradient:
         self.on_parameters = torch.stack(squares).sum(0).sqrt()
 
 
-class ModuleLearner(Learner):
+class ModuleLearner(UniformLearner):
     """S = 1: any module, any `torch.optim` optimiser.
 
     The optimiser holds the module's parameters, and those of the objective's method where it has any. The method's

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -42,6 +43,34 @@ class Generators:
 
     def end(self) -> None:
         self.now = None
+
+
+class GlobalState:
+    """The state of torch's global generators that one of several users in turn continues from; at first, that of now.
+
+    with state:  # the generators are as this user left them
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep the generators' state."""
+        self.of_cpu = torch.default_generator.get_state()
+        self.of_device = None if self.device.type == "cpu" else self._of(self.device).get_rng_state()
+
+    def __enter__(self) -> None:
+        torch.default_generator.set_state(self.of_cpu)
+        if self.of_device is not None:
+            self._of(self.device).set_rng_state(self.of_device)
+
+    def __exit__(self, *_: object) -> None:
+        self.keep()
+
+    @staticmethod
+    def _of(device: torch.device) -> Any:
+        return getattr(torch, device.type)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,102 @@
+"""Learners of any architectures that are advanced side by side: each batch is fetched, augmented and answered by the
+teacher once, then every learner takes its own step on it.
+
+Each learner trains as it would by itself, to the same bytes where the number of threads is the same: it has its own
+optimiser, method and weights, and continues its own random numbers. Shapes: S models, the sum of the learners' own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_cli.learn.batches import Batch, Block
+from kd_cli.learn.learner import Learner, Rate, TermGradient, UniformLearner
+from kd_cli.learn.objective import Objective, SideBySide
+from kd_cli.learn.outputs import Outputs
+from kd_cli.learn.randomness import GlobalState
+from kd_cli.learn.teachers import Teacher
+
+
+class Cohort(Learner):
+    """Learners side by side on the same batches; its objective is `SideBySide`."""
+
+    def __init__(self, learners: Sequence[UniformLearner], device: torch.device) -> None:
+        self.learners, self.device = list(learners), device
+        self.size = sum(learner.size for learner in learners)
+        self.places = [(learner, s) for learner in learners for s in range(learner.size)]  # of the S models
+        self.states: list[GlobalState] = []  # of torch's global generators, while the learners train
+
+    @property
+    def parts(self) -> Sequence[UniformLearner]:
+        return self.learners
+
+    def with_objectives(self, objective: Objective) -> Sequence[tuple[Learner, Objective]]:
+        return list(zip(self.learners, objectives_of(objective), strict=True))
+
+    @contextlib.contextmanager
+    def training(self, role: str, epoch: int) -> Iterator[None]:
+        with contextlib.ExitStack() as contexts:
+            for learner in self.learners:
+                contexts.enter_context(learner.training(role, epoch))
+                self.states.append(GlobalState(self.device))
+            yield
+            self.states.clear()
+
+    def steps(
+        self, block: Block, teacher: Teacher | None, objective: Objective, rates: Sequence[Rate]
+    ) -> Iterator[None]:
+        """Make consecutive steps: on each batch one of every learner."""
+        blocks = block.shared(len(self.learners))
+        running = [
+            learner.steps(own, teacher, one, rates)
+            for learner, own, one in zip(self.learners, blocks, objectives_of(objective), strict=True)
+        ]
+        for _ in block.sizes:
+            self._advance(running)
+            yield
+        self._advance(running)  # to their ends: some add their losses there
+
+    def step(self, batch: Batch, target: Outputs | None, objective: Objective, rate: Rate) -> None:
+        start = 0
+        for state, learner, one in zip(self.states, self.learners, objectives_of(objective), strict=True):
+            own = target if target is None or len(target.logits) == 1 else target.of(slice(start, start + learner.size))
+            start += learner.size
+            with state:
+                learner.step(batch, own, one, rate)
+
+    def _advance(self, running: Sequence[Iterator[None]]) -> None:
+        """Each learner's next step, with the random numbers that it would draw by itself."""
+        for state, steps in zip(self.states, running, strict=True):
+            with state:
+                next(steps, None)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return torch.cat([learner.logits(images) for learner in self.learners])
+
+    def term_gradients(self, batch: Batch, target: Outputs | None, objective: Objective) -> dict[str, TermGradient]:
+        raise NotImplementedError("the learners of a cohort have terms of their own: see with_objectives")
+
+    def rates(self, factor: float) -> list[float]:
+        return [rate for learner in self.learners for rate in learner.rates(factor)]
+
+    def model_state(self, s: int) -> dict[str, Tensor]:
+        learner, own = self.places[s]
+        return learner.model_state(own)
+
+    def state(self) -> dict[str, Any]:
+        return {"learners": [learner.state() for learner in self.learners]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for learner, own in zip(self.learners, state["learners"], strict=True):
+            learner.load_state(own)
+
+
+def objectives_of(objective: Objective) -> Sequence[Objective]:
+    """The objectives of a cohort's learners."""
+    assert isinstance(objective, SideBySide), "a cohort is trained with the objectives of its learners"
+    return objective.each
