@@ -25,6 +25,8 @@ PROGRESS = {
     "%d models do not fit in the memory of %s together; halving",
     "%d × %s run one by one: %s (%s)",
     "%d × %s: %d at once, about %.3g MB each, measured %s",
+    "%d %s side by side on %s: %s (%s)",
+    "%s: %s; they are trained one by one now",
     "%d × student run one by one: those that differ in %s are not trained together (%s)",
     "%s pictures of %s decoded in %.0f s, %s",
     "decoded %s of %s pictures",

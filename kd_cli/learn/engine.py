@@ -59,8 +59,9 @@ class Plan:
 class Training:
     """What S models are trained on: data, plan, objective and teacher.
 
-    `seeds` are those of the batches, as `distinct` reads them. `role` names the random streams: two roles share none, two trainings with the same role and seed share all, so that
-    the student alone and the distilled student start from the same weights and see the same batches.
+    `seeds` are those of the batches, as `distinct` reads them. `role` names the random streams: two roles share none,
+    two trainings with the same role and seed share all, so that the student alone and the distilled student start from
+    the same weights and see the same batches.
     """
 
     train: Examples

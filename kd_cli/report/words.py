@@ -140,6 +140,19 @@ def run_notes(runs: Sequence[Run]) -> list[str]:
     return [note if n == len(ended) else f"{note} ({n} of {len(ended):,} runs)" for note, n in counts.items()]
 
 
+def trained_together(summary: Mapping[str, Any]) -> str:
+    """What else was trained together with a run's student, and how equal that leaves it; nothing where nothing was."""
+    facts = summary.get("trained_with")  # absent from the summaries of earlier versions
+    if not facts:
+        return ""
+    counts = {"in one stack with": len(facts["in_one_stack"]), "side by side with": len(facts["side_by_side"])}
+    ways = [f"{way} {n} other{'s' * (n > 1)}" for way, n in counts.items() if n]
+    equal = (
+        "equal to a run alone up to rounding" if facts["equal_to_alone"] == "rounding" else "the bytes of a run alone"
+    )
+    return f"trained {' and '.join(ways)}: {equal}"
+
+
 def sizes(comparison: Comparison) -> str:
     """How many examples chose and tested: 200 validation, 597 test examples; nothing while no run has ended."""
     known = [(comparison.size(split), word) for split, word in (("val", "validation"), ("test", "test"))]

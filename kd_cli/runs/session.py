@@ -15,7 +15,7 @@ from kd_cli.runs.advice import advice
 from kd_cli.runs.building import check_recipe
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import DeviceData
-from kd_cli.runs.distil import Distillation, student_tasks
+from kd_cli.runs.distil import Distillation, needs_live_teacher
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
 from kd_cli.runs.models import check_shape, forward_flops
@@ -59,17 +59,13 @@ class Session:
         report_ended()
 
         def same_examples(job: Job) -> Hashable:
-            teacher = job.summary.get("teacher") or {}
-            return teacher.get("fingerprint"), transfer_key(job.config), job.config.diagnostics
+            teacher = job.summary.get("teacher")
+            live = teacher is not None and needs_live_teacher(job)
+            return teacher and teacher["fingerprint"], transfer_key(job.config), job.config.diagnostics, live
 
         ready = [job for job in opened if job.summary.get("student_alone")]
-        groups = [
-            group
-            for same_teacher in grouped(ready, same_examples)
-            for group in grouped(same_teacher, lambda job: student_tasks(self, job)[0].stack_key())
-        ]
-        log_unstacked(self, [(group, student_tasks(self, group[0])[0]) for group in groups])
-        for group in groups:
+        log_unstacked(self, ready)
+        for group in grouped(ready, same_examples):
             with failing(group):
                 if alive(group):
                     Distillation(self, group).run(report_ended)

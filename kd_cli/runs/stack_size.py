@@ -91,7 +91,16 @@ def _read_notes(notes: Path) -> dict[str, int]:
 
 def memory_of_one(data: DeviceData, task: TrainingTask, module: nn.Module) -> int:
     """Bytes that a model of a stack takes while it trains, estimated from above."""
-    weights = 5 * sum(p.numel() for p in module.parameters())  # weight, gradient, two of the optimiser, a temporary
+    return memory_of_weights(data, module) + memory_of_step(data, task, module)
+
+
+def memory_of_weights(data: DeviceData, module: nn.Module) -> int:
+    """Bytes that a model takes between two steps: its weights, their gradients, two of the optimiser, a temporary."""
+    return 5 * data.dtype.itemsize * sum(p.numel() for p in module.parameters())
+
+
+def memory_of_step(data: DeviceData, task: TrainingTask, module: nn.Module) -> int:
+    """Bytes that a model takes during a step beside its weights, estimated from above."""
     outputs = 0
 
     def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -108,7 +117,7 @@ def memory_of_one(data: DeviceData, task: TrainingTask, module: nn.Module) -> in
     steps = BLOCK_LOGITS // (batch * classes) + 1
     block = min(steps, -(-len(data.train) // batch)) * batch * classes
     losses = 10 * block  # of the logits that wait for their losses, their targets, and what a method makes of both
-    return int(data.dtype.itemsize * (weights + step + losses))
+    return int(data.dtype.itemsize * (step + losses))
 
 
 def free_memory(device: torch.device) -> float:

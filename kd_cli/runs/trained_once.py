@@ -17,10 +17,11 @@ from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.teachers import combine_logits
 from kd_cli.runs.building import HARD, TrainingTask, stream_of
 from kd_cli.runs.device_data import DeviceData
+from kd_cli.runs.group import Member, Stage
 from kd_cli.runs.jobs import Job, failing, grouped
 from kd_cli.runs.model_notes import loaded_teacher_notes, output_notes
 from kd_cli.runs.models import load_module, predict_module, read_checkpoint
-from kd_cli.runs.stacks import Member, Stage, report_line
+from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error
 from kd_cli.storage.store import Entry
 
@@ -168,18 +169,19 @@ class Shared:
                 job.directory.append_metrics(self._rows(job, models[i].key, [row]))
 
         subject = fingerprint(models[0].facts.get("transfer"))
-        stage = Stage(models[0].data, self.role, models[0].title, subject=subject)
+        stage = Stage(models[0].data, self.role, subject=subject)
         members = [
             Member(
                 key=model.key,
                 task=TrainingTask(model.spec, HARD),
+                title=model.title,
                 name=self.users[model.key][0].path.name if model.key in self.users else model.title,
                 result=self.session.store.root / model.key / "entry.json",
-                needed=model.key in missing,
+                needed=functools.partial(missing.__contains__, model.key),
             )
             for model in models
         ]
-        for i, outcome in self.session.trainer.train(stage, members, on_epoch):
+        for i, outcome, _ in self.session.trainer.train(stage, members, on_epoch):
             self._keep(models[i].key, outcome)
 
     def _keep(self, key: str, outcome: Outcome | None) -> None:
