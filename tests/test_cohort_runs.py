@@ -94,7 +94,7 @@ def test_students_of_other_sizes_methods_and_optimisers_share_batches(
 ) -> None:
     swept = ["student.width=4,8", "method=soft_targets,dkd", "optimizer=adamw,sgd"]
     ran = assert_equal_to_alone(kd_run, tmp_path, [*own, *swept], monkeypatch)
-    alone, distilled = re.findall(r"which do not stack; they differ in (.*?) \(000_", ran.err)
+    alone, distilled = re.findall(r"side by side.*: they differ in (.*?) \(000_", ran.err)
     assert set(alone.split(", ")) == {"optimizer", "student.width"}
     assert set(distilled.split(", ")) == {"optimizer", "method", "student.width"}
     assert "2 students alone side by side on the same batches:" not in ran.err  # four: two widths, two optimisers
