@@ -217,16 +217,24 @@ class ModuleLearner(UniformLearner):
         return Outputs(single_precision(logits)[None], features)
 
     def step(self, batch: Batch, target: Outputs | None, objective: Objective, rate: Rate) -> None:
-        set_rates(self.optimizer, self.base_rates, rate)
         student = self.outputs(batch.images)
         terms = objective(student, target, batch)
-        for p in self.trained:  # what optimizer.zero_grad does, at a tenth of its cost
-            p.grad = None
+        self.clear_gradients()
         terms["loss"].sum().backward()
+        self.update(rate)
+        self.sums.add(terms, student.logits, batch.labels)
+
+    def clear_gradients(self) -> None:
+        """What optimizer.zero_grad does, at a tenth of its cost."""
+        for p in self.trained:
+            p.grad = None
+
+    def update(self, rate: Rate) -> None:
+        """Make an optimiser step from the gradients."""
+        set_rates(self.optimizer, self.base_rates, rate)
         self.optimizer_step()
         if self.bounded:
             constrain_max_norm(self.bounded, self.bounds)
-        self.sums.add(terms, student.logits, batch.labels)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

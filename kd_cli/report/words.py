@@ -170,6 +170,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """In a sentence, what distillation was worth in one run."""
     if summary["status"] == "diverged":
         return f"diverged: {summary.get('cause', 'a loss is not a finite number')}"
+    if "peers" in summary:
+        return peers_verdict(summary)
     if summary["teacher"] is None:
         return f"{summary['method']} has no teacher; T = {show(summary['T'])} is not used"
     weights = ", ".join(f"{key} = {show(summary[key])}" for key in ("T", "alpha", "beta"))
@@ -182,6 +184,22 @@ def verdict(summary: Mapping[str, Any]) -> str:
         return f"{weights}: {alone} errors alone, {student} distilled; the teacher is no better than the student alone"
     share = f"{percent(summary['gap_closed'])} of the gap to the teacher closed"
     return f"{weights}: {alone} errors alone, {student} distilled, {share}"
+
+
+def peers_verdict(summary: Mapping[str, Any]) -> str:
+    """In a sentence, what it was worth to students that they learned from each other."""
+    facts = summary["peers"]
+    weights = ", ".join(f"{key} = {show(summary[key])}" for key in ("T", "alpha", "beta"))
+    best = ""
+    if facts["best"] is not None:
+        best = (
+            f"; the best by validation is peer {facts['best']}, with {facts['peers'][facts['best']]['test']['errors']}"
+        )
+    return (
+        f"{weights}: {facts['mean_errors_alone']:.1f} errors alone, {facts['mean_errors']:.1f} by learning from each "
+        f"other, as means of {len(facts['peers'])} peers, of which two agree on {facts['agreement']:.1%} of the test "
+        f"examples{best}"
+    )
 
 
 def next_step(summary: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from kd_cli.learn.methods.per_model import is_loss_function
 from kd_cli.learn.objective import Objective, SideBySide
 from kd_cli.learn.optimizers import without_compiler
 from kd_cli.learn.outputs import sample_outputs
+from kd_cli.learn.peers import Peers
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.stacked.closed_forms import has_closed_form
 from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner
@@ -176,6 +177,32 @@ def make_cohort(
         teacher.read_features(list(dict.fromkeys(read)))
     objective = SideBySide.of([training.objective for training in trainings])
     return Cohort([learner for learner, _ in made], data.device), replace(trainings[0], objective=objective)
+
+
+def make_peers(
+    data: DeviceData,
+    peers: Sequence[Sequence[TrainingTask]],
+    role: str,
+    *,
+    teacher: Teacher | None = None,
+    diagnostics: bool = False,
+) -> tuple[Learner, Training]:
+    """Models that learn from each other, one task for each, on the batches of the first one's seed."""
+    tasks = [task for (task,) in peers]
+    plan = make_plan(data, tasks[0].spec, role, diagnostics=diagnostics)
+    objective = make_objective(data, tasks)
+    learners = []
+    for task in tasks:
+        module = build_module(task.spec, data.dataset, role=stream_of(role), device=data.device)
+        optimizer = make_optimizer(task, role, module.parameters())
+        plain = make_objective(data, [replace(task, method=HARD)])  # features and parameters are the objective's: none
+        autocast = Autocast(data.device, data.precision)
+        learners.append(ModuleLearner(module, optimizer, seed=task.spec.seed, objective=plain, autocast=autocast))
+    objective.method.setup(make_setting(objective.method, learners[0].module, teacher, data, plan))
+    objective.method.to(data.device, data.dtype)
+    seeds = [tasks[0].spec.seed]
+    training = Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
+    return Peers(learners, data.device), training
 
 
 def make_learner(

@@ -21,6 +21,7 @@ from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.group import Beside, Member, Stage
 from kd_cli.runs.jobs import Job, alive, failing
 from kd_cli.runs.models import load_module, predict_module
+from kd_cli.runs.peers import peers_report
 from kd_cli.runs.pictures import pictures
 from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error, missed_classes, with_agreement
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
 
 
 def student_tasks(session: Session, job: Job) -> list[TrainingTask]:
-    """The trainings of a job's student: one, or one for each setting to choose from."""
+    """The trainings of a job's student: one, or one for each setting to choose from, or one for each peer."""
     config = job.config
     beta = config.beta if session.transfer(config).labelled else 0.0
+    if config.peers:
+        ((T, alpha),) = config.settings()
+        return [TrainingTask(spec, config.method, T, alpha, beta) for spec in config.peers]
     return [TrainingTask(config.student, config.method, T, alpha, beta) for T, alpha in config.settings()]
 
 
@@ -78,9 +82,10 @@ class Distillation:
         outcomes: dict[int, dict[int, Outcome]] = {}
 
         def on_epoch(i: int, row: dict[str, Any]) -> None:
-            job = places[i][0]
-            if not job.ended and len(self.tasks[id(job)]) == 1:  # else the chosen one's rows follow the choice
-                job.directory.append_metrics([row])
+            job, k = places[i]
+            if job.ended or (len(self.tasks[id(job)]) > 1 and not job.config.peers):
+                return  # the chosen one's rows follow the choice
+            job.directory.append_metrics([{**row, "member": k} if job.config.peers else row])
 
         def on_failure(i: int, error: Exception) -> None:
             with failing([places[i][0]]):
@@ -110,9 +115,10 @@ class Distillation:
         )
 
     def member(self, job: Job, k: int) -> Member:
-        key = f"{job.identity or job.path.name} {k}"
-        result = job.path.absolute() / SUMMARY
-        return Member(key, self.tasks[id(job)][k], title(job), job.path.name, result, lambda: not job.ended)
+        name = job.identity or job.path.name
+        result, peers = job.path.absolute() / SUMMARY, name if job.config.peers else ""
+        task = self.tasks[id(job)][k]
+        return Member(f"{name} {k}", task, title(job), job.path.name, result, lambda: not job.ended, peers)
 
     def teacher(self, job: Job) -> Teacher | None:
         """The teacher as the student meets it: its stored logits, or live where the student's input is augmented."""
@@ -133,7 +139,7 @@ class Distillation:
     def finish(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Choose among the settings where there are several, test the student, write the run's files."""
         spec, data, tasks = job.config.student, self.session.data, self.tasks[id(job)]
-        chosen = choose(outcomes)
+        chosen = 0 if job.config.peers else choose(outcomes)
         task, outcome = tasks[chosen], outcomes[chosen]
         self.report_choice(job, outcomes, chosen)
         module = load_module(spec, outcome.state, data, role="student")
@@ -151,6 +157,8 @@ class Distillation:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
         job.directory.write_student(outcome.state, record_student(spec, data.dataset, shift))
+        if job.config.peers:
+            job.summary["peers"] = peers_report(self.session, job, outcomes, shift)
         self.write_pictures(job, logits, T=task.T)
         job.directory.write_summary(job.summary | {"status": "completed"})
         job.on_completed(job.path)
@@ -161,7 +169,10 @@ class Distillation:
         tasks, said = self.tasks[id(job)], title(job)
         task, outcome = tasks[chosen], outcomes[chosen]
         job.summary |= {"T": task.T, "alpha": task.alpha}
-        if len(tasks) > 1:
+        if job.config.peers:
+            said = f"{len(tasks)} peers by {job.config.method_name}, of which the first"
+            outcome = next((one for one in outcomes if one.diverged is not None), outcome)
+        elif len(tasks) > 1:
             job.summary["auto"] = choice_report(job.config, tasks, outcomes, chosen)
             said = f"{said} at T = {task.T:g}, alpha = {task.alpha:g}, chosen on validation data"
             job.directory.append_metrics(outcome.history)
@@ -179,6 +190,8 @@ class Distillation:
             "teacher": job.teacher and job.teacher.fingerprint,
             "transfer": self.transfer.facts,
         }
+        if job.config.peers:
+            facts["peers"] = [peer.identity("") for peer in job.config.peers]
         return fingerprint(facts)
 
     def write_pictures(self, job: Job, logits: Tensor, *, T: float) -> None:

@@ -14,7 +14,7 @@ from kd_cli.config.values import TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Outcome, fit
 from kd_cli.learn.teachers import Teacher
-from kd_cli.runs.building import TrainingTask, make_cohort
+from kd_cli.runs.building import TrainingTask, make_cohort, make_peers
 from kd_cli.runs.checkpoints import Checkpoints, SavedTraining
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.progress import OnEpoch, Progress
@@ -32,6 +32,7 @@ class Member:
     name: str  # of the job, for the log
     result: Path  # the file that exists once the result is safe
     needed: Callable[[], bool] = lambda: True  # whether the result is missing; else it is trained to complete a stack
+    peers: str = ""  # names those that learn from each other, of which this is one
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Group:
     def own(self) -> list[Member]:
         """The members that are trained together."""
         return [self.members[i] for i in self.numbers]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the members learn from each other, so that none can be trained without the others."""
+        return bool(self.own[0].peers)
 
     @property
     def title(self) -> str:
@@ -129,7 +135,8 @@ class Group:
 
         with batchnorm_explained(specs[0]):
             stacks = [[self.members[i].task for i in stack] for stack in self.stacks]
-            learner, training = make_cohort(
+            make = make_peers if self.coupled else make_cohort
+            learner, training = make(
                 stage.data, stacks, stage.role, teacher=stage.teacher, diagnostics=stage.diagnostics
             )
             outcomes = fit(

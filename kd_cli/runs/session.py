@@ -87,8 +87,8 @@ class Session:
 
     def check_models(self, job: Job) -> None:
         """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
-        roles = {"student": job.config.student} | ({"teacher": job.config.teacher} if job.needs_teacher else {})
-        for role, spec in roles.items():
+        roles = [("student", spec) for spec in job.config.peers or [job.config.student]]
+        for role, spec in [*roles, *([("teacher", job.config.teacher)] if job.needs_teacher else [])]:
             trained = role == "student" or job.config.checkpoint is None
             model = (role, fingerprint([spec.model, spec.normalize, trained]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
@@ -100,7 +100,8 @@ class Session:
                 check_recipe(spec, role)
             self.checked |= {model, recipe}
         config, examples = job.config, len(self.transfer(job.config).examples)
-        pair = fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples])
+        peers = [spec.model for spec in config.peers]
+        pair = fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples, peers])
         if pair not in self.method_notes:
             self.method_notes[pair] = check_method(config, self.data, examples=examples)
         for sentence in self.method_notes[pair]:
@@ -136,8 +137,9 @@ class Session:
 
     def students_alone(self, jobs: Sequence[Job]) -> None:
         """Give each job that has not ended its student trained without a teacher."""
-        for job, (entry,), from_store in Shared(self, jobs, wanted_alone, "student_alone").obtain():
-            job.alone = entry
+        for job, entries, from_store in Shared(self, jobs, wanted_alone, "student_alone").obtain():
+            entry = job.alone = entries[0]
+            job.peers_alone = entries if job.config.peers else ()
             report = {"fingerprint": entry.fingerprint, **entry.report, "from_store": from_store}
             job.summary["student_alone"] = with_agreement(report, entry.outputs()["test"], job.teacher)
 

@@ -58,15 +58,20 @@ class Trainer:
         States are removed when the results that the caller writes between two outcomes are there.
         """
         alike: dict[str, dict[str, Member]] = {}
+        peers: dict[str, list[list[str]]] = {}
         for member in members:
-            alike.setdefault(member.task.stack_key(), {})[member.key] = member
+            if member.peers:
+                peers.setdefault(member.peers, []).append([member.key])
+            else:
+                alike.setdefault(member.task.stack_key(), {})[member.key] = member
         stacks: list[list[str]] = []
         reasons: dict[str, str] = {}  # why members are not stacked, by their keys
         for stack_key, some in alike.items():
             stacks += self._stacks(stage, fingerprint([stage.role, stage.subject, stack_key]), some, reasons)
         number = {member.key: i for i, member in enumerate(members)}
         unsaved: list[Group] = []
-        for cohort in self._cohorts(stage, stacks, {member.key: member for member in members}, reasons):
+        cohorts = self._cohorts(stage, stacks, {member.key: member for member in members}, reasons)
+        for cohort in [*cohorts, *peers.values()]:
             for group, outcomes in self._train_cohort(stage, cohort, members, number, on_epoch, on_failure):
                 for i, outcome in zip(group.numbers, outcomes, strict=True):
                     if members[i].needed():
@@ -144,8 +149,9 @@ class Trainer:
             try:
                 outcomes = group.train(on_epoch)
             except Exception as error:
-                too_large = isinstance(error, torch.OutOfMemoryError) and len(group.numbers) > 1
-                if not too_large and len(stacks) == 1:
+                several = not group.coupled and len(group.numbers) > 1
+                too_large = isinstance(error, torch.OutOfMemoryError) and several
+                if not too_large and (len(stacks) == 1 or group.coupled):
                     if on_failure is None:
                         raise
                     for i in group.numbers:

@@ -82,14 +82,20 @@ def wanted_teacher(session: Session, job: Job) -> list[Wanted]:
 
 
 def wanted_alone(session: Session, job: Job) -> list[Wanted]:
-    """The student alone, on the transfer set; on the training data where the transfer set has no labels at all."""
-    spec, transfer = job.config.student, session.transfer(job.config)
-    facts = {"kind": "alone", **spec.identity(session.data.dataset.fingerprint)}
-    data = session.data
-    if transfer.index is not None and not transfer.whole:
-        facts["transfer"] = transfer.facts
+    """The student alone, on the transfer set; on the training data where the transfer set has no labels at all.
+
+    Where students learn from each other, each of them alone.
+    """
+    transfer, data, found = session.transfer(job.config), session.data, []
+    own = transfer.index is not None and not transfer.whole
+    if own:
         data = replace(data, train=transfer.examples)
-    return [Wanted(facts, spec, f"student {spec.title} alone", data)]
+    for spec in job.config.peers or [job.config.student]:
+        facts = {"kind": "alone", **spec.identity(session.data.dataset.fingerprint)}
+        if own:
+            facts["transfer"] = transfer.facts
+        found.append(Wanted(facts, spec, f"student {spec.title} alone", data))
+    return found
 
 
 def user_weights(data: DeviceData, config: RunConfig) -> Wanted:
