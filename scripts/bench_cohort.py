@@ -7,6 +7,7 @@
 Eight temperatures of one student are taught live by one teacher, with crop and flip, for an epoch:
 
     side by side   one cohort: a batch is fetched, augmented and answered by the teacher once for all
+    in turn        the same cohort, one student's step after the other instead of as many at once as there are threads
     one by one     the same students, each trained alone by the same engine
     alone          one of them
     plain PyTorch  the same one in a loop written by hand on the same resident tensors, without metrics
@@ -88,7 +89,8 @@ def main() -> None:
         flush=True,
     )
     contenders: dict[str, Contender] = {
-        "side by side": side_by_side(setting),
+        "side by side": side_by_side(setting, workers=args.threads),
+        "in turn": side_by_side(setting, workers=1),
         "one by one": one_by_one(setting, setting.temperatures),
         "alone": one_by_one(setting, setting.temperatures[:1]),
         "plain PyTorch": plain_loop(setting),
@@ -171,9 +173,9 @@ def trained(setting: Setting, learner: Learner, objective: Objective, teacher: L
         part.sums.means(len(setting.train))
 
 
-def side_by_side(setting: Setting) -> Contender:
+def side_by_side(setting: Setting, *, workers: int) -> Contender:
     pairs = [student(setting, T) for T in setting.temperatures]
-    cohort = Cohort([learner for learner, _ in pairs], torch.device("cpu"))
+    cohort = Cohort([learner for learner, _ in pairs], torch.device("cpu"), workers=workers)
     objective, teacher = SideBySide.of([one for _, one in pairs]), LiveTeacher([setting.live_teacher()])
     return lambda: trained(setting, cohort, objective, teacher)
 
@@ -259,6 +261,7 @@ def say(seconds: dict[str, list[float]], n: int) -> None:
 
     print("\nratios of times, median (range)")
     row(f"{n} students one by one / side by side", ratios(seconds["one by one"], seconds["side by side"]), "3.0")
+    row(f"{n} students one by one / side by side, in turn", ratios(seconds["one by one"], seconds["in turn"]))
     row("one student alone / plain PyTorch", ratios(seconds["alone"], seconds["plain PyTorch"]), "1.02")
     if "torchdistill" in seconds:
         theirs = [n * one for one in seconds["torchdistill"]]

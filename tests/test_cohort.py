@@ -87,9 +87,12 @@ def train(
     return fit(learner, Training(*data, "student", [seed], plan, objective, teacher), **keys)
 
 
-def cohort_of(students: Sequence[Student], network: nn.Module, seed: int = 5) -> tuple[Cohort, Objective]:
+def cohort_of(
+    students: Sequence[Student], network: nn.Module, seed: int = 5, workers: int = 1
+) -> tuple[Cohort, Objective]:
     pairs = [student.learner(network, seed) for student in students]
-    return Cohort([learner for learner, _ in pairs], CPU), SideBySide.of([objective for _, objective in pairs])
+    cohort = Cohort([learner for learner, _ in pairs], CPU, workers=workers)
+    return cohort, SideBySide.of([objective for _, objective in pairs])
 
 
 def live(network: nn.Module, students: Sequence[Student] = STUDENTS) -> LiveTeacher:
@@ -240,3 +243,73 @@ def test_batches_of_a_shared_block_are_given_in_step_only() -> None:
     next(one)
     with pytest.raises(ValueError, match="batch 1 is asked for while batch 2 is at hand"):
         next(other)
+
+
+# ---------------------------------------------------------------- several at once
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_students_that_take_their_steps_at_once_end_with_the_same_bytes(workers: int) -> None:
+    plan, network = plan_of(), Counting()
+    learner, objective = cohort_of(STUDENTS, network, workers=workers)
+    network.answers = 0
+    together = train(learner, objective, live(network), plan=plan)
+    assert network.answers == 3 * 5
+    assert learner.draws == [True, True, True, False, False, False]  # nn.Dropout draws from the global generator
+    assert_same_bytes(together, one_by_one(STUDENTS, network, plan))
+
+
+def test_workers_leave_torchs_threads_as_they_were() -> None:
+    network = Counting()
+    torch.set_num_threads(2)
+    learner, objective = cohort_of(STUDENTS[3:], network, workers=2)
+    train(learner, objective, live(network, STUDENTS[3:]), plan=plan_of())
+    assert torch.get_num_threads() == 2
+
+
+class Late(nn.Module):
+    """A network that draws random numbers from its third step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.steps = made.small(), 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training
+        logits = self.inner(images)
+        return logits + 0.1 * torch.randn_like(logits) if self.training and self.steps > 2 else logits
+
+
+def test_a_network_that_draws_in_some_steps_only_is_noticed_and_alone_in_turn_it_is_trained() -> None:
+    plan, network = plan_of(), Counting()
+    students = [Student(Late), Student(made.conv)]
+    learner, objective = cohort_of(students, network, workers=2)
+    with pytest.raises(RuntimeError, match="draws random numbers in some steps only"):
+        train(learner, objective, live(network, students), plan=plan)
+    together = train(*cohort_of(students, network), live(network, students), plan=plan)
+    assert_same_bytes(together, one_by_one(students, network, plan))
+
+
+def test_a_saved_cohort_continues_with_its_number_of_workers() -> None:
+    network = Counting()
+    learner, _ = cohort_of(STUDENTS, network, workers=2)
+    other, _ = cohort_of(STUDENTS, network)
+    other.load_state(learner.state())
+    assert other.workers == 2
+
+
+def test_an_error_in_a_worker_is_the_cohorts() -> None:
+    class Wrong(SoftTargets):
+        calls = 0
+
+        def forward(self, *args: Any) -> Any:
+            Wrong.calls += 1
+            if Wrong.calls > 3:
+                raise ArithmeticError("my own bug")
+            return super().forward(*args)
+
+    network = Counting()
+    students = [Student(made.conv), Student(made.conv, method=Wrong)]
+    learner, objective = cohort_of(students, network, workers=2)
+    with pytest.raises(ArithmeticError, match="my own bug"):
+        train(learner, objective, live(network, students), plan=plan_of())

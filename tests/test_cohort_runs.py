@@ -73,11 +73,13 @@ def assert_equal_to_alone(kd_run: Run, folder: Path, argv: list[str], monkeypatc
             "side_by_side": [job.name for job in together if job != one],
             "equal_to_alone": "bytes",
             "threads": 1,
+            "at_once": 1,
         }
         assert summary(other)["trained_with"] is None
     return ran
 
 
+@pytest.mark.slow
 def test_temperatures_of_a_network_with_batchnorm_give_the_bytes_of_single_runs(
     kd_run: Run, own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +91,7 @@ def test_temperatures_of_a_network_with_batchnorm_give_the_bytes_of_single_runs(
     assert "one by one" not in ran.err
 
 
+@pytest.mark.slow
 def test_students_of_other_sizes_methods_and_optimisers_share_batches(
     kd_run: Run, own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,3 +260,65 @@ def test_as_many_are_trained_side_by_side_as_fit_by_the_estimate(kd_run: Run, ow
     )
     ran = side_by_side(kd_run, *own, "T=1,2,4,8,16", "hydra.sweep.dir=out", prelude=prelude)
     assert ran.err.count("2 students side by side") == 2
+
+
+TWO_AT_ONCE = """
+import torch
+import kd_cli.runs.workers as workers
+torch.set_num_threads(2)
+workers.seconds_of_epoch = lambda stage, stacks, n: 1 / n
+"""
+
+
+@pytest.mark.slow
+def test_students_that_are_trained_two_at_a_time_are_equal_to_rounding_and_a_summary_says_so(
+    kd_run: Run, own: list[str], tmp_path: Path
+) -> None:
+    argv = [*own, "student=cnn", "precision=float64", "optimizer=adamw,sgd", "T=1,4"]
+    ran = side_by_side(kd_run, *argv, "hydra.sweep.dir=fused", prelude=TWO_AT_ONCE)
+    assert "2 at a time" in ran.err
+    side_by_side(kd_run, *argv, "hydra.sweep.dir=basic", "hydra/launcher=basic")
+    for one, other in zip(jobs(tmp_path / "fused"), jobs(tmp_path / "basic"), strict=True):
+        told = summary(one)["trained_with"]
+        assert (told["equal_to_alone"], told["threads"], told["at_once"]) == ("rounding", 2, 2)
+        losses = [[row["loss"] for row in results(job)[2]] for job in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_students_trained_two_at_a_time_are_resumed_to_the_same_bytes(
+    kd_run: Run, own: list[str], tmp_path: Path
+) -> None:
+    argv = [*own, "T=1,2,8", "hydra.sweep.dir=out", "checkpoint.every=1"]
+    side_by_side(kd_run, *argv, prelude=TWO_AT_ONCE)
+    expected = [results(job) for job in jobs(tmp_path / "out")]
+    shutil.rmtree(tmp_path / "out")
+    shutil.rmtree(os.environ["KD_STORE"])
+    assert side_by_side(kd_run, *argv, code=-9, prelude=TWO_AT_ONCE + KILLED)
+    resumed = kd_run("resume=out", prelude=TWO_AT_ONCE)
+    assert resumed.code == 0, resumed.err
+    assert [results(job) for job in jobs(tmp_path / "out")] == expected
+
+
+@pytest.mark.slow
+def test_whether_several_at_once_are_faster_is_measured_and_kept(kd_run: Run, tmp_path: Path) -> None:
+    argv = [*SHORT, "student=resnet20", "T=1,2", "training.epochs=1"]
+    prelude = "import torch\ntorch.set_num_threads(2)\n"
+    ran = side_by_side(kd_run, *argv, "hydra.sweep.dir=first", prelude=prelude)
+    (said,) = re.findall(r"2 models side by side: ([12]) at a time, measured", ran.err)
+    assert summary(jobs(tmp_path / "first")[0])["trained_with"]["at_once"] == int(said)
+    again = side_by_side(kd_run, *argv, "hydra.sweep.dir=second", prelude=prelude)
+    assert "at a time, measured" not in again.err
+
+
+def test_a_users_own_code_is_not_run_beside_itself(kd_run: Run, own: list[str], tmp_path: Path) -> None:
+    prelude = "import torch\nimport kd_cli.runs.workers as workers\ntorch.set_num_threads(2)\nworkers.GAIN = 1e9\n"
+    own_method = [*own, "student=cnn", "method=bug", "optimizer=adamw,sgd", "training.epochs=1"]
+    (tmp_path / "raises.py").write_text(RAISES.replace("> 14", "> 10**9"))
+    (tmp_path / "conf" / "method").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "conf" / "method" / "bug.yaml").write_text("_target_: raises.distil\n")
+    side_by_side(kd_run, *own_method, "hydra.sweep.dir=out", prelude=prelude)
+    assert summary(jobs(tmp_path / "out")[0])["trained_with"]["at_once"] == 1
+    shipped = [*own, "student=cnn", "optimizer=adamw,sgd", "training.epochs=1"]
+    side_by_side(kd_run, *shipped, "hydra.sweep.dir=shipped", prelude=prelude)
+    assert summary(jobs(tmp_path / "shipped")[0])["trained_with"]["at_once"] == 2

@@ -151,7 +151,7 @@ class Block:
         """All examples of the block as one batch without images, for a teacher that needs none."""
         return Batch(self.index, self.index[:0], self.labels)
 
-    def shared(self, n: int) -> list[Block]:
+    def shared(self, n: int) -> list[SharedBlock]:
         """This block for n consumers in step with each other: each batch is fetched and augmented once for all."""
         batches = InStep(iter(self))
         own = (self.examples, self.index, self.sizes, self.augmented, self.progress, self.epoch)

@@ -2,20 +2,22 @@
 teacher once, then every learner takes its own step on it.
 
 Each learner trains as it would by itself, to the same bytes where the number of threads is the same: it has its own
-optimiser, method and weights, and continues its own random numbers. Shapes: S models, the sum of the learners' own.
+optimiser, method and weights, and continues its own random numbers. With several workers, learners take their steps at
+the same time, each with one thread. Shapes: S models, the sum of the learners' own.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd_cli.learn.batches import Batch, Block
-from kd_cli.learn.learner import Learner, Rate, TermGradient, UniformLearner
+from kd_cli.learn.learner import Learner, Rate, TermGradient, UniformLearner, ask
 from kd_cli.learn.objective import Objective, SideBySide
 from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.randomness import GlobalState
@@ -23,10 +25,16 @@ from kd_cli.learn.teachers import Teacher
 
 
 class Cohort(Learner):
-    """Learners side by side on the same batches; its objective is `SideBySide`."""
+    """Learners side by side on the same batches; its objective is `SideBySide`.
 
-    def __init__(self, learners: Sequence[UniformLearner], device: torch.device) -> None:
-        self.learners, self.device = list(learners), device
+    With `workers` above 1, so many learners take a step at once on a CPU. Those that draw from torch's global
+    generators, of which a process has one set, still take turns.
+    """
+
+    def __init__(self, learners: Sequence[UniformLearner], device: torch.device, *, workers: int = 1) -> None:
+        self.learners, self.device, self.workers = list(learners), device, workers
+        self.pool: ThreadPoolExecutor | None = None
+        self.draws: list[bool] | None = None  # whether each learner draws from torch's global generators, once known
         self.size = sum(learner.size for learner in learners)
         self.places = [(learner, s) for learner in learners for s in range(learner.size)]  # of the S models
         self.states: list[GlobalState] = []  # of torch's global generators, while the learners train
@@ -41,11 +49,14 @@ class Cohort(Learner):
     @contextlib.contextmanager
     def training(self, role: str, epoch: int) -> Iterator[None]:
         with contextlib.ExitStack() as contexts:
+            if self.workers > 1:
+                self.pool = contexts.enter_context(one_thread_each(self.workers))
             for learner in self.learners:
                 contexts.enter_context(learner.training(role, epoch))
                 self.states.append(GlobalState(self.device))
             yield
             self.states.clear()
+        self.pool = None
 
     def steps(
         self, block: Block, teacher: Teacher | None, objective: Objective, rates: Sequence[Rate]
@@ -56,7 +67,11 @@ class Cohort(Learner):
             learner.steps(own, teacher, one, rates)
             for learner, own, one in zip(self.learners, blocks, objectives_of(objective), strict=True)
         ]
-        for _ in block.sizes:
+        for number in range(len(block.sizes)):
+            if self.pool is not None:  # what the workers share is there before they begin
+                batch = blocks[0].batches.at(number)
+                if teacher is not None and teacher.needs_images:
+                    ask(teacher, batch, objective.weights.T)
             self._advance(running)
             yield
         self._advance(running)  # to their ends: some add their losses there
@@ -71,9 +86,25 @@ class Cohort(Learner):
 
     def _advance(self, running: Sequence[Iterator[None]]) -> None:
         """Each learner's next step, with the random numbers that it would draw by itself."""
-        for state, steps in zip(self.states, running, strict=True):
-            with state:
-                next(steps, None)
+        if self.pool is None:
+            for state, steps in zip(self.states, running, strict=True):
+                advance(state, steps)
+            return
+        if self.draws is None:
+            self.draws = [False] * len(running)
+            for k, (state, steps) in enumerate(zip(self.states, running, strict=True)):
+                before = state.of_cpu
+                self.pool.submit(advance, state, steps).result()
+                self.draws[k] = not torch.equal(before, state.of_cpu)
+            return
+        before = torch.default_generator.get_state()
+        quiet = [steps for steps, draws in zip(running, self.draws, strict=True) if not draws]
+        list(self.pool.map(lambda steps: next(steps, None), quiet))
+        if not torch.equal(before, torch.default_generator.get_state()):
+            raise RuntimeError("a model draws random numbers in some steps only, and cannot take them beside others")
+        for state, steps, draws in zip(self.states, running, self.draws, strict=True):
+            if draws:
+                self.pool.submit(advance, state, steps).result()
 
     def logits(self, images: Tensor) -> Tensor:
         return torch.cat([learner.logits(images) for learner in self.learners])
@@ -89,11 +120,27 @@ class Cohort(Learner):
         return learner.model_state(own)
 
     def state(self) -> dict[str, Any]:
-        return {"learners": [learner.state() for learner in self.learners]}
+        return {"learners": [learner.state() for learner in self.learners], "workers": self.workers}
 
     def load_state(self, state: dict[str, Any]) -> None:
         for learner, own in zip(self.learners, state["learners"], strict=True):
             learner.load_state(own)
+        self.workers = state["workers"]  # on which the last digits depend
+
+
+def advance(state: GlobalState, steps: Iterator[None]) -> None:
+    """Make the next step of a learner, which continues from its own state of the global generators."""
+    with state:
+        next(steps, None)
+
+
+@contextlib.contextmanager
+def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of workers whose operations are not divided among threads; torch's number of threads is as before."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield pool
+    torch.set_num_threads(threads)
 
 
 def objectives_of(objective: Objective) -> Sequence[Objective]:

@@ -166,8 +166,12 @@ def make_cohort(
     *,
     teacher: Teacher | None = None,
     diagnostics: bool = False,
+    workers: int = 1,
 ) -> tuple[Learner, Training]:
-    """The models of several stacks as learners side by side, and what they are trained on; one stack by itself."""
+    """The models of several stacks as learners side by side, and what they are trained on; one stack by itself.
+
+    `workers` stacks take their steps at once.
+    """
     made = [make_training(data, tasks, role, teacher=teacher, diagnostics=diagnostics) for tasks in stacks]
     if len(made) == 1:
         return made[0]
@@ -176,7 +180,8 @@ def make_cohort(
         read = (path for training in trainings for path in training.objective.method.teacher_features)
         teacher.read_features(list(dict.fromkeys(read)))
     objective = SideBySide.of([training.objective for training in trainings])
-    return Cohort([learner for learner, _ in made], data.device), replace(trainings[0], objective=objective)
+    cohort = Cohort([learner for learner, _ in made], data.device, workers=workers)
+    return cohort, replace(trainings[0], objective=objective)
 
 
 def make_peers(

@@ -61,8 +61,10 @@ def trained_with(beside: Beside) -> dict[str, Any] | None:
     return {
         "in_one_stack": list(beside.stack),
         "side_by_side": list(beside.cohort),
-        "equal_to_alone": "rounding" if beside.stack else "bytes",  # with the same number of threads
+        # bytes with the same number of threads; workers have one each, while teacher and validation have all
+        "equal_to_alone": "rounding" if beside.stack or beside.workers > 1 else "bytes",
         "threads": torch.get_num_threads(),
+        "at_once": beside.workers,
     }
 
 

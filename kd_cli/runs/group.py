@@ -57,6 +57,7 @@ class Beside:
 
     stack: Sequence[str] = ()
     cohort: Sequence[str] = ()
+    workers: int = 1  # how many took their steps at once, each with one thread
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Group:
     stacks: list[list[int]]
     members: Sequence[Member]  # of the stage
     checkpoints: Checkpoints
+    workers: int = 1  # stacks that take their steps at once, each with one thread
     diverged: list[bool] = field(default_factory=list)  # of the members, once they are trained
 
     @property
@@ -100,7 +102,8 @@ class Group:
             return [other for k in numbers if (other := self.members[k].name) != name]
 
         (stack,) = (stack for stack in self.stacks if i in stack)
-        return Beside(others(stack), others([k for other in self.stacks if other is not stack for k in other]))
+        beside = others([k for other in self.stacks if other is not stack for k in other])
+        return Beside(others(stack), beside, self.workers)
 
     @functools.cached_property
     def state(self) -> SavedTraining | None:
@@ -135,10 +138,11 @@ class Group:
 
         with batchnorm_explained(specs[0]):
             stacks = [[self.members[i].task for i in stack] for stack in self.stacks]
-            make = make_peers if self.coupled else make_cohort
-            learner, training = make(
-                stage.data, stacks, stage.role, teacher=stage.teacher, diagnostics=stage.diagnostics
-            )
+            keys: Any = {"teacher": stage.teacher, "diagnostics": stage.diagnostics}
+            if self.coupled:
+                learner, training = make_peers(stage.data, stacks, stage.role, **keys)
+            else:
+                learner, training = make_cohort(stage.data, stacks, stage.role, workers=self.workers, **keys)
             outcomes = fit(
                 learner,
                 training,

@@ -49,12 +49,12 @@ def stack_size(
     one_seed = len({task.spec.seed for task in tasks}) == 1
     machine = [device_name(data.device), torch.__version__, torch.get_num_threads()]
     key = fingerprint([tasks[0].stack_key(), data.dataset.shape, data.dataset.classes, most, one_seed, *machine])
-    known = _read_notes(notes)
+    known = read_notes(notes)
     if key in known:
         return known[key], None
     best, seconds = smallest_fast_size(most, lambda size: seconds_of_step(data, tasks[:size], role, teacher) / size)
     notes.parent.mkdir(parents=True, exist_ok=True)
-    write_json(notes, _read_notes(notes) | {key: best})
+    write_json(notes, read_notes(notes) | {key: best})
     log.info(
         "%d × %s: %d at once, about %.3g MB each, measured %s",
         *(len(tasks), tasks[0].spec.title, best, memory / 2**20),
@@ -78,7 +78,7 @@ def smallest_fast_size(most: int, seconds_of: Callable[[int], float]) -> tuple[i
     return min(size for size, time in seconds.items() if time <= limit), seconds
 
 
-def _read_notes(notes: Path) -> dict[str, int]:
+def read_notes(notes: Path) -> dict[str, int]:
     """The sizes in the file; none when it is missing or damaged."""
     try:
         found = read_json(notes)

@@ -27,6 +27,7 @@ from kd_cli.runs.cohorts import cohort_facts, cohort_key, differing_keys, fittin
 from kd_cli.runs.group import Beside, Group, Member, Stage
 from kd_cli.runs.progress import OnEpoch, describe
 from kd_cli.runs.stack_size import stack_size
+from kd_cli.runs.workers import workers_that_pay
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,9 @@ class Trainer:
                 continue
             outcomes: list[Outcome] | None = None
             try:
+                if len(stacks) > 1 and not group.coupled:
+                    tasks = [[members[i].task for i in stack] for stack in numbers]
+                    group.workers = workers_that_pay(stage, tasks, self.stack_sizes)
                 outcomes = group.train(on_epoch)
             except Exception as error:
                 several = not group.coupled and len(group.numbers) > 1
