@@ -58,19 +58,21 @@ class GlobalState:
     def keep(self) -> None:
         """Keep the generators' state."""
         self.of_cpu = torch.default_generator.get_state()
-        self.of_device = None if self.device.type == "cpu" else self._of(self.device).get_rng_state()
+        self.of_device = None if self.device.type == "cpu" else self._on_device().get_rng_state(*self._which())
 
     def __enter__(self) -> None:
         torch.default_generator.set_state(self.of_cpu)
         if self.of_device is not None:
-            self._of(self.device).set_rng_state(self.of_device)
+            self._on_device().set_rng_state(self.of_device, *self._which())
 
     def __exit__(self, *_: object) -> None:
         self.keep()
 
-    @staticmethod
-    def _of(device: torch.device) -> Any:
-        return getattr(torch, device.type)
+    def _on_device(self) -> Any:
+        return getattr(torch, self.device.type)
+
+    def _which(self) -> tuple[torch.device, ...]:
+        return (self.device,) if self.device.type == "cuda" else ()  # the others have one
 
 
 @contextlib.contextmanager
