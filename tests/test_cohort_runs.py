@@ -24,6 +24,7 @@ def net(input_shape, num_classes, width=6):
         nn.Linear(36 * width, num_classes),
     )
 """
+OUT = "hydra.sweep.dir=out"
 LIVE = ["training.crop=1", "training.flip=true", "device=cpu"]
 SHORT = ["teacher=tinymlp", "teacher_training.epochs=1", "training.epochs=2", "training.keep=best", *LIVE]
 
@@ -137,7 +138,7 @@ def test_stacks_are_trained_side_by_side_too_and_a_summary_says_that_they_are_eq
     kd_run: Run, tmp_path: Path
 ) -> None:
     prelude = "import kd_cli.runs.stack_size as sizes\nsizes.seconds_of_step = lambda *args: 1.0\n"
-    side_by_side(kd_run, *SHORT, "student=tinymlp,cnn", "T=1,4", "hydra.sweep.dir=out", prelude=prelude)
+    side_by_side(kd_run, *SHORT, "student=tinymlp,cnn", "T=1,4", OUT, prelude=prelude)
     names = [job.name for job in jobs(tmp_path / "out")]  # both temperatures of tinymlp, then of cnn
     told = [summary(job)["trained_with"] for job in jobs(tmp_path / "out")]
     assert [one["equal_to_alone"] for one in told] == ["rounding"] * 4
@@ -178,7 +179,7 @@ def test_a_student_whose_training_raises_fails_alone(
     kd_run: Run, own_code: Callable[..., list[str]], own: list[str], tmp_path: Path
 ) -> None:
     own_code({"raises.py": RAISES, "method/bug": "_target_: raises.distil\n"})
-    ran = side_by_side(kd_run, *own, "method=soft_targets,bug,dkd", "hydra.sweep.dir=out", code=1)
+    ran = side_by_side(kd_run, *own, "method=soft_targets,bug,dkd", OUT, code=1)
     side_by_side(kd_run, *own, "method=soft_targets,dkd", "hydra.sweep.dir=well")
     assert "3 × student" not in ran.err
     assert "3 students side by side: my own bug; they are trained one by one now" in ran.err
@@ -187,6 +188,34 @@ def test_a_student_whose_training_raises_fails_alone(
     for one, other in zip((first, last), jobs(tmp_path / "well"), strict=True):
         assert results(one) == results(other)
         assert summary(one)["trained_with"] is None
+
+
+ONE_IS_TOO_FEW = """
+from own_of_cohorts import net
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        if len(images) == 1:
+            raise ValueError("one is too few")
+        return self.inner(images)
+
+def proud(input_shape, num_classes):
+    return Net(net(input_shape, num_classes))
+"""
+
+
+def test_a_network_that_fails_on_one_example_fails_alone(
+    kd_run: Run, own_code: Callable[..., list[str]], own: list[str], tmp_path: Path
+) -> None:
+    own_code({"proud.py": ONE_IS_TOO_FEW, "model/proud": "_target_: proud.proud\n"})
+    ran = side_by_side(kd_run, *own, "student=own,proud,cnn", "training.batch_size=93", OUT, code=1)
+    assert "student proud alone is trained by itself: its memory cannot be estimated (one is too few)" in ran.err
+    assert [(job / "summary.json").exists() for job in jobs(tmp_path / "out")] == [True, False, True]
 
 
 KILLED = """
@@ -214,7 +243,7 @@ Distillation.finish = killed
 def test_a_killed_cohort_is_resumed_to_the_same_bytes(
     kd_run: Run, own: list[str], tmp_path: Path, prelude: str
 ) -> None:
-    argv = [*own, "T=1,2,8", "hydra.sweep.dir=out", "checkpoint.every=1"]
+    argv = [*own, "T=1,2,8", OUT, "checkpoint.every=1"]
     whole = side_by_side(kd_run, *argv)
     expected = [(results(job), summary(job)["trained_with"]) for job in jobs(tmp_path / "out")]
     shutil.rmtree(tmp_path / "out")
@@ -258,7 +287,7 @@ def test_as_many_are_trained_side_by_side_as_fit_by_the_estimate(kd_run: Run, ow
         f"cohorts.memory_of_step = lambda *args: {step}\n"
         f"cohorts.free_memory = lambda *args: {step + 2 * weights}\n"
     )
-    ran = side_by_side(kd_run, *own, "T=1,2,4,8,16", "hydra.sweep.dir=out", prelude=prelude)
+    ran = side_by_side(kd_run, *own, "T=1,2,4,8,16", OUT, prelude=prelude)
     assert ran.err.count("2 students side by side") == 2
 
 
@@ -289,7 +318,7 @@ def test_students_that_are_trained_two_at_a_time_are_equal_to_rounding_and_a_sum
 def test_students_trained_two_at_a_time_are_resumed_to_the_same_bytes(
     kd_run: Run, own: list[str], tmp_path: Path
 ) -> None:
-    argv = [*own, "T=1,2,8", "hydra.sweep.dir=out", "checkpoint.every=1"]
+    argv = [*own, "T=1,2,8", OUT, "checkpoint.every=1"]
     side_by_side(kd_run, *argv, prelude=TWO_AT_ONCE)
     expected = [results(job) for job in jobs(tmp_path / "out")]
     shutil.rmtree(tmp_path / "out")
@@ -317,7 +346,7 @@ def test_a_users_own_code_is_not_run_beside_itself(kd_run: Run, own: list[str], 
     (tmp_path / "raises.py").write_text(RAISES.replace("> 14", "> 10**9"))
     (tmp_path / "conf" / "method").mkdir(parents=True, exist_ok=True)
     (tmp_path / "conf" / "method" / "bug.yaml").write_text("_target_: raises.distil\n")
-    side_by_side(kd_run, *own_method, "hydra.sweep.dir=out", prelude=prelude)
+    side_by_side(kd_run, *own_method, OUT, prelude=prelude)
     assert summary(jobs(tmp_path / "out")[0])["trained_with"]["at_once"] == 1
     shipped = [*own, "student=cnn", "optimizer=adamw,sgd", "training.epochs=1"]
     side_by_side(kd_run, *shipped, "hydra.sweep.dir=shipped", prelude=prelude)

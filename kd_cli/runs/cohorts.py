@@ -3,15 +3,20 @@ whatever their architectures, as many as fit in memory."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kd_cli.config.fingerprint import fingerprint
+from kd_cli.errors import first_line
 from kd_cli.learn.batches import distinct
 from kd_cli.runs.building import TrainingTask, stream_of
 from kd_cli.runs.group import Member, Stage
 from kd_cli.runs.models import build_module
 from kd_cli.runs.stack_size import free_memory, memory_of_step, memory_of_weights
+
+log = logging.getLogger(__name__)
 
 GROUPS = {"model": "student", "optimizer": "optimizer", "schedule": "schedule", "method": "method"}
 OF_TRAINING = ("epochs", "batch_size", "keep", "batchnorm")
@@ -25,14 +30,13 @@ def cohort_key(tasks: Sequence[TrainingTask]) -> str:
 
 def cohort_facts(task: TrainingTask) -> dict[str, Any]:
     """What must be equal for models to be trained side by side, by configuration key, beside the seed."""
-    # The configured value: models without BatchNorm, whose fingerprints leave it out, go along with any.
-    facts = {**stack_facts(task), "training.batchnorm": task.spec.batchnorm}
-    return {key: value for key, value in facts.items() if key.partition(".")[0] not in OF_MODEL}
+    return {key: value for key, value in stack_facts(task).items() if key.partition(".")[0] not in OF_MODEL}
 
 
 def stack_facts(task: TrainingTask) -> dict[str, Any]:
     """What must be equal for models to be trained in one stack, by configuration key."""
-    return dict(_by_key(task.stack_facts()))
+    # The configured value: models without BatchNorm, whose fingerprints leave it out, go along with any.
+    return {**dict(_by_key(task.stack_facts())), "training.batchnorm": task.spec.batchnorm}
 
 
 def _by_key(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -63,19 +67,20 @@ def shortened(keys: Sequence[str]) -> list[str]:
 
 
 def fitting(stage: Stage, stacks: Sequence[list[Member]]) -> list[list[list[Member]]]:
-    """The stacks in groups that fit in memory together, estimated from above: the weights of all, one's step."""
+    """The stacks in groups that fit in memory together, estimated from above: the weights of all, one's step.
+
+    A model whose memory cannot be estimated is in a group by itself.
+    """
     if len(stacks) < 2:
         return [[stack] for stack in stacks]
     room = free_memory(stage.data.device)
-    known: dict[str, tuple[int, int]] = {}
+    known: dict[str, tuple[float, float]] = {}
     groups: list[list[list[Member]]] = []
-    weights = largest = 0
+    weights = largest = 0.0
     for stack in stacks:
-        task = stack[0].task
-        key = task.stack_key()
+        key = stack[0].task.stack_key()
         if key not in known:
-            module = build_module(task.spec, stage.data.dataset, role=stream_of(stage.role), device=stage.data.device)
-            known[key] = memory_of_weights(stage.data, module), memory_of_step(stage.data, task, module)
+            known[key] = memory_of(stage, stack[0])
         own, step = (len(stack) * memory for memory in known[key])
         if groups and weights + own + max(largest, step) <= room:
             groups[-1].append(stack)
@@ -84,6 +89,17 @@ def fitting(stage: Stage, stacks: Sequence[list[Member]]) -> list[list[list[Memb
             groups.append([stack])
             weights, largest = own, step
     return groups
+
+
+def memory_of(stage: Stage, member: Member) -> tuple[float, float]:
+    """Bytes of a model between steps, and beside these in a step; infinite where its code fails on one example."""
+    task, data = member.task, stage.data
+    try:
+        module = build_module(task.spec, data.dataset, role=stream_of(stage.role), device=data.device)
+        return memory_of_weights(data, module), memory_of_step(data, task, module)
+    except Exception as error:
+        log.warning("%s is trained by itself: its memory cannot be estimated (%s)", member.title, first_line(error))
+        return math.inf, math.inf
 
 
 def why_not_one_stack(members: Sequence[Member], reasons: Mapping[str, str]) -> str:

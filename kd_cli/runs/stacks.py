@@ -67,9 +67,15 @@ class Trainer:
                 alike.setdefault(member.task.stack_key(), {})[member.key] = member
         stacks: list[list[str]] = []
         reasons: dict[str, str] = {}  # why members are not stacked, by their keys
-        for stack_key, some in alike.items():
-            stacks += self._stacks(stage, fingerprint([stage.role, stage.subject, stack_key]), some, reasons)
         number = {member.key: i for i, member in enumerate(members)}
+        for stack_key, some in alike.items():
+            try:
+                stacks += self._stacks(stage, fingerprint([stage.role, stage.subject, stack_key]), some, reasons)
+            except Exception as error:  # of these models' code
+                if on_failure is None:
+                    raise
+                for key in some:
+                    on_failure(number[key], error)
         unsaved: list[Group] = []
         cohorts = self._cohorts(stage, stacks, {member.key: member for member in members}, reasons)
         for cohort in [*cohorts, *peers.values()]:
