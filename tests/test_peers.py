@@ -171,6 +171,7 @@ def results(folder: Path) -> Any:
     told = json.loads((folder / "summary.json").read_text())["peers"]
     for one in told["peers"]:
         one["seconds"] = one["alone"]["seconds"] = 0
+        del one["alone"]["from_store"]
     weights = [(folder / name / "student.safetensors").read_bytes() for name in (".", "peers/1")]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:

@@ -192,7 +192,10 @@ def run_table(summary: Mapping[str, Any]) -> str:
         f"{data['classes']} classes; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
     )
     worst = worst_class(summary)
-    words = "\n".join(filter(None, (verdict(summary), next_step(summary), worst and wrap(worst))))
+    said = verdict(summary)
+    words = "\n".join(
+        filter(None, (wrap(said) if "peers" in summary else said, next_step(summary), worst and wrap(worst)))
+    )
     return f"\n{head}\n\n{align(role_rows(summary))}\n\n{words}"
 
 

@@ -30,6 +30,7 @@ def peers_report(session: Session, job: Job, outcomes: Sequence[Outcome], shift:
     share of the test examples that two peers put in the same class, as a mean over the pairs.
     """
     data, found, logits = session.data, [], []
+    stored = job.summary["student_alone"]["from_store"]  # whether all of them are
     for k, (spec, outcome, alone) in enumerate(zip(job.config.peers, outcomes, job.peers_alone, strict=True)):
         module = load_module(spec, outcome.state, data, role="student")
         logits.append(predict_module(module, data.test) + shift)
@@ -42,7 +43,7 @@ def peers_report(session: Session, job: Job, outcomes: Sequence[Outcome], shift:
                 **with_agreement(report, logits[-1], job.teacher),
                 "seed": spec.seed,
                 "folder": folder if k else ".",
-                "alone": {"fingerprint": alone.fingerprint, **alone.report},
+                "alone": {"fingerprint": alone.fingerprint, **alone.report, "from_store": stored},
             }
         )
     pairs = [float(agreement(one, other)) for one, other in itertools.combinations(logits, 2)]
