@@ -174,11 +174,17 @@ class InStep:
     def __init__(self, source: Iterator[Batch]) -> None:
         self.source = source
         self.number = -1  # of the batch that is kept
+        self.ahead: list[Batch] = []  # fetched before their time
+
+    def fetch(self) -> Batch:
+        """Fetch the batch after those that are fetched."""
+        self.ahead.append(batch := next(self.source))
+        return batch
 
     def at(self, number: int) -> Batch:
         """The batch of this number: the one that is kept, or the next."""
         if number == self.number + 1:
-            self.batch, self.number = next(self.source), number
+            self.batch, self.number = self.ahead.pop(0) if self.ahead else next(self.source), number
         if number != self.number:
             raise ValueError(f"batch {number} is asked for while batch {self.number} is at hand")
         return self.batch

@@ -3,7 +3,8 @@ teacher once, then every learner takes its own step on it.
 
 Each learner trains as it would by itself, to the same bytes where the number of threads is the same: it has its own
 optimiser, method and weights, and continues its own random numbers. With several workers, learners take their steps at
-the same time, each with one thread. Shapes: S models, the sum of the learners' own.
+the same time, each with one thread, while the next batch is fetched and answered. Shapes: S models, the sum of the
+learners' own.
 """
 
 from __future__ import annotations
@@ -67,11 +68,19 @@ class Cohort(Learner):
             learner.steps(own, teacher, one, rates)
             for learner, own, one in zip(self.learners, blocks, objectives_of(objective), strict=True)
         ]
-        for number in range(len(block.sizes)):
-            if self.pool is not None:  # what the workers share is there before they begin
-                batch = blocks[0].batches.at(number)
-                if teacher is not None and teacher.needs_images:
-                    ask(teacher, batch, objective.weights.T)
+        batches, pool, steps = blocks[0].batches, self.pool, len(block.sizes)
+
+        def prepare() -> None:
+            batch = batches.fetch()
+            if teacher is not None and teacher.needs_images:
+                ask(teacher, batch, objective.weights.T)
+
+        coming = None if pool is None else pool.submit(prepare)
+        for number in range(steps):
+            if pool is not None and coming is not None:  # a batch and its answer are there before the workers begin
+                coming.result()
+                batches.at(number)
+                coming = pool.submit(prepare) if number + 1 < steps else None
             self._advance(running)
             yield
         self._advance(running)  # to their ends: some add their losses there

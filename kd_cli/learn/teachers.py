@@ -57,6 +57,9 @@ class CachedTeacher(Teacher):
         return Outputs(combine_logits(self.logits_MNC[:, index], combine=self.combine, T=T[:, None, None]))
 
 
+Answer = tuple[Batch, Tensor, dict[str, Tensor]]  # of a live teacher: members' logits [M,U,B,C], features
+
+
 class LiveTeacher(Teacher):
     """The networks of one or more members, run on the student's own batch; features are those of the first."""
 
@@ -66,17 +69,19 @@ class LiveTeacher(Teacher):
         self.modules, self.combine = [freeze(module) for module in modules], combine
         self.depends_on_T = len(modules) > 1 and combine != "geometric"
         self.hooks = FeatureHooks(modules[0], (), role="teacher")
-        self.last: tuple[Batch, Tensor, dict[str, Tensor]] | None = None
+        self.known: tuple[Answer, ...] = ()  # to the last two batches
 
     def read_features(self, paths: Sequence[str]) -> None:
         self.hooks.remove()
         self.hooks = FeatureHooks(self.modules[0], paths, role="teacher")
-        self.last = None
+        self.known = ()
 
     def __call__(self, batch: Batch, T: Tensor) -> Outputs:
-        if self.last is None or self.last[0] is not batch:  # else another student has asked about this batch
-            self.last = batch, *self._run(batch)
-        _, members, features = self.last
+        answer = next((known for known in self.known if known[0] is batch), None)
+        if answer is None:  # no other student has asked about this batch, and nobody asked ahead
+            answer = batch, *self._run(batch)
+            self.known = (*self.known[-1:], answer)
+        _, members, features = answer
         return Outputs(combine_logits(members, combine=self.combine, T=T[:, None, None]), features)
 
     @torch.no_grad()
