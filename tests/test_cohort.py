@@ -20,6 +20,7 @@ from kd_cli.learn.engine import Interrupted, Outcome, Plan, Training, fit
 from kd_cli.learn.learner import Learner, ModuleLearner, UniformLearner
 from kd_cli.learn.methods import DKD, Hard, Hints, Method, SoftTargets
 from kd_cli.learn.objective import Objective, SideBySide
+from kd_cli.learn.own_dropout import OwnDropout
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.schedules import Cosine
 from kd_cli.learn.stacked.learner import StackedLearner
@@ -255,7 +256,8 @@ def test_students_that_take_their_steps_at_once_end_with_the_same_bytes(workers:
     network.answers = 0
     together = train(learner, objective, live(network), plan=plan)
     assert network.answers == 3 * 5
-    assert learner.draws == [True, True, True, False, False, False]  # nn.Dropout draws from the global generator
+    assert learner.draws == [False] * 6
+    assert learner.own == [True, True, True, False, False, False]  # nn.Dropout, which the others do not have
     assert_same_bytes(together, one_by_one(STUDENTS, network, plan))
 
 
@@ -265,6 +267,41 @@ def test_workers_leave_torchs_threads_as_they_were() -> None:
     learner, objective = cohort_of(STUDENTS[3:], network, workers=2)
     train(learner, objective, live(network, STUDENTS[3:]), plan=plan_of())
     assert torch.get_num_threads() == 2
+
+
+class Noisy(nn.Module):
+    """A network with noise of its own beside dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = made.Moody()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.inner(images)
+        return logits + 0.1 * torch.randn_like(logits) if self.training else logits
+
+
+def test_networks_with_other_random_numbers_than_dropout_take_turns() -> None:
+    plan, network = plan_of(), Counting()
+    students = [Student(Noisy), Student(made.Moody), Student(Noisy, ADAMW, DKD)]
+    learner, objective = cohort_of(students, network, workers=2)
+    together = train(learner, objective, live(network, students), plan=plan)
+    assert learner.draws == [True, False, True]
+    assert_same_bytes(together, one_by_one(students, network, plan))
+    assert not any("forward" in vars(part) for one in learner.parts for part in one.module.modules())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_dropout_from_a_generator_of_its_own_has_the_bytes_of_torchs(p: float, inplace: bool) -> None:
+    layer, images = nn.Dropout(p, inplace), torch.randn(9, 3, 5, 5).to(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    own = OwnDropout(nn.Sequential(layer))
+    own.continue_from(torch.get_rng_state())
+    expected = [layer(images.clone()), layer(images.clone())]
+    with own.replaced():
+        assert all(torch.equal(layer(images.clone()), one) for one in expected)
+        assert layer.eval()(images) is images
 
 
 class Late(nn.Module):

@@ -21,6 +21,7 @@ from kd_cli.learn.batches import Batch, Block
 from kd_cli.learn.learner import Learner, Rate, TermGradient, UniformLearner, ask
 from kd_cli.learn.objective import Objective, SideBySide
 from kd_cli.learn.outputs import Outputs
+from kd_cli.learn.own_dropout import OwnDropout
 from kd_cli.learn.randomness import GlobalState
 from kd_cli.learn.teachers import Teacher
 
@@ -28,14 +29,16 @@ from kd_cli.learn.teachers import Teacher
 class Cohort(Learner):
     """Learners side by side on the same batches; its objective is `SideBySide`.
 
-    With `workers` above 1, so many learners take a step at once on a CPU. Those that draw from torch's global
-    generators, of which a process has one set, still take turns.
+    With `workers` above 1, so many learners take a step at once on a CPU. torch's dropout then draws from a generator
+    of the learner's own; learners with other draws from torch's global generator still take turns.
     """
 
     def __init__(self, learners: Sequence[UniformLearner], device: torch.device, *, workers: int = 1) -> None:
         self.learners, self.device, self.workers = list(learners), device, workers
         self.pool: ThreadPoolExecutor | None = None
-        self.draws: list[bool] | None = None  # whether each learner draws from torch's global generators, once known
+        self.draws: list[bool] | None = None  # whether each learner draws from torch's global generator, once known
+        self.own = [False] * len(learners)  # whether its dropout draws from a generator of its own
+        self.dropouts = [OwnDropout(learner.module) for learner in learners] if workers > 1 else []
         self.size = sum(learner.size for learner in learners)
         self.places = [(learner, s) for learner in learners for s in range(learner.size)]  # of the S models
         self.states: list[GlobalState] = []  # of torch's global generators, while the learners train
@@ -55,6 +58,8 @@ class Cohort(Learner):
             for learner in self.learners:
                 contexts.enter_context(learner.training(role, epoch))
                 self.states.append(GlobalState(self.device))
+            if self.pool is not None:
+                self._own_dropouts(contexts)
             yield
             self.states.clear()
         self.pool = None
@@ -93,6 +98,13 @@ class Cohort(Learner):
             with state:
                 learner.step(batch, own, one, rate)
 
+    def _own_dropouts(self, contexts: contextlib.ExitStack) -> None:
+        """Let dropout layers draw where this cohort can watch them, or from their own generators once it is known."""
+        for k, (state, dropout) in enumerate(zip(self.states, self.dropouts, strict=True)):
+            contexts.enter_context(dropout.replaced())
+            if self.own[k]:
+                dropout.continue_from(state.of_cpu)
+
     def _advance(self, running: Sequence[Iterator[None]]) -> None:
         """Each learner's next step, with the random numbers that it would draw by itself."""
         if self.pool is None:
@@ -103,8 +115,11 @@ class Cohort(Learner):
             self.draws = [False] * len(running)
             for k, (state, steps) in enumerate(zip(self.states, running, strict=True)):
                 before = state.of_cpu
-                self.pool.submit(advance, state, steps).result()
-                self.draws[k] = not torch.equal(before, state.of_cpu)
+                only_dropout = self.pool.submit(watched_advance, state, steps, self.dropouts[k]).result()
+                self.draws[k] = not only_dropout
+                if only_dropout and not torch.equal(before, state.of_cpu):
+                    self.own[k] = True
+                    self.dropouts[k].continue_from(state.of_cpu)
             return
         before = torch.default_generator.get_state()
         quiet = [steps for steps, draws in zip(running, self.draws, strict=True) if not draws]
@@ -135,6 +150,15 @@ class Cohort(Learner):
         for learner, own in zip(self.learners, state["learners"], strict=True):
             learner.load_state(own)
         self.workers = state["workers"]  # on which the last digits depend
+        self.dropouts = [OwnDropout(learner.module) for learner in self.learners] if self.workers > 1 else []
+
+
+def watched_advance(state: GlobalState, steps: Iterator[None], dropout: OwnDropout) -> bool:
+    """Make the next step of a learner; whether nothing but its dropout layers drew from the global generator."""
+    with state:
+        dropout.watch()
+        next(steps, None)
+        return dropout.watched()
 
 
 def advance(state: GlobalState, steps: Iterator[None]) -> None:
