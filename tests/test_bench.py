@@ -58,6 +58,6 @@ def test_students_side_by_side_are_measured_against_the_same_one_by_one(tmp_path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "32 examples of made data of CIFAR-10's shape" in done.stdout
-    assert re.search(r"^2 students one by one / side by side +\d+\.\d\d \(.*goal 3\.0$", done.stdout, re.M), done.stdout
+    assert re.search(r"^2 students one by one / side by side +\d+\.\d\d \(", done.stdout, re.M), done.stdout
     seconds = json.loads((tmp_path / "numbers.json").read_text())["seconds"]
     assert {"side by side", "in turn", "one by one", "alone", "plain PyTorch"} == set(seconds)
