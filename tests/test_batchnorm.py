@@ -34,7 +34,7 @@ def test_the_statistics_are_those_of_the_batches() -> None:
     module = network()
     before = {name: p.clone() for name, p in module.named_parameters()}
     batches = images.split(20)
-    estimate_statistics(module, iter(batches))
+    estimate_statistics([module], iter(batches))
     first, last = module[0], module[3]
     mean, var = (torch.stack([f(batch, 0) for batch in batches]).mean(0) for f in (torch.mean, torch.var))
     assert torch.allclose(first.running_mean, mean)

@@ -48,3 +48,16 @@ def test_the_sweep_mode_compares_stacks_with_single_students(tmp_path: Path) -> 
 
     for students in ("16 tinymlp", "64 tinymlp", "16 smallmlp"):
         assert re.search(rf"^ *{students} +stacked is faster by \d+\.\d\d .*, takes \d+\.\d .* times one", said, re.M)
+
+
+@pytest.mark.slow
+def test_students_side_by_side_are_measured_against_the_same_one_by_one(tmp_path: Path) -> None:
+    script = BENCH.with_name("bench_cohort.py")
+    small = ("--examples", "32", "--batch", "16", "--students", "2", "--rounds", "1", "--threads", "1")
+    command = [sys.executable, str(script), *small, "--teacher", "resnet18", "--json", "numbers.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "32 examples of made data of CIFAR-10's shape" in done.stdout
+    assert re.search(r"^2 students one by one / side by side +\d+\.\d\d \(", done.stdout, re.M), done.stdout
+    seconds = json.loads((tmp_path / "numbers.json").read_text())["seconds"]
+    assert {"side by side", "in turn", "one by one", "alone", "plain PyTorch"} == set(seconds)

@@ -17,6 +17,7 @@ from kd_cli.nearest import did_you_mean
 from kd_cli.numeric import is_whole
 
 # What the former group `loss` had, and the option of `preset` that it has become.
+MOST_PEERS = 100
 FORMER_LOSSES = {
     "full": "soft_and_hard",
     "soft_only": "soft_only",
@@ -50,6 +51,7 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
         if "lr" in checked[group]:
             check_own_keys(checked[group], OptimizerKeys, group)
     check_transfer(checked["transfer"], checked["alpha"])
+    check_peers(checked["peers"])
     check_together(checked)
     return checked
 
@@ -137,6 +139,20 @@ def check_transfer(transfer: dict[str, Any], alpha: float | str) -> None:
         raise ConfigError(f"transfer.data is {data!r}; it must be the name of a data set", hint="transfer.data=kmnist")
     if alpha == 0 and (data is not None or not transfer["labels"]):
         raise ConfigError("the transfer set has no labels and alpha is 0: there is nothing to learn from")
+
+
+def check_peers(peers: Any) -> None:
+    """ConfigError for a number or list of peers that cannot be."""
+    if peers is None:
+        return
+    n = len(peers) if isinstance(peers, list) else peers
+    if not is_whole(n) or n > MOST_PEERS:
+        raise ConfigError(
+            f"peers is {peers!r}; it must be a whole number from 2 to {MOST_PEERS}, or a list of models",
+            hint="peers=3, or peers=[smallmlp,cnn]",
+        )
+    if n < 2:
+        raise ConfigError(f"peers is {peers!r}: peers learn from each other, and it takes two", hint="peers=2")
 
 
 def check_together(v: dict[str, Any]) -> None:

@@ -127,6 +127,21 @@ def data_node(value: Any, conf_dirs: Sequence[Path], like: Mapping[str, Any] | N
     return node | size | {key: item for key, item in own.items() if key != "name"}
 
 
+def named_models(names: Sequence[Any], conf_dirs: Sequence[Path]) -> list[tuple[str, Any]]:
+    """Return the names with the nodes of the models that they are options of."""
+    known = groups(conf_dirs)["student"]
+    for name in names:
+        if name not in known:
+            close = did_you_mean(str(name), known)
+            hint = " ".join(filter(None, (close, f"it can be {', '.join(sorted(known))}")))
+            raise ConfigError(f"peers names {name!r}, and there is no such model", hint=hint)
+    nodes = {name: yaml.safe_load(known[name].read_text(encoding="utf-8")) for name in names}
+    for name, node in nodes.items():
+        if "defaults" in node:
+            raise ConfigError(f"peers names {name}, whose file has a defaults list: write its keys out to use it there")
+    return [(name, nodes[name]) for name in names]
+
+
 # ---------------------------------------------------------------- what a command composes
 
 

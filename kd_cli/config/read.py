@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kd_cli.config.moved import with_current_names
 from kd_cli.config.ranges import interval
 from kd_cli.config.schema import OWN_KEYS, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
+from kd_cli.errors import ConfigError
 
 
 def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, Any] | None = None) -> RunConfig:
@@ -52,6 +54,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, A
         data_dir=folder(v["data_dir"], "KD_DATA", "data"),
         store_dir=folder(v["store_dir"], "KD_STORE", ""),
         every=interval("checkpoint.every", v["checkpoint"]["every"]),
+        peers=peers(v, choices),
         resume=v["resume"] is not None,
     )
 
@@ -95,6 +98,30 @@ def train_spec(
         batchnorm=training["batchnorm"],
         normalize=normalize,
     )
+
+
+def peers(v: dict[str, Any], choices: Mapping[str, Any]) -> tuple[TrainSpec, ...]:
+    """Return the students that learn from each other, each with a seed of its own, of which the first is the student.
+
+    Named models are there as pairs of their name and their node.
+    """
+    given = v["peers"]
+    if given is None:
+        return ()
+    student = train_spec(v, "student", v["student"], choices)
+    if not isinstance(given, list):
+        return tuple(replace(student, seed=student.seed + k) for k in range(given))
+    names = [name for name, _ in given]
+    if names[0] != student.name:
+        raise ConfigError(
+            f"peers=[{','.join(names)}] begins with {names[0]}, and the student is {student.name}: the first peer is "
+            "the run's student",
+            hint=f"student={names[0]}",
+        )
+    others = [
+        replace(student, name=name, model=node, seed=student.seed + k) for k, (name, node) in enumerate(given) if k
+    ]
+    return (student, *others)
 
 
 def transfer_set(values: dict[str, Any]) -> Transfer:

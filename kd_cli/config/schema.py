@@ -112,6 +112,7 @@ class Schema:
             "method=logits is the exact limit of a high temperature",
         ),
     )
+    peers: Any = None  # a number, or names of models: `check_peers`
     alpha: Any = field(default=1.0, metadata=allowed(auto=True, least=0, example="1"))
     beta: Any = field(default=0.5, metadata=allowed(least=0, example="0.5"))
     seed: int = field(default=0, metadata=SEED)

@@ -80,6 +80,7 @@ class RunConfig:
     data_dir: Path
     store_dir: Path
     every: tuple[int, float] = (1, 0.0)  # epochs or seconds between two saved states
+    peers: tuple[TrainSpec, ...] = ()  # the students that learn from each other, of which the first is `student`
     resume: bool = False  # keep a finished run that the directory holds, repeat an unfinished one
     record: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what run.json keeps for reports
 

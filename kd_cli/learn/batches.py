@@ -152,6 +152,12 @@ class Block:
         """All examples of the block as one batch without images, for a teacher that needs none."""
         return Batch(self.index, self.index[:0], self.labels)
 
+    def shared(self, n: int) -> list[SharedBlock]:
+        """This block for n consumers in step with each other: each batch is fetched and augmented once for all."""
+        batches = InStep(iter(self))
+        own = (self.examples, self.index, self.sizes, self.augmented, self.progress, self.epoch)
+        return [SharedBlock(*own, batches=batches) for _ in range(n)]
+
     def __iter__(self) -> Iterator[Batch]:
         start = 0
         parts = zip(self.index.split(self.sizes, 1), self.labels.split(self.sizes, 1), strict=True)
@@ -161,6 +167,38 @@ class Block:
                 images = self.augmented(images, start)
             start += self.sizes[i]
             yield Batch(index, images, labels, self.progress[i] if self.progress else 0.0, self.epoch)
+
+
+class InStep:
+    """Batches for several consumers that are never more than one batch ahead of each other; one is kept at a time."""
+
+    def __init__(self, source: Iterator[Batch]) -> None:
+        self.source = source
+        self.number = -1  # of the batch that is kept
+        self.ahead: list[Batch] = []  # fetched before their time
+
+    def fetch(self) -> Batch:
+        """Fetch the batch after those that are fetched."""
+        self.ahead.append(batch := next(self.source))
+        return batch
+
+    def at(self, number: int) -> Batch:
+        """The batch of this number: the one that is kept, or the next."""
+        if number == self.number + 1:
+            self.batch, self.number = self.ahead.pop(0) if self.ahead else next(self.source), number
+        if number != self.number:
+            raise ValueError(f"batch {number} is asked for while batch {self.number} is at hand")
+        return self.batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedBlock(Block):
+    """A block whose batches other consumers use too."""
+
+    batches: InStep
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.batches.at(number) for number in range(len(self.sizes)))
 
 
 def batch_sizes(n: int, size: int) -> list[int]:

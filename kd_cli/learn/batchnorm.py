@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,12 @@ def tracked_norms(module: nn.Module) -> list[_NormBase]:
 
 
 @torch.no_grad()
-def estimate_statistics(module: nn.Module, images: Iterator[Tensor]) -> None:
+def estimate_statistics(modules: Sequence[nn.Module], images: Iterator[Tensor]) -> None:
     """Replace running means and variances by their averages over batches of images [B,...]; nothing else changes.
 
-    The model is in eval mode before and after; dropout is not active meanwhile.
+    The models are in eval mode before and after; dropout is not active meanwhile.
     """
-    norms = tracked_norms(module)
+    norms = [norm for module in modules for norm in tracked_norms(module)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -40,7 +40,8 @@ def estimate_statistics(module: nn.Module, images: Iterator[Tensor]) -> None:
         norm.training = True
     try:
         for batch in images:
-            module(batch)
+            for module in modules:
+                module(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum, norm.training = momentum, False

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kd_cli.errors import KdError, first_line
 from kd_cli.learn.batches import Block
-from kd_cli.learn.learner import Learner, Rate
+from kd_cli.learn.learner import Learner, Rate, UniformLearner
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import is_recordable, make_recordable
 from kd_cli.learn.stacked.structure import instance_overrides
@@ -117,7 +117,8 @@ class PlainSteps:
 
     def __call__(self, block: Block, rates: Sequence[Rate], stepped: Callable[[], None] = lambda: None) -> None:
         """`rates` are factors on the learning rates, one for each batch; `stepped` is called after each step."""
-        self.learner.steps(block, self.teacher, self.objective, rates, stepped)
+        for _ in self.learner.steps(block, self.teacher, self.objective, rates):
+            stepped()
 
 
 class RecordedSteps:
@@ -128,8 +129,8 @@ class RecordedSteps:
     made as they are from then on.
     """
 
-    def __init__(self, steps: PlainSteps, recorder: Recorder) -> None:
-        self.steps, self.recorder = steps, recorder
+    def __init__(self, steps: PlainSteps, recorder: Recorder, generators: Sequence[torch.Generator]) -> None:
+        self.steps, self.recorder, self.generators = steps, recorder, generators
         self.done: dict[tuple[int, ...], int] = {}
         self.recorded: dict[tuple[int, ...], tuple[Callable[[], None], tuple[Tensor | None, ...]]] = {}
         self.failed = False
@@ -165,7 +166,7 @@ class RecordedSteps:
             replay = self.recorder.record(
                 # a copy, whose labels are gathered within the recording
                 lambda: self.steps(replace(fixed), rates.unbind()),
-                self.steps.learner.generators.own,
+                self.generators,
             )
         except NotClean:
             raise
@@ -183,12 +184,15 @@ def recorded_steps(
     steps = PlainSteps(learner, teacher, objective)
     if recorder is None:
         return steps
+    if not isinstance(learner, UniformLearner):
+        log.warning("steps are not recorded as CUDA graphs, and run one by one: several learners take turns")
+        return steps
     code = [learner.module, objective.method, *(teacher.modules if teacher is not None else ())]
     if (reason := why_not_recorded(learner.optimizer, code)) is not None:
         log.warning("steps are not recorded as CUDA graphs, and run one by one: %s", reason)
         return steps
     make_recordable(learner.optimizer)
-    return RecordedSteps(steps, recorder)
+    return RecordedSteps(steps, recorder, learner.generators.own)
 
 
 def why_not_recorded(optimizer: torch.optim.Optimizer, modules: Iterable[nn.Module]) -> str | None:

@@ -7,10 +7,11 @@ batch, C classes.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -60,8 +61,9 @@ class Plan:
 class Training:
     """What S models are trained on: data, plan, objective and teacher.
 
-    `role` names the random streams: two roles share none, two trainings with the same role and seed share all, so that
-    the student alone and the distilled student start from the same weights and see the same batches.
+    `seeds` are those of the batches, as `distinct` reads them. `role` names the random streams: two roles share none,
+    two trainings with the same role and seed share all, so that the student alone and the distilled student start from
+    the same weights and see the same batches.
     """
 
     train: Examples
@@ -149,7 +151,7 @@ def fit(
     observer = observer or Observer()
     plan = training.plan
     observer.start(plan.epochs * len(training.sizes), learner.size)
-    done, outcomes = 0, [Outcome({}) for _ in training.seeds]
+    done, outcomes = 0, [Outcome({}) for _ in range(learner.size)]
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         done, outcomes = resume(state, learner)
         for earlier in zip(*(outcome.history for outcome in outcomes), strict=True):
@@ -162,12 +164,14 @@ def fit(
             break
         started = time.perf_counter()
         train_epoch(learner, training, epoch, steps, observer)
-        means = learner.sums.means(len(training.train))  # the epoch's one wait for the device
-        if plan.estimate_batchnorm and tracked_norms(learner.module):
+        n = len(training.train)
+        means = [row for part in learner.parts for row in part.sums.means(n)]  # the epoch's one wait for the device
+        networks = [part.module for part in learner.parts if tracked_norms(part.module)]
+        if plan.estimate_batchnorm and networks:
             images = training_batches(
                 training.train, plan.batch_size, seed=training.seeds[0], role=training.role, epoch=epoch
             )
-            estimate_statistics(learner.module, images)
+            estimate_statistics(networks, images)
         seconds = time.perf_counter() - started
         rows = epoch_rows(learner, training, epoch, means, seconds)
         for s, (outcome, row) in enumerate(zip(outcomes, rows, strict=True)):
@@ -215,7 +219,11 @@ def epoch_rows(
     last = training.progress_at(epoch)
     sizes: list[dict[str, float | None]] = [{}] * learner.size
     if training.plan.diagnostics:
-        sizes = gradient_sizes(learner, training, progress=last, epoch=epoch)
+        sizes = [
+            row
+            for part, objective in learner.with_objectives(training.objective)
+            for row in gradient_sizes(part, replace(training, objective=objective), progress=last, epoch=epoch)
+        ]
     rates = learner.rates(float(training.plan.schedule(last)))
     return [
         {
@@ -242,13 +250,17 @@ def add_epoch(outcome: Outcome, row: Row, seconds: float) -> None:
 
 def add_balance(learner: Learner, training: Training, outcomes: Sequence[Outcome], *, epoch: int) -> None:
     """Measure the terms' shares of the gradient before the first epoch, after half of them and after the last."""
-    epochs, method = training.plan.epochs, training.objective.method
+    epochs = training.plan.epochs
     when = {epochs // 2: "middle", 0: "start", epochs: "end"}.get(epoch)
-    if when is None or not training.plan.loss_balance or not (method.needs_teacher or method.has_alpha):
+    if when is None or not training.plan.loss_balance:
         return
-    shares = loss_balance(learner, training, progress=training.progress_at(epoch), epoch=max(1, epoch))
-    for outcome, own in zip(outcomes, shares, strict=True):
-        outcome.balance.append({"when": when, "epoch": epoch, "shares": own})
+    progress, left = training.progress_at(epoch), iter(outcomes)
+    for part, objective in learner.with_objectives(training.objective):
+        own = list(itertools.islice(left, part.size))
+        if objective.method.needs_teacher or objective.method.has_alpha:
+            found = loss_balance(part, replace(training, objective=objective), progress=progress, epoch=max(1, epoch))
+            for outcome, shares in zip(own, found, strict=True):
+                outcome.balance.append({"when": when, "epoch": epoch, "shares": shares})
 
 
 def take_last_weights(learner: Learner, train: Examples, outcomes: Sequence[Outcome]) -> None:
@@ -286,9 +298,14 @@ def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[
     """Accuracy and negative log likelihood (nats) of each model on the validation part; None when it is empty."""
     if not len(val):
         return [None] * learner.size, [None] * learner.size
-    logits_SNC = learner.predict(val)
-    accuracy = correct(logits_SNC, val.labels.expand(*logits_SNC.shape[:2], *val.labels.shape[1:])).double().mean(-1)
-    if val.labels.dim() == 2:
-        return accuracy.tolist(), binary_cross_entropy(logits_SNC.double(), val.labels).tolist()
-    log_p = logits_SNC.double().log_softmax(-1).gather(-1, val.labels.expand(logits_SNC.shape[:2])[..., None])
-    return accuracy.tolist(), (-log_p[..., 0].mean(-1)).tolist()
+    accuracy, nll = [], []
+    # One part at a time: a sum over more numbers may be divided among threads in another way.
+    for logits_SNC in learner.predict(val).split([part.size for part in learner.parts]):
+        labels = val.labels.expand(*logits_SNC.shape[:2], *val.labels.shape[1:])
+        accuracy.append(correct(logits_SNC, labels).double().mean(-1))
+        if val.labels.dim() == 2:
+            nll.append(binary_cross_entropy(logits_SNC.double(), val.labels))
+        else:
+            log_p = logits_SNC.double().log_softmax(-1).gather(-1, labels[..., None])
+            nll.append(-log_p[..., 0].mean(-1))
+    return torch.cat(accuracy).tolist(), torch.cat(nll).tolist()

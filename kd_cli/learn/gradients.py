@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -76,11 +77,10 @@ def loss_balance(learner: Learner, training: Training, *, progress: float, epoch
     objective = replace(training.objective, method=method)
     size = min(training.sizes[0], max(BALANCED, method.min_batch))
     index = draw_order(len(training.train), training.seeds, training.role, 1)[:, :size].to(training.train.device)
-    with (
-        global_stream(training.seeds[0], training.role, "balance", device=index.device),
-        batch_statistics(learner.module),
-        batch_statistics(method),
-    ):
+    with contextlib.ExitStack() as contexts:
+        contexts.enter_context(global_stream(training.seeds[0], training.role, "balance", device=index.device))
+        for module in (*(part.module for part in learner.parts), method):
+            contexts.enter_context(batch_statistics(module))
         batch, target = _batch(training, objective, index, progress, epoch)
         found = learner.term_gradients(batch, lambda student: objective.weighted_terms(student, target, batch))
     norms = {name: gradient.on_parameters.tolist() for name, gradient in found.items()}

@@ -75,13 +75,18 @@ class Sums:
 
 
 class Learner(ABC):
-    """S models of one architecture and what advances them by the same steps."""
+    """S models and what advances them by steps on the same batches."""
 
     size: int
-    module: nn.Module  # one of the models
-    optimizer: torch.optim.Optimizer
-    generators: Generators
-    sums: Sums
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[UniformLearner]:
+        """The learners of one architecture that it consists of, in the order of the S models."""
+
+    def with_objectives(self, objective: Objective) -> Sequence[tuple[Learner, Objective]]:
+        """The learners in it whose losses do not depend on each other, each with its objective."""
+        return [(self, objective)]
 
     @abstractmethod
     def training(self, role: str, epoch: int) -> contextlib.AbstractContextManager[None]:
@@ -100,13 +105,12 @@ class Learner(ABC):
         teacher: Teacher | None,
         objective: Objective,
         rates: Sequence[Rate],
-        stepped: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Make consecutive steps, one on each batch of the block; `stepped` is called after each."""
+    ) -> Iterator[None]:
+        """Make consecutive steps, one on each batch of the block; the iterator yields after each."""
         for batch, rate in zip(block, rates, strict=True):
             target = None if teacher is None else ask(teacher, batch, objective.weights.T)
             self.step(batch, target, objective, rate)
-            stepped()
+            yield
 
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
@@ -137,6 +141,19 @@ class Learner(ABC):
         """Continue from what `state` returned."""
 
 
+class UniformLearner(Learner):
+    """S models of one architecture with one optimiser."""
+
+    module: nn.Module  # one of the models
+    optimizer: torch.optim.Optimizer
+    generators: Generators
+    sums: Sums
+
+    @property
+    def parts(self) -> Sequence[UniformLearner]:
+        return [self]
+
+
 class TermGradient:
     """The gradient of one term of S models: on the logits, [S,B,C], and on each parameter, [S,...]."""
 
@@ -147,7 +164,7 @@ class TermGradient:
         self.on_parameters = torch.stack(squares).sum(0).sqrt()
 
 
-class ModuleLearner(Learner):
+class ModuleLearner(UniformLearner):
     """S = 1: any module, any `torch.optim` optimiser.
 
     The optimiser holds the module's parameters, and those of the objective's method where it has any. The method's
@@ -202,16 +219,24 @@ class ModuleLearner(Learner):
         return Outputs(single_precision(logits)[None], features)
 
     def step(self, batch: Batch, target: Outputs | None, objective: Objective, rate: Rate) -> None:
-        set_rates(self.optimizer, self.base_rates, rate)
         student = self.outputs(batch.images)
         terms = objective(student, target, batch)
-        for p in self.trained:  # what optimizer.zero_grad does, at a tenth of its cost
-            p.grad = None
+        self.clear_gradients()
         terms["loss"].sum().backward()
+        self.update(rate)
+        self.sums.add(terms, student.logits, batch.labels)
+
+    def clear_gradients(self) -> None:
+        """What optimizer.zero_grad does, at a tenth of its cost."""
+        for p in self.trained:
+            p.grad = None
+
+    def update(self, rate: Rate) -> None:
+        """Make an optimiser step from the gradients."""
+        set_rates(self.optimizer, self.base_rates, rate)
         self.optimizer_step()
         if self.bounded:
             constrain_max_norm(self.bounded, self.bounds)
-        self.sums.add(terms, student.logits, batch.labels)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from kd_cli.learn.batches import Batch, repeat_groups
 from kd_cli.learn.methods.base import Method, Terms, Weights
@@ -34,3 +37,17 @@ class Objective:
             return batch
         index, labels = (repeat_groups(x, self.size) for x in (batch.index, batch.labels))
         return replace(batch, index=index, labels=labels)
+
+
+@dataclass(frozen=True)
+class SideBySide(Objective):
+    """The objectives of a cohort's learners, one for each; `method` is the first one's, `weights` are all of theirs."""
+
+    each: tuple[Objective, ...]
+
+    @classmethod
+    def of(cls, objectives: Sequence[Objective]) -> SideBySide:
+        weights = [
+            torch.cat(column) for column in zip(*(vars(one.weights).values() for one in objectives), strict=True)
+        ]
+        return cls(objectives[0].method, Weights(*weights), tuple(objectives))

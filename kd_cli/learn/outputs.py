@@ -24,6 +24,10 @@ class Outputs:
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
+    def of(self, models: slice) -> Outputs:
+        """Those of some of the S models."""
+        return Outputs(self.logits[models], {path: feature[models] for path, feature in self.features.items()})
+
 
 class FeatureHooks:
     """Forward hooks that keep the outputs of the modules at `paths` of `module`, until `take` collects them.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -42,6 +43,36 @@ class Generators:
 
     def end(self) -> None:
         self.now = None
+
+
+class GlobalState:
+    """The state of torch's global generators that one of several users in turn continues from; at first, that of now.
+
+    with state:  # the generators are as this user left them
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep the generators' state."""
+        self.of_cpu = torch.default_generator.get_state()
+        self.of_device = None if self.device.type == "cpu" else self._on_device().get_rng_state(*self._which())
+
+    def __enter__(self) -> None:
+        torch.default_generator.set_state(self.of_cpu)
+        if self.of_device is not None:
+            self._on_device().set_rng_state(self.of_device, *self._which())
+
+    def __exit__(self, *_: object) -> None:
+        self.keep()
+
+    def _on_device(self) -> Any:
+        return getattr(torch, self.device.type)
+
+    def _which(self) -> tuple[torch.device, ...]:
+        return (self.device,) if self.device.type == "cuda" else ()  # the others have one
 
 
 @contextlib.contextmanager

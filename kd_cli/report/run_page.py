@@ -16,7 +16,7 @@ from kd_cli.report.svg.heat import HeatCell, heat_map
 from kd_cli.report.svg.lines import SERIES, Point, Series, line_chart
 from kd_cli.report.svg.small import distributions, legend, parts, reliability_diagram
 from kd_cli.report.tables import role_rows
-from kd_cli.report.words import formatted, next_step, relative, show, verdict, worst_class
+from kd_cli.report.words import formatted, next_step, relative, show, trained_together, verdict, worst_class
 from kd_cli.roles import ROLE_NAMES, ROLES
 from kd_cli.storage.files import read_json
 from kd_cli.storage.run_dir import EXAMPLES, METRICS, STUDENT, SUMMARY, WEIGHTS, intact
@@ -75,6 +75,8 @@ def _head(run: Run) -> dict[str, Any]:
     advice = next_step(summary).partition("advice: ")[2]
     if rule := data.get("split"):  # runs of earlier versions did not note it
         facts.append(rule)
+    if together := trained_together(summary):
+        facts.append(together)
     heads, *rows = role_rows(summary)
     return {
         "headline": rest or first,

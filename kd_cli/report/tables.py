@@ -217,30 +217,42 @@ def run_table(summary: Mapping[str, Any]) -> str:
         f"{answers(data)}; {summary['device']}, {summary['precision']}, seed {summary['seed']}"
     )
     worst = worst_class(summary)
-    words = "\n".join(filter(None, (verdict(summary), next_step(summary), worst and wrap(worst))))
+    said = verdict(summary)
+    words = "\n".join(
+        filter(None, (wrap(said) if "peers" in summary else said, next_step(summary), worst and wrap(worst)))
+    )
     return f"\n{head}\n\n{align(role_rows(summary))}\n\n{words}"
 
 
 def role_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """A heading and a row for the teacher, the student alone and the student, as far as the run has them."""
+    """A heading and a row for the teacher, the student alone and the student, as far as the run has them.
+
+    Of students that learned from each other, the others follow, each alone and by the method.
+    """
     rows = [["", "errors", "accuracy", "NLL", "ECE", "agrees", "parameters", "MFLOPs", "seconds"]]
     for role in ROLES:
-        report = summary[role]
-        if report is None:
-            continue
-        test, agree = report["test"], report["test"].get("agreement")
-        by = f" by {summary['method']}" if role == "student" else ""
-        rows.append(
-            [
-                f"{ROLE_NAMES[role]}{by} ({report['name']})",
-                f"{test['errors']:,}",
-                f"{test['accuracy']:.2%}",
-                "" if test["nll"] is None else f"{test['nll']:.4f}",
-                "" if test["ece"] is None else f"{test['ece']:.4f}",
-                "" if agree is None else f"{agree:.2%}",
-                f"{report['parameters']:,}",
-                f"{report['flops'] / 1e6:,.2f}",
-                "stored" if report["from_store"] else f"{report['seconds']:.1f}",
-            ]
-        )
+        if (report := summary[role]) is not None:
+            by = f" by {summary['method']}" if role == "student" else ""
+            rows.append(role_row(f"{ROLE_NAMES[role]}{by} ({report['name']})", report))
+    for k, report in enumerate(summary.get("peers", {}).get("peers", ())):
+        if k:
+            which = f"({report['name']}, seed {report['seed']})"
+            rows.append(role_row(f"peer {k} alone {which}", report["alone"]))
+            rows.append(role_row(f"peer {k} by {summary['method']} {which}", report))
     return rows
+
+
+def role_row(name: str, report: Mapping[str, Any]) -> list[str]:
+    """The row of one model."""
+    test, agree = report["test"], report["test"].get("agreement")
+    return [
+        name,
+        f"{test['errors']:,}",
+        f"{test['accuracy']:.2%}",
+        "" if test["nll"] is None else f"{test['nll']:.4f}",
+        "" if test["ece"] is None else f"{test['ece']:.4f}",
+        "" if agree is None else f"{agree:.2%}",
+        f"{report['parameters']:,}",
+        f"{report['flops'] / 1e6:,.2f}",
+        "stored" if report.get("from_store") else f"{report['seconds']:.1f}",
+    ]

@@ -140,6 +140,19 @@ def run_notes(runs: Sequence[Run]) -> list[str]:
     return [note if n == len(ended) else f"{note} ({n} of {len(ended):,} runs)" for note, n in counts.items()]
 
 
+def trained_together(summary: Mapping[str, Any]) -> str:
+    """What else was trained together with a run's student, and how equal that leaves it; nothing where nothing was."""
+    facts = summary.get("trained_with")  # absent from the summaries of earlier versions
+    if not facts:
+        return ""
+    counts = {"in one stack with": len(facts["in_one_stack"]), "side by side with": len(facts["side_by_side"])}
+    ways = [f"{way} {n} other{'s' * (n > 1)}" for way, n in counts.items() if n]
+    equal = (
+        "equal to a run alone up to rounding" if facts["equal_to_alone"] == "rounding" else "the bytes of a run alone"
+    )
+    return f"trained {' and '.join(ways)}: {equal}"
+
+
 def sizes(comparison: Comparison) -> str:
     """How many examples chose and tested: 200 validation, 597 test examples; nothing while no run has ended."""
     known = [(comparison.size(split), word) for split, word in (("val", "validation"), ("test", "test"))]
@@ -157,6 +170,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """In a sentence, what distillation was worth in one run."""
     if summary["status"] == "diverged":
         return f"diverged: {summary.get('cause', 'a loss is not a finite number')}"
+    if "peers" in summary:
+        return peers_verdict(summary)
     if summary["teacher"] is None:
         return f"{summary['method']} has no teacher; T = {show(summary['T'])} is not used"
     weights = ", ".join(f"{key} = {show(summary[key])}" for key in ("T", "alpha", "beta"))
@@ -172,6 +187,22 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if student > alone:  # a share would say little: 14 errors more are -1400 % of a gap of one
         return f"{errors}: {student - alone} more than alone, where the teacher makes {gap} fewer"
     return f"{errors}, {percent(summary['gap_closed'])} of the gap to the teacher closed"
+
+
+def peers_verdict(summary: Mapping[str, Any]) -> str:
+    """In a sentence, what it was worth to students that they learned from each other."""
+    facts = summary["peers"]
+    weights = ", ".join(f"{key} = {show(summary[key])}" for key in ("T", "alpha", "beta"))
+    best = ""
+    if facts["best"] is not None:
+        best = (
+            f"; the best by validation is peer {facts['best']}, with {facts['peers'][facts['best']]['test']['errors']}"
+        )
+    return (
+        f"{weights}: {facts['mean_errors_alone']:.1f} errors alone, {facts['mean_errors']:.1f} by learning from each "
+        f"other, as means of {len(facts['peers'])} peers, of which two agree on {facts['agreement']:.1%} of the test "
+        f"examples{best}"
+    )
 
 
 def next_step(summary: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ from kd_cli.data.source import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.batches import Batch, batch_sizes
+from kd_cli.learn.cohort import Cohort
 from kd_cli.learn.engine import Plan, Training
-from kd_cli.learn.learner import Autocast, Learner, ModuleLearner
+from kd_cli.learn.learner import Autocast, Learner, ModuleLearner, UniformLearner
 from kd_cli.learn.methods import FunctionMethod, Method, Setting, Weights
 from kd_cli.learn.methods.per_model import is_loss_function
-from kd_cli.learn.objective import Objective
+from kd_cli.learn.objective import Objective, SideBySide
 from kd_cli.learn.optimizers import without_compiler
 from kd_cli.learn.outputs import sample_outputs
+from kd_cli.learn.peers import Peers
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.stacked.closed_forms import has_closed_form
 from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner
@@ -157,7 +159,7 @@ def make_training(
     *,
     teacher: Teacher | None = None,
     diagnostics: bool = False,
-) -> tuple[Learner, Training]:
+) -> tuple[UniformLearner, Training]:
     """The models of these tasks as one learner, and what they are trained on. Several tasks make a stack."""
     spec = tasks[0].spec
     plan = make_plan(data, spec, role, diagnostics=diagnostics)
@@ -179,9 +181,60 @@ def make_training(
     return learner, Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
 
 
+def make_cohort(
+    data: DeviceData,
+    stacks: Sequence[Sequence[TrainingTask]],
+    role: str,
+    *,
+    teacher: Teacher | None = None,
+    diagnostics: bool = False,
+    workers: int = 1,
+) -> tuple[Learner, Training]:
+    """The models of several stacks as learners side by side, and what they are trained on; one stack by itself.
+
+    `workers` stacks take their steps at once.
+    """
+    made = [make_training(data, tasks, role, teacher=teacher, diagnostics=diagnostics) for tasks in stacks]
+    if len(made) == 1:
+        return made[0]
+    trainings = [training for _, training in made]
+    if teacher is not None:
+        read = (path for training in trainings for path in training.objective.method.teacher_features)
+        teacher.read_features(list(dict.fromkeys(read)))
+    objective = SideBySide.of([training.objective for training in trainings])
+    cohort = Cohort([learner for learner, _ in made], data.device, workers=workers)
+    return cohort, replace(trainings[0], objective=objective)
+
+
+def make_peers(
+    data: DeviceData,
+    peers: Sequence[Sequence[TrainingTask]],
+    role: str,
+    *,
+    teacher: Teacher | None = None,
+    diagnostics: bool = False,
+) -> tuple[Learner, Training]:
+    """Models that learn from each other, one task for each, on the batches of the first one's seed."""
+    tasks = [task for (task,) in peers]
+    plan = make_plan(data, tasks[0].spec, role, diagnostics=diagnostics)
+    objective = make_objective(data, tasks)
+    learners = []
+    for task in tasks:
+        module = build_module(task.spec, data.dataset, role=stream_of(role), device=data.device)
+        optimizer = make_optimizer(task, role, module.parameters())
+        plain = make_objective(data, [replace(task, method=HARD)])  # features and parameters are the objective's: none
+        autocast = Autocast(data.device, data.precision)
+        learners.append(ModuleLearner(module, optimizer, seed=task.spec.seed, objective=plain, autocast=autocast))
+    objective.method.setup(make_setting(objective.method, learners[0].module, teacher, data, plan))
+    objective.method.to(data.device, data.dtype)
+    seeds = [tasks[0].spec.seed]
+    training = Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
+    return Peers(learners, data.device), training
+
+
 def make_learner(
     data: DeviceData, tasks: Sequence[TrainingTask], role: str, modules: Sequence[nn.Module], objective: Objective
-) -> Learner:
+) -> UniformLearner:
     """Several models as a stack; one as an ordinary module, unless its closed form is faster."""
     autocast = Autocast(data.device, data.precision)
     if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):

@@ -19,11 +19,13 @@ from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
 from kd_cli.metrics import matching_shift, oracle_shift
 from kd_cli.runs.auto import choice_report, choose
 from kd_cli.runs.building import TrainingTask
+from kd_cli.runs.group import Beside, Member, Stage
 from kd_cli.runs.jobs import Job, alive, failing
 from kd_cli.runs.loss_balance import small_terms
 from kd_cli.runs.models import load_module, predict_module
+from kd_cli.runs.peers import peers_report
 from kd_cli.runs.pictures import pictures
-from kd_cli.runs.stacks import Member, Stage, report_line
+from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error, missed_classes, with_agreement
 from kd_cli.statistics import gap_closed
 from kd_cli.storage.run_dir import SUMMARY
@@ -33,9 +35,12 @@ if TYPE_CHECKING:
 
 
 def student_tasks(session: Session, job: Job) -> list[TrainingTask]:
-    """The trainings of a job's student: one, or one for each setting to choose from."""
+    """The trainings of a job's student: one, or one for each setting to choose from, or one for each peer."""
     config = job.config
     beta = config.beta if session.transfer(config).labelled else 0.0
+    if config.peers:
+        ((T, alpha),) = config.settings()
+        return [TrainingTask(spec, config.method, T, alpha, beta) for spec in config.peers]
     spec = session.student_spec(job)
     return [TrainingTask(spec, config.method, T, alpha, beta) for T, alpha in config.settings()]
 
@@ -56,15 +61,40 @@ def learned_temperatures(outcome: Outcome) -> list[str]:
     ]
 
 
+def title(job: Job) -> str:
+    """A job's student in messages."""
+    return f"student {job.config.student.title} by {job.config.method_name}"
+
+
+def needs_live_teacher(job: Job) -> bool:
+    """Whether a teacher of the job's student must see the student's own images, or run for its features."""
+    assert job.method is not None
+    reads_features = job.method.chooses_layers or bool(job.method.teacher_features)
+    return reads_features or Augment(**job.config.student.augment).enabled
+
+
+def trained_with(beside: Beside) -> dict[str, Any] | None:
+    """What a summary says of the models that were trained together with a student; None when there were none."""
+    if not beside.stack and not beside.cohort:
+        return None
+    return {
+        "in_one_stack": list(beside.stack),
+        "side_by_side": list(beside.cohort),
+        # bytes with the same number of threads; workers have one each, while teacher and validation have all
+        "equal_to_alone": "rounding" if beside.stack or beside.workers > 1 else "bytes",
+        "threads": torch.get_num_threads(),
+        "at_once": beside.workers,
+    }
+
+
 class Distillation:
-    """Students of jobs with one teacher, one transfer set, and models that differ only in their numbers."""
+    """Students of jobs with one teacher, which is looked up or runs live for all of them, and one transfer set."""
 
     def __init__(self, session: Session, jobs: Sequence[Job]) -> None:
         """Jobs that have ended are among them: their students may belong to a stack that is trained."""
         self.session, self.jobs = session, jobs
         self.config = jobs[0].config
         self.transfer = session.transfer(self.config)
-        self.title = f"student {self.config.student.title} by {self.config.method_name}"
         self.tasks = {id(job): student_tasks(session, job) for job in jobs}
 
     def run(self, report_ended: Callable[[], None]) -> None:
@@ -73,12 +103,20 @@ class Distillation:
         outcomes: dict[int, dict[int, Outcome]] = {}
 
         def on_epoch(i: int, row: dict[str, Any]) -> None:
-            job = places[i][0]
-            if not job.ended and len(self.tasks[id(job)]) == 1:  # else the chosen one's rows follow the choice
-                job.directory.append_metrics([row])
-
-        for i, outcome in self.session.trainer.train(self.stage(), [self.member(*place) for place in places], on_epoch):
             job, k = places[i]
+            if job.ended or (len(self.tasks[id(job)]) > 1 and not job.config.peers):
+                return  # the chosen one's rows follow the choice
+            job.directory.append_metrics([{**row, "member": k} if job.config.peers else row])
+
+        def on_failure(i: int, error: Exception) -> None:
+            with failing([places[i][0]]):
+                raise error
+            report_ended()
+
+        members = [self.member(*place) for place in places]
+        for i, outcome, beside in self.session.trainer.train(self.stage(), members, on_epoch, on_failure):
+            job, k = places[i]
+            job.summary["trained_with"] = trained_with(beside)
             own = outcomes.setdefault(id(job), {})
             own[k] = outcome
             if len(own) == len(self.tasks[id(job)]) and not job.ended:
@@ -92,24 +130,23 @@ class Distillation:
         return Stage(
             replace(self.session.data, train=self.transfer.examples),
             "student",
-            self.title,
             teacher=self.teacher(alive(self.jobs)[0]),
             subject=fingerprint([teacher and teacher["fingerprint"], self.transfer.facts]),
             diagnostics=self.config.diagnostics,
         )
 
     def member(self, job: Job, k: int) -> Member:
-        key = f"{job.identity or job.path.name} {k}"
-        return Member(key, self.tasks[id(job)][k], job.path.name, job.path.absolute() / SUMMARY, not job.ended)
+        name = job.identity or job.path.name
+        result, peers = job.path.absolute() / SUMMARY, name if job.config.peers else ""
+        task = self.tasks[id(job)][k]
+        return Member(f"{name} {k}", task, title(job), job.path.name, result, lambda: not job.ended, peers)
 
     def teacher(self, job: Job) -> Teacher | None:
         """The teacher as the student meets it: its stored logits, or live where the student's input is augmented."""
         if job.teacher is None:
             return None
         ensemble, data, index = job.teacher, self.session.data, self.transfer.index
-        assert job.method is not None
-        reads_features = job.method.chooses_layers or bool(job.method.teacher_features)
-        live = Augment(**job.config.student.augment).enabled or reads_features
+        live = needs_live_teacher(job)
         if not live and index is not None:
             logits = torch.stack([entry.outputs()["train"][index] for entry in ensemble.members])
         else:
@@ -123,7 +160,7 @@ class Distillation:
     def finish(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Choose among the settings where there are several, test the student, write the run's files."""
         data, tasks = self.session.data, self.tasks[id(job)]
-        chosen = choose(outcomes)
+        chosen = 0 if job.config.peers else choose(outcomes)
         task, outcome = tasks[chosen], outcomes[chosen]
         spec = task.spec
         self.report_choice(job, outcomes, chosen)
@@ -146,6 +183,8 @@ class Distillation:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
         job.directory.write_student(outcome.state, record_student(spec, data.dataset, shift))
+        if job.config.peers:
+            job.summary["peers"] = peers_report(self.session, job, outcomes, shift)
         self.write_pictures(job, logits, T=task.T)
         job.directory.write_summary(job.summary | {"status": "completed"})
         job.on_completed(job.path)
@@ -153,16 +192,19 @@ class Distillation:
 
     def report_choice(self, job: Job, outcomes: Sequence[Outcome], chosen: int) -> None:
         """Log and note the setting that was chosen. Raises Diverged when its training did."""
-        tasks, title = self.tasks[id(job)], self.title
+        tasks, said = self.tasks[id(job)], title(job)
         task, outcome = tasks[chosen], outcomes[chosen]
         job.summary |= {"T": task.T, "alpha": task.alpha}
-        if len(tasks) > 1:
+        if job.config.peers:
+            said = f"{len(tasks)} peers by {job.config.method_name}, of which the first"
+            outcome = next((one for one in outcomes if one.diverged is not None), outcome)
+        elif len(tasks) > 1:
             job.summary["auto"] = choice_report(job.config, tasks, outcomes, chosen)
-            title = f"{title} at T = {task.T:g}, alpha = {task.alpha:g}, chosen on validation data"
+            said = f"{said} at T = {task.T:g}, alpha = {task.alpha:g}, chosen on validation data"
             job.directory.append_metrics(outcome.history)
         if outcome.diverged is not None:
             raise diverged_error("student", outcome, [job])
-        job.say(report_line(title, job.config.student, outcome))
+        job.say(report_line(said, job.config.student, outcome))
 
     def fingerprint(self, job: Job, spec: TrainSpec, task: TrainingTask) -> str:
         """The fingerprint of a distilled student."""
@@ -174,6 +216,8 @@ class Distillation:
             "teacher": job.teacher and job.teacher.fingerprint,
             "transfer": self.transfer.facts,
         }
+        if job.config.peers:
+            facts["peers"] = [peer.identity("") for peer in job.config.peers]
         return fingerprint(facts)
 
     def write_pictures(self, job: Job, logits: Tensor, *, T: float) -> None:

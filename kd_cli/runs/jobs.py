@@ -52,7 +52,8 @@ class Job:
     rundir: RunDir | None = None
     method: Method | None = None
     teacher: Ensemble | None = None
-    alone: Entry | None = None
+    alone: Entry | None = None  # the student without a teacher; of peers, the first
+    peers_alone: Sequence[Entry] = ()
     identity: str = ""  # a random number of the run's own, which also names its unfinished training
 
     @property

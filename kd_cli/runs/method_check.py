@@ -10,7 +10,7 @@ from torch import nn
 from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import batch_sizes
-from kd_cli.learn.methods import Setting
+from kd_cli.learn.methods import Method, Setting
 from kd_cli.learn.methods.probe import try_method
 from kd_cli.learn.outputs import Outputs, sample_outputs
 from kd_cli.learn.randomness import global_stream
@@ -28,6 +28,7 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
     the size of the transfer set. Raises ConfigError.
     """
     method = build_method(config.method)
+    check_peers(config, method)
     if (method.teacher_features or method.chooses_layers) and config.members > 1:
         raise ConfigError(
             f"method={config.method_name} reads the teacher's features, and teacher.members is {config.members}",
@@ -68,5 +69,27 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
         method.setup(setting)
     method.to(dtype=data.dtype)
     method.train()
-    try_method(method, setting, size=1 if why_method_not(method) else 2)
+    stacked = 1 if why_method_not(method) else 2
+    try_method(method, setting, size=max(1, len(config.peers)) if method.couples_models else stacked)
+    if method.couples_models and any(True for _ in method.parameters()):
+        raise ConfigError(f"{method.title} couples peers and has parameters of its own, which is not supported")
     return [*method.notes, *([] if student is None else parts_note(student))]
+
+
+def check_peers(config: RunConfig, method: Method) -> None:
+    """ConfigError where peers and the method do not go together."""
+    if not config.peers:
+        return
+    name = config.method_name
+    if not method.couples_models:
+        raise ConfigError(
+            f"peers are given, and method={name} trains each student by itself",
+            hint="method=mutual, or leave peers out",
+        )
+    if "auto" in (config.T, config.alpha):
+        raise ConfigError(
+            "T=auto and alpha=auto choose among students that are trained by themselves, and peers are given",
+            hint="sweep over T: kd-run -m T=1,2,4",
+        )
+    if method.student_features or method.teacher_features or method.chooses_layers:
+        raise ConfigError(f"method={name} couples peers and reads features, which is not supported")

@@ -102,8 +102,8 @@ def dry_run(jobs: Sequence[Job]) -> list[str]:
                 state = "in the store" if known else "shared" if one.key in planned else new
                 planned.add(one.key)
                 parts.append(f"{one.title}: {state}")
-            n = len(job.config.settings())
-            students = f"{n} students" if n > 1 else "student"
+            n = len(job.config.peers) or len(job.config.settings())
+            students = f"{n} {'peers' if job.config.peers else 'students'}" if n > 1 else "student"
             parts.append(f"{students} {job.config.student.title} by {job.config.method_name}: to train")
             lines[id(job)] = "; ".join(parts)
     return [lines[id(job)] for job in jobs]

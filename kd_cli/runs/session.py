@@ -16,7 +16,7 @@ from kd_cli.runs.advice import advice
 from kd_cli.runs.building import check_recipe
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import DeviceData
-from kd_cli.runs.distil import Distillation, student_tasks, unusual_weights
+from kd_cli.runs.distil import Distillation, needs_live_teacher, student_tasks, unusual_weights
 from kd_cli.runs.extended import extended_spec
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
@@ -62,17 +62,13 @@ class Session:
         report_ended()
 
         def same_examples(job: Job) -> Hashable:
-            teacher = job.summary.get("teacher") or {}
-            return teacher.get("fingerprint"), transfer_key(job.config), job.config.diagnostics
+            teacher = job.summary.get("teacher")
+            live = teacher is not None and needs_live_teacher(job)
+            return teacher and teacher["fingerprint"], transfer_key(job.config), job.config.diagnostics, live
 
         ready = [job for job in opened if job.summary.get("student_alone")]
-        groups = [
-            group
-            for same_teacher in grouped(ready, same_examples)
-            for group in grouped(same_teacher, lambda job: student_tasks(self, job)[0].stack_key())
-        ]
-        log_unstacked(self, [(group, student_tasks(self, group[0])[0]) for group in groups])
-        for group in groups:
+        log_unstacked(self, ready)
+        for group in grouped(ready, same_examples):
             with failing(group):
                 if alive(group):
                     Distillation(self, group).run(report_ended)
@@ -99,8 +95,8 @@ class Session:
 
     def check_models(self, job: Job) -> None:
         """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
-        roles = {"student": job.config.student} | ({"teacher": job.config.teacher} if job.needs_teacher else {})
-        for role, spec in roles.items():
+        roles = [("student", spec) for spec in job.config.peers or [job.config.student]]
+        for role, spec in [*roles, *([("teacher", job.config.teacher)] if job.needs_teacher else [])]:
             trained = role == "student" or job.config.checkpoint is None
             model = (role, fingerprint([spec.model, spec.normalize, trained]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
@@ -112,7 +108,8 @@ class Session:
                 check_recipe(spec, role)
             self.checked |= {model, recipe}
         config, examples = job.config, len(self.transfer(job.config).examples)
-        pair = fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples])
+        peers = [spec.model for spec in config.peers]
+        pair = fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples, peers])
         if pair not in self.method_notes:
             self.method_notes[pair] = check_method(config, self.data, self.student_spec(job), examples=examples)
         for sentence in self.method_notes[pair]:
@@ -159,8 +156,9 @@ class Session:
 
     def students_alone(self, jobs: Sequence[Job]) -> None:
         """Give each job that has not ended its student trained without a teacher."""
-        for job, (entry,), from_store in Shared(self, jobs, wanted_alone, "student_alone").obtain():
-            job.alone = entry
+        for job, entries, from_store in Shared(self, jobs, wanted_alone, "student_alone").obtain():
+            entry = job.alone = entries[0]
+            job.peers_alone = entries if job.config.peers else ()
             report = {"fingerprint": entry.fingerprint, **entry.report, "from_store": from_store}
             job.summary["student_alone"] = with_agreement(report, entry.outputs()["test"], job.teacher)
 

@@ -49,12 +49,12 @@ def stack_size(
     one_seed = len({task.spec.seed for task in tasks}) == 1
     machine = [device_name(data.device), torch.__version__, torch.get_num_threads()]
     key = fingerprint([tasks[0].stack_key(), data.dataset.shape, data.dataset.classes, most, one_seed, *machine])
-    known = _read_notes(notes)
+    known = read_notes(notes)
     if key in known:
         return known[key], None
     best, seconds = smallest_fast_size(most, lambda size: seconds_of_step(data, tasks[:size], role, teacher) / size)
     notes.parent.mkdir(parents=True, exist_ok=True)
-    write_json(notes, _read_notes(notes) | {key: best})
+    write_json(notes, read_notes(notes) | {key: best})
     log.info(
         "%d × %s: %d at once, about %.3g MB each, measured %s",
         *(len(tasks), tasks[0].spec.title, best, memory / 2**20),
@@ -78,7 +78,7 @@ def smallest_fast_size(most: int, seconds_of: Callable[[int], float]) -> tuple[i
     return min(size for size, time in seconds.items() if time <= limit), seconds
 
 
-def _read_notes(notes: Path) -> dict[str, int]:
+def read_notes(notes: Path) -> dict[str, int]:
     """The sizes in the file; none when it is missing or damaged."""
     try:
         found = read_json(notes)
@@ -91,7 +91,16 @@ def _read_notes(notes: Path) -> dict[str, int]:
 
 def memory_of_one(data: DeviceData, task: TrainingTask, module: nn.Module) -> int:
     """Bytes that a model of a stack takes while it trains, estimated from above."""
-    weights = 5 * sum(p.numel() for p in module.parameters())  # weight, gradient, two of the optimiser, a temporary
+    return memory_of_weights(data, module) + memory_of_step(data, task, module)
+
+
+def memory_of_weights(data: DeviceData, module: nn.Module) -> int:
+    """Bytes that a model takes between two steps: its weights, their gradients, two of the optimiser, a temporary."""
+    return 5 * data.dtype.itemsize * sum(p.numel() for p in module.parameters())
+
+
+def memory_of_step(data: DeviceData, task: TrainingTask, module: nn.Module) -> int:
+    """Bytes that a model takes during a step beside its weights, estimated from above."""
     outputs = 0
 
     def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -108,7 +117,7 @@ def memory_of_one(data: DeviceData, task: TrainingTask, module: nn.Module) -> in
     steps = BLOCK_LOGITS // (batch * classes) + 1
     block = min(steps, -(-len(data.train) // batch)) * batch * classes
     losses = 10 * block  # of the logits that wait for their losses, their targets, and what a method makes of both
-    return int(data.dtype.itemsize * (weights + step + losses))
+    return int(data.dtype.itemsize * (step + losses))
 
 
 def free_memory(device: torch.device) -> float:

@@ -1,59 +1,45 @@
-"""Train the models of one stage: those that differ only in their numbers as stacks, the others one by one.
+"""Train the models of one stage together: as stacks those that differ only in their numbers, and stacks and single
+models that see the same batches side by side, as a cohort.
 
-Which models form a stack is chosen once, noted in the plan, and read again on resume: a stack that lacks a result is
+Which models are trained together is chosen once, noted in the plan, and read again on resume: what lacks a result is
 then trained as noted, also the members whose results are there.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
-import functools
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-from kd_cli.config.fingerprint import code_version, fingerprint
+from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import TrainSpec
 from kd_cli.data.sentences import listed
-from kd_cli.errors import ConfigError
-from kd_cli.learn.engine import Outcome, fit
-from kd_cli.learn.teachers import Teacher
-from kd_cli.runs.building import TrainingTask, make_training
-from kd_cli.runs.checkpoints import Checkpoints, SavedTraining
-from kd_cli.runs.device_data import DeviceData
-from kd_cli.runs.progress import OnEpoch, Progress, describe
+from kd_cli.errors import first_line
+from kd_cli.learn.engine import Outcome
+from kd_cli.runs.checkpoints import Checkpoints
+from kd_cli.runs.cohorts import cohort_facts, cohort_key, differing_keys, fitting, why_not_one_stack
+from kd_cli.runs.group import Beside, Group, Member, Stage
+from kd_cli.runs.progress import OnEpoch, describe
 from kd_cli.runs.stack_size import stack_size
+from kd_cli.runs.workers import workers_that_pay
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Member:
-    """One training of a stage."""
-
-    key: str  # the same in the process that resumes the stage; no other member of the stage has it
-    task: TrainingTask
-    name: str  # of the job, for the log
-    result: Path  # the file that exists once the result is safe
-    needed: bool = True  # whether the result is missing; one that is not needed is trained only to complete a stack
+OnFailure = Callable[[int, Exception], None]  # called with the number of a member and what its training raised
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What the trainings of one stage have in common."""
+class Trained(NamedTuple):
+    """A member that has been trained: its number in the stage, its result, and what was trained beside it."""
 
-    data: DeviceData
-    role: str  # of the rows in metrics.jsonl
-    title: str  # for the log and the progress bar
-    teacher: Teacher | None = None
-    subject: str = ""  # fingerprint of the teacher and the transfer set
-    diagnostics: bool = False
+    number: int
+    outcome: Outcome
+    beside: Beside
 
 
 @dataclass(frozen=True)
@@ -63,152 +49,178 @@ class Trainer:
     checkpoints: Checkpoints
     stack_sizes: Path
 
-    def train(self, stage: Stage, members: Sequence[Member], on_epoch: OnEpoch) -> Iterator[tuple[int, Outcome]]:
-        """Train the members; yield number and outcome of each one that is needed, as each stack ends.
+    def train(
+        self, stage: Stage, members: Sequence[Member], on_epoch: OnEpoch, on_failure: OnFailure | None = None
+    ) -> Iterator[Trained]:
+        """Train the members; yield each one that is needed, as those that are trained together end.
 
-        `on_epoch` is called with a needed member's number and metrics after each epoch. States are removed when the
-        results that the caller writes between two outcomes are there.
+        `on_epoch` is called with a needed member's number and metrics after each epoch. `on_failure` is called for
+        those whose training raises an exception, and the others are trained; without it, the exception is passed on.
+        States are removed when the results that the caller writes between two outcomes are there.
         """
-        groups: dict[str, list[int]] = {}
-        for i, member in enumerate(members):
-            groups.setdefault(member.task.stack_key(), []).append(i)
-        unsaved: list[Stack] = []
-        for stack_key, group in groups.items():
-            if any(members[i].needed for i in group):
-                name = fingerprint([stage.role, stage.subject, stack_key])
-                stacks = self._stacks(stage, name, {members[i].key: members[i] for i in group})
-                for stack, outcomes in self._train_stacks(stage, name, stacks, members, on_epoch):
-                    for i, outcome in zip(stack.numbers, outcomes, strict=True):
-                        if members[i].needed:
-                            yield i, outcome
-                    stack.diverged = [outcome.diverged is not None for outcome in outcomes]
-                    del outcomes, outcome  # frees the weights before the next stack is trained
-                    unsaved = [one for one in [*unsaved, stack] if not one.remove_state()]
+        alike: dict[str, dict[str, Member]] = {}
+        peers: dict[str, list[list[str]]] = {}
+        for member in members:
+            if member.peers:
+                peers.setdefault(member.peers, []).append([member.key])
+            else:
+                alike.setdefault(member.task.stack_key(), {})[member.key] = member
+        stacks: list[list[str]] = []
+        reasons: dict[str, str] = {}  # why members are not stacked, by their keys
+        number = {member.key: i for i, member in enumerate(members)}
+        for stack_key, some in alike.items():
+            try:
+                stacks += self._stacks(stage, fingerprint([stage.role, stage.subject, stack_key]), some, reasons)
+            except Exception as error:  # of these models' code
+                if on_failure is None:
+                    raise
+                for key in some:
+                    on_failure(number[key], error)
+        unsaved: list[Group] = []
+        cohorts = self._cohorts(stage, stacks, {member.key: member for member in members}, reasons)
+        for cohort in [*cohorts, *peers.values()]:
+            for group, outcomes in self._train_cohort(stage, cohort, members, number, on_epoch, on_failure):
+                for i, outcome in zip(group.numbers, outcomes, strict=True):
+                    if members[i].needed():
+                        yield Trained(i, outcome, group.beside(i))
+                group.diverged = [outcome.diverged is not None for outcome in outcomes]
+                del outcomes, outcome  # frees the weights before the next models are trained
+                unsaved = [one for one in [*unsaved, group] if not one.remove_state()]
 
-    def _stacks(self, stage: Stage, name: str, members: dict[str, Member]) -> list[list[str]]:
-        """The stacks of equal members that lack a result: those that the plan has, and new ones for the others."""
-        needed = [member for member in members.values() if member.needed]
-        stacks = [
-            keys
-            for keys in self.checkpoints.plan.get(name)
-            if all(key in members for key in keys) and any(members[key].needed for key in keys)
-        ]
+    def _stacks(self, stage: Stage, name: str, members: dict[str, Member], reasons: dict[str, str]) -> list[list[str]]:
+        """The stacks of equal members: those that the plan has, and new ones for others that lack a result."""
+        stacks = [keys for keys in self.checkpoints.plan.get(name) if all(key in members for key in keys)]
         planned = {key for keys in stacks for key in keys}
-        if rest := [member for member in needed if member.key not in planned]:
+        if rest := [member for member in members.values() if member.needed() and member.key not in planned]:
             # Neighbours with equal learning rate and weight decay share one call of the optimiser, those with equal
             # seeds their batches.
             rest.sort(key=lambda member: (sorted(member.task.hyper().items()), member.task.spec.seed))
             tasks = [member.task for member in rest]
             size, reason = stack_size(stage.data, tasks, role=stage.role, teacher=stage.teacher, notes=self.stack_sizes)
             if reason is not None:
-                names = listed(dict.fromkeys(member.name for member in rest), 3)
-                log.info("%d × %s run one by one: %s (%s)", len(rest), stage.title, reason, names)
+                reasons |= {member.key: reason for member in rest}
             new = parts([member.key for member in rest], size)
-            if len(members) > 1:
-                self.checkpoints.plan.add(name, new)
+            self.checkpoints.plan.add(name, new)
             stacks += new
         return stacks
 
-    def _train_stacks(
-        self, stage: Stage, name: str, stacks: list[list[str]], members: Sequence[Member], on_epoch: OnEpoch
-    ) -> Iterator[tuple[Stack, list[Outcome]]]:
-        """Train stacks one after the other; one that does not fit in the device's memory is halved."""
-        number = {member.key: i for i, member in enumerate(members)}
-        queue = collections.deque(stacks)
+    def _cohorts(
+        self, stage: Stage, stacks: list[list[str]], members: dict[str, Member], reasons: dict[str, str]
+    ) -> list[list[list[str]]]:
+        """The stacks in the groups that are trained side by side: those of the plan, and new ones for the others."""
+        alike: dict[str, list[list[str]]] = {}
+        for keys in stacks:
+            alike.setdefault(cohort_key([members[key].task for key in keys]), []).append(keys)
+
+        def needed(cohort: list[list[str]]) -> bool:
+            return any(members[key].needed() for keys in cohort for key in keys)
+
+        cohorts: list[list[list[str]]] = []
+        singles: list[Member] = []  # that neither stack nor have others beside them
+        for key, group in alike.items():
+            name = fingerprint([stage.role, stage.subject, "cohort", key])
+            first = {keys[0]: keys for keys in group}
+            noted = [[first[k] for k in one] for one in self.checkpoints.plan.get(name) if all(k in first for k in one)]
+            placed = {keys[0] for cohort in noted for keys in cohort}
+            rest = [keys for keys in group if keys[0] not in placed and needed([keys])]
+            new = fitting(stage, [[members[key] for key in keys] for keys in rest])
+            for cohort in new:
+                if len(cohort) > 1:
+                    log_side_by_side(stage, cohort, reasons)
+                elif len(cohort[0]) == 1:
+                    singles += cohort[0]
+            named = [[[member.key for member in stack] for stack in cohort] for cohort in new]
+            self.checkpoints.plan.add(name, [[keys[0] for keys in cohort] for cohort in named])
+            cohorts += [cohort for cohort in [*noted, *named] if needed(cohort)]
+        log_singles(singles, reasons)
+        return cohorts
+
+    def _train_cohort(
+        self,
+        stage: Stage,
+        cohort: list[list[str]],
+        members: Sequence[Member],
+        number: dict[str, int],
+        on_epoch: OnEpoch,
+        on_failure: OnFailure | None,
+    ) -> Iterator[tuple[Group, list[Outcome]]]:
+        """Train stacks side by side; what does not fit in the device's memory is halved, what fails is taken apart."""
+        queue = collections.deque([cohort])
         while queue:
-            keys = queue.popleft()
-            numbers = [number[key] for key in keys]
-            stack = Stack(stage, numbers, [members[i] for i in numbers], self.checkpoints)
+            stacks = queue.popleft()
+            numbers = [[number[key] for key in keys] for keys in stacks]
+            group = Group(stage, numbers, members, self.checkpoints)
+            if not any(members[i].needed() for i in group.numbers):
+                continue
             outcomes: list[Outcome] | None = None
             try:
-                outcomes = stack.train(on_epoch)
-            except torch.OutOfMemoryError:
-                if len(keys) == 1:
-                    raise
+                if len(stacks) > 1 and not group.coupled:
+                    tasks = [[members[i].task for i in stack] for stack in numbers]
+                    group.workers = workers_that_pay(stage, tasks, self.stack_sizes)
+                outcomes = group.train(on_epoch)
+            except Exception as error:
+                several = not group.coupled and len(group.numbers) > 1
+                too_large = isinstance(error, torch.OutOfMemoryError) and several
+                if not too_large and (len(stacks) == 1 or group.coupled):
+                    if on_failure is None:
+                        raise
+                    for i in group.numbers:
+                        on_failure(i, error)
+                    continue
+                if not too_large:
+                    log.info("%s: %s; they are trained one by one now", group.title, first_line(error))
+                    queue.extendleft([keys] for keys in reversed(stacks))
+                    continue
             if outcomes is None:  # here the error no longer holds the models
-                log.info("%d models do not fit in the memory of %s together; halving", len(keys), stage.data.device)
+                n = len(group.numbers)
+                log.info("%d models do not fit in the memory of %s together; halving", n, stage.data.device)
                 torch.cuda.empty_cache()
-                halves = parts(keys, -(-len(keys) // 2))
-                self.checkpoints.plan.split(name, keys, halves)
-                queue.extendleft(reversed(halves))
+                queue.extendleft(reversed(self._halved(stage, stacks, members, number)))
                 continue
-            yield stack, outcomes
+            yield group, outcomes
+
+    def _halved(
+        self, stage: Stage, stacks: list[list[str]], members: Sequence[Member], number: dict[str, int]
+    ) -> list[list[list[str]]]:
+        """Two halves of a cohort, or of its one stack, noted in the plan."""
+        task = members[number[stacks[0][0]]].task
+        plan = self.checkpoints.plan
+        if len(stacks) > 1:
+            middle = -(-len(stacks) // 2)
+            halves = [stacks[:middle], stacks[middle:]]
+            key = cohort_key([members[number[key]].task for key in stacks[0]])
+            name = fingerprint([stage.role, stage.subject, "cohort", key])
+            plan.split(name, [keys[0] for keys in stacks], [[keys[0] for keys in half] for half in halves])
+            return halves
+        (keys,) = stacks
+        two = parts(keys, -(-len(keys) // 2))
+        plan.split(fingerprint([stage.role, stage.subject, task.stack_key()]), keys, two)
+        return [[half] for half in two]
 
 
-@dataclass
-class Stack:
-    """Members that are trained together; `numbers` are their numbers in the stage."""
-
-    stage: Stage
-    numbers: list[int]
-    members: list[Member]
-    checkpoints: Checkpoints
-    diverged: list[bool] = field(default_factory=list)  # of the members, once they are trained
-
-    @property
-    def title(self) -> str:
-        n = len(self.members)
-        return f"{n} × {self.stage.title}" if n > 1 else self.stage.title
-
-    @functools.cached_property
-    def state(self) -> SavedTraining | None:
-        """The saved state of this training; its name is a fingerprint of all that its course depends on."""
-        stage, tasks = self.stage, [member.task for member in self.members]
-        facts = [
-            [task.spec.identity(""), task.method, code_version(task.method), task.T, task.alpha, task.beta]
-            for task in tasks
-        ]
-        data = [stage.data.dataset.fingerprint, len(stage.data.train), stage.diagnostics]
-        name = fingerprint([stage.role, stage.subject, facts, [member.key for member in self.members], data])
-        results = [member.result for member in self.members]
-        return self.checkpoints.of(name, title=self.title, device=stage.data.device, results=results)
-
-    def remove_state(self) -> bool:
-        """Remove the saved state once every member has its result or diverged; whether that is so."""
-        pairs = zip(self.members, self.diverged, strict=True)
-        safe = all(diverged or member.result.exists() for member, diverged in pairs)
-        if safe and self.state is not None:
-            self.state.remove()
-        return safe
-
-    def train(self, on_epoch: OnEpoch) -> list[Outcome]:
-        """Train the members, from their saved state if there is one; call `on_epoch` for those that are needed."""
-        stage, tasks = self.stage, [member.task for member in self.members]
-        spec = tasks[0].spec
-
-        def on_row(s: int, row: dict[str, Any]) -> None:
-            if self.members[s].needed:
-                on_epoch(self.numbers[s], row)
-
-        with batchnorm_explained(spec):
-            learner, training = make_training(
-                stage.data, tasks, stage.role, teacher=stage.teacher, diagnostics=stage.diagnostics
-            )
-            outcomes = fit(
-                learner,
-                training,
-                observer=Progress(self.title, spec.epochs, role=stage.role, on_epoch=on_row),
-                checkpoint=self.state,
-                stopping=self.checkpoints.stopping,
-                recorder=stage.data.recorder,
-            )
-        for outcome in outcomes:
-            outcome.history = [{**row, "role": stage.role} for row in outcome.history]
-        return outcomes
+def log_side_by_side(stage: Stage, cohort: Sequence[Sequence[Member]], reasons: dict[str, str]) -> None:
+    """Say which models are trained side by side, what they share, and why they are not one stack."""
+    members = [member for stack in cohort for member in stack]
+    shared = "the same batches"
+    if stage.teacher is not None and stage.teacher.needs_images:
+        shared += ", with one pass of the teacher for all"
+    why = why_not_one_stack([stack[0] for stack in cohort], reasons)
+    names = listed(dict.fromkeys(member.name for member in members), 3)
+    log.info("%d %s side by side on %s: %s (%s)", len(members), stage.kind, shared, why, names)
 
 
-@contextlib.contextmanager
-def batchnorm_explained(spec: TrainSpec) -> Iterator[None]:
-    """Turn torch's error on BatchNorm and a batch of one example into a ConfigError."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ConfigError(
-            f"{spec.title} has BatchNorm, which cannot learn from a batch of one example",
-            hint="a batch size of 2 or more, and two training examples or more",
-        ) from error
+def log_singles(singles: Sequence[Member], reasons: dict[str, str]) -> None:
+    """Say which models are trained by themselves although others are equal but for their numbers, and why."""
+    alike: dict[tuple[str, str], list[Member]] = {}
+    for member in singles:
+        if member.key in reasons:
+            alike.setdefault((member.title, reasons[member.key]), []).append(member)
+    for (title, reason), members in alike.items():
+        facts = [{"seed": member.task.spec.seed, **cohort_facts(member.task)} for member in members]
+        differing = differing_keys(facts)
+        why = f"{reason}, and they differ in {', '.join(differing)}" if differing else reason
+        names = listed(dict.fromkeys(member.name for member in members), 3)
+        log.info("%d × %s run one by one: %s (%s)", len(members), title, why, names)
 
 
 def parts(keys: list[str], size: int) -> list[list[str]]:

@@ -50,6 +50,7 @@ def first_summary(job: Job, data: DeviceData, transfer: TransferSet) -> dict[str
         "student_alone": None,
         "student": None,
         "gap_closed": None,
+        "trained_with": None,
         "transfer": transfer_summary(transfer, config),
         "T": config.T,
         "alpha": config.alpha,

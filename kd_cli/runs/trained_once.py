@@ -17,10 +17,11 @@ from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.teachers import combine_logits
 from kd_cli.runs.building import TrainingTask, of_labels, stream_of
 from kd_cli.runs.device_data import DeviceData
+from kd_cli.runs.group import Member, Stage
 from kd_cli.runs.jobs import Job, failing, grouped
 from kd_cli.runs.model_notes import loaded_teacher_notes, output_notes
 from kd_cli.runs.models import load_module, predict_module, read_checkpoint
-from kd_cli.runs.stacks import Member, Stage, report_line
+from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error
 from kd_cli.storage.store import Entry
 
@@ -81,14 +82,20 @@ def wanted_teacher(session: Session, job: Job) -> list[Wanted]:
 
 
 def wanted_alone(session: Session, job: Job) -> list[Wanted]:
-    """The student alone, on the transfer set; on the training data where the transfer set has no labels at all."""
-    spec, transfer = job.config.student, session.transfer(job.config)
-    facts = {"kind": "alone", **spec.identity(session.data.dataset.fingerprint)}
-    data = session.data
-    if transfer.index is not None and not transfer.whole:
-        facts["transfer"] = transfer.facts
+    """The student alone, on the transfer set; on the training data where the transfer set has no labels at all.
+
+    Where students learn from each other, each of them alone.
+    """
+    transfer, data, found = session.transfer(job.config), session.data, []
+    own = transfer.index is not None and not transfer.whole
+    if own:
         data = replace(data, train=transfer.examples)
-    return [Wanted(facts, spec, f"student {spec.title} alone", data)]
+    for spec in job.config.peers or [job.config.student]:
+        facts = {"kind": "alone", **spec.identity(session.data.dataset.fingerprint)}
+        if own:
+            facts["transfer"] = transfer.facts
+        found.append(Wanted(facts, spec, f"student {spec.title} alone", data))
+    return found
 
 
 def user_weights(data: DeviceData, config: RunConfig) -> Wanted:
@@ -168,18 +175,19 @@ class Shared:
                 job.directory.append_metrics(self._rows(job, models[i].key, [row]))
 
         subject = fingerprint(models[0].facts.get("transfer"))
-        stage = Stage(models[0].data, self.role, models[0].title, subject=subject)
+        stage = Stage(models[0].data, self.role, subject=subject)
         members = [
             Member(
                 key=model.key,
                 task=TrainingTask(model.spec, of_labels(self.session.data.dataset)),
+                title=model.title,
                 name=self.users[model.key][0].path.name if model.key in self.users else model.title,
                 result=self.session.store.root / model.key / "entry.json",
-                needed=model.key in missing,
+                needed=functools.partial(missing.__contains__, model.key),
             )
             for model in models
         ]
-        for i, outcome in self.session.trainer.train(stage, members, on_epoch):
+        for i, outcome, _ in self.session.trainer.train(stage, members, on_epoch):
             self._keep(models[i].key, outcome)
 
     def _keep(self, key: str, outcome: Outcome | None) -> None:

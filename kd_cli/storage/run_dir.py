@@ -116,10 +116,16 @@ class RunDir:
         with storage(path), path.open("a", encoding="utf-8") as file:
             file.write(lines)
 
-    def write_student(self, weights: Mapping[str, Any], rebuild: dict[str, Any]) -> None:
-        """Write the distilled student's weights, and the values from which `load_student` rebuilds its module."""
-        write_tensors(self.path / WEIGHTS, weights)
-        write_json(self.path / STUDENT, {**rebuild, "checksum": checksum(self.path / WEIGHTS)})
+    def write_student(self, weights: Mapping[str, Any], rebuild: dict[str, Any], folder: str = "") -> None:
+        """Write a student's weights, and the values from which `load_student` rebuilds its module.
+
+        `folder`, below the run's directory, is for students beside the run's own.
+        """
+        path = self.path / folder
+        with storage(path):
+            path.mkdir(parents=True, exist_ok=True)
+        write_tensors(path / WEIGHTS, weights)
+        write_json(path / STUDENT, {**rebuild, "checksum": checksum(path / WEIGHTS)})
 
     def write_pictures(self, examples: dict[str, Any]) -> None:
         """Write what report.html shows of single test examples."""

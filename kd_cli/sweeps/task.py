@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kd_cli.config.options import conf_dir, data_node, groups, no_such_option
+from kd_cli.config.options import conf_dir, data_node, groups, named_models, no_such_option
 from kd_cli.config.read import as_written, option_name, run_config
 from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, KdError
@@ -251,6 +251,10 @@ def checked(cfg: DictConfig, hydra: Any, written: dict[str, Any] | None = None) 
         cfg = copy.deepcopy(cfg)
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         cfg.transfer.data = data_node(values["transfer"]["data"], folders, values["dataset"])
+        written = as_written(cfg)
+    if OmegaConf.is_list(names := OmegaConf.select(cfg, "peers")):
+        cfg = copy.deepcopy(cfg)
+        cfg.peers = [list(pair) for pair in named_models(list(names), folders)]
         written = as_written(cfg)
     return dataclasses.replace(run_config(cfg, hydra.runtime.choices, written), record=noted)
 

@@ -12,6 +12,7 @@ from kd_cli.learn.methods.hints import Hints
 from kd_cli.learn.methods.labels import Hard, LabelSmoothing
 from kd_cli.learn.methods.learned_temperature import LearnedTemperature
 from kd_cli.learn.methods.logit_method import LogitMethod
+from kd_cli.learn.methods.mutual import Mutual
 from kd_cli.learn.methods.nkd import NKD
 from kd_cli.learn.methods.per_model import FunctionMethod, PerModelMethod
 from kd_cli.learn.methods.pkt import PKT
@@ -47,6 +48,7 @@ __all__ = [
     "LogitMethod",
     "Logits",
     "Method",
+    "Mutual",
     "PerModelMethod",
     "Ramp",
     "Relational",

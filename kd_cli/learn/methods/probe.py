@@ -26,10 +26,10 @@ def try_method(method: Method, setting: Setting, *, size: int) -> None:
     on as it is.
     """
     name = method.title
-    if method.couples_models:
+    if method.couples_models and size < 2:
         raise ConfigError(
-            f"{name} couples the students that train together (couples_models = True), and a run trains one",
-            hint="methods of peers are not supported yet",
+            f"{name} couples the students that train together (couples_models = True), and this run trains one",
+            hint="peers=2 trains two of them, peers=[smallmlp,cnn] these two",
         )
     generator = torch.Generator().manual_seed(0)
     device = setting.student.logits.device
@@ -51,7 +51,7 @@ def try_method(method: Method, setting: Setting, *, size: int) -> None:
     weights = Weights(*(torch.full((size,), value, device=device) for value in (2.0, 0.7, 0.4)))
 
     loss, gradient = _checked(method, name, student, teacher, batch, weights)
-    if size > 1:
+    if size > 1 and not method.couples_models:
         for s in range(size):
             alone = _checked(method, name, _rows(student, s), teacher, _batch_of(batch, s), _weights_of(weights, s))[0]
             if not _close(alone[0], loss[s]):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kd_cli.errors import first_line
 from kd_cli.learn.batches import Batch, Block, repeat_groups
-from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Learner, Rate, Sums, TermGradient, ask
+from kd_cli.learn.learner import NO_AUTOCAST, Autocast, Rate, Sums, TermGradient, UniformLearner, ask
 from kd_cli.learn.methods import Method, Terms
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import bare_step, set_rates
@@ -86,7 +86,7 @@ def why_method_not(method: Method) -> str | None:
     return None
 
 
-class StackedLearner(Learner):
+class StackedLearner(UniformLearner):
     """S models as one: parameters [S, ...].
 
     `modules` are the S models with their initial weights, which are copied. `optimizer` builds an optimiser from
@@ -145,12 +145,11 @@ class StackedLearner(Learner):
         teacher: Teacher | None,
         objective: Objective,
         rates: Sequence[Rate],
-        stepped: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> Iterator[None]:
         """Make consecutive steps; with a closed form, targets and losses are computed once for the block."""
         form = self._closed_form(objective)
         if form is None:
-            super().steps(block, teacher, objective, rates, stepped)
+            yield from super().steps(block, teacher, objective, rates)
             return
         T, sizes = objective.weights.T, block.sizes
         labels = repeat_groups(block.labels, self.size)
@@ -169,7 +168,7 @@ class StackedLearner(Learner):
                 targets = targets or form.target(found, known, labels).split(sizes, 1)
                 target = targets[i]
             self._update(form.gradient(found, target), rate)
-            stepped()
+            yield
         teacher_logits = torch.cat(answers, 1) if answers else known
         self._add_losses(objective, logits, teacher_logits, labels)
 

@@ -1,0 +1,170 @@
+"""Models that are trained together: one stack, or stacks and single models side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kd_cli.config.fingerprint import code_version, fingerprint
+from kd_cli.config.values import TrainSpec
+from kd_cli.errors import ConfigError
+from kd_cli.learn.engine import Outcome, fit
+from kd_cli.learn.teachers import Teacher
+from kd_cli.runs.building import TrainingTask, make_cohort, make_peers
+from kd_cli.runs.checkpoints import Checkpoints, SavedTraining
+from kd_cli.runs.device_data import DeviceData
+from kd_cli.runs.progress import OnEpoch, Progress
+
+KINDS = {"teacher": "teachers", "student_alone": "students alone", "student": "students"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training of a stage."""
+
+    key: str  # the same in the process that resumes the stage; no other member of the stage has it
+    task: TrainingTask
+    title: str  # for the log and the progress bar
+    name: str  # of the job, for the log
+    result: Path  # the file that exists once the result is safe
+    needed: Callable[[], bool] = lambda: True  # whether the result is missing; else it is trained to complete a stack
+    peers: str = ""  # names those that learn from each other, of which this is one
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the trainings of one stage have in common."""
+
+    data: DeviceData
+    role: str  # of the rows in metrics.jsonl
+    teacher: Teacher | None = None
+    subject: str = ""  # fingerprint of the teacher and the transfer set
+    diagnostics: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The models of this stage in messages."""
+        return KINDS[self.role]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The names of the jobs whose models were trained together with one: in its stack, and beside it."""
+
+    stack: Sequence[str] = ()
+    cohort: Sequence[str] = ()
+    workers: int = 1  # how many took their steps at once, each with one thread
+
+
+@dataclass
+class Group:
+    """Stacks that are trained side by side; `stacks` are the numbers of their members in the stage."""
+
+    stage: Stage
+    stacks: list[list[int]]
+    members: Sequence[Member]  # of the stage
+    checkpoints: Checkpoints
+    workers: int = 1  # stacks that take their steps at once, each with one thread
+    diverged: list[bool] = field(default_factory=list)  # of the members, once they are trained
+
+    @property
+    def numbers(self) -> list[int]:
+        return [i for stack in self.stacks for i in stack]
+
+    @property
+    def own(self) -> list[Member]:
+        """The members that are trained together."""
+        return [self.members[i] for i in self.numbers]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the members learn from each other, so that none can be trained without the others."""
+        return bool(self.own[0].peers)
+
+    @property
+    def title(self) -> str:
+        titles = {member.title for member in self.own}
+        n = len(self.numbers)
+        if len(titles) > 1:
+            return f"{n} {self.stage.kind} side by side"
+        (title,) = titles
+        return f"{n} × {title}" if n > 1 else title
+
+    def beside(self, i: int) -> Beside:
+        """What was trained together with member `i`."""
+        name = self.members[i].name
+
+        def others(numbers: Sequence[int]) -> list[str]:
+            return [other for k in numbers if (other := self.members[k].name) != name]
+
+        (stack,) = (stack for stack in self.stacks if i in stack)
+        beside = others([k for other in self.stacks if other is not stack for k in other])
+        return Beside(others(stack), beside, self.workers)
+
+    @functools.cached_property
+    def state(self) -> SavedTraining | None:
+        """The saved state of this training; its name is a fingerprint of all that its course depends on."""
+        stage, members = self.stage, self.own
+        facts = [
+            [task.spec.identity(""), task.method, code_version(task.method), task.T, task.alpha, task.beta]
+            for task in (member.task for member in members)
+        ]
+        data = [stage.data.dataset.fingerprint, len(stage.data.train), stage.diagnostics]
+        sizes = [len(stack) for stack in self.stacks] if len(self.stacks) > 1 else []
+        name = fingerprint([stage.role, stage.subject, facts, [member.key for member in members], data, *sizes])
+        results = [member.result for member in members]
+        return self.checkpoints.of(name, title=self.title, device=stage.data.device, results=results)
+
+    def remove_state(self) -> bool:
+        """Remove the saved state once every member has its result or diverged; whether that is so."""
+        pairs = zip(self.own, self.diverged, strict=True)
+        safe = all(diverged or member.result.exists() for member, diverged in pairs)
+        if safe and self.state is not None:
+            self.state.remove()
+        return safe
+
+    def train(self, on_epoch: OnEpoch) -> list[Outcome]:
+        """Train the members, from their saved state if there is one; call `on_epoch` for those that are needed."""
+        stage, numbers = self.stage, self.numbers
+        specs = [member.task.spec for member in self.own]
+
+        def on_row(s: int, row: dict[str, Any]) -> None:
+            if self.members[numbers[s]].needed():
+                on_epoch(numbers[s], row)
+
+        with batchnorm_explained(specs[0]):
+            stacks = [[self.members[i].task for i in stack] for stack in self.stacks]
+            keys: Any = {"teacher": stage.teacher, "diagnostics": stage.diagnostics}
+            if self.coupled:
+                learner, training = make_peers(stage.data, stacks, stage.role, **keys)
+            else:
+                learner, training = make_cohort(stage.data, stacks, stage.role, workers=self.workers, **keys)
+            outcomes = fit(
+                learner,
+                training,
+                observer=Progress(self.title, specs[0].epochs, role=stage.role, on_epoch=on_row),
+                checkpoint=self.state,
+                stopping=self.checkpoints.stopping,
+                recorder=stage.data.recorder,
+            )
+        for outcome in outcomes:
+            outcome.history = [{**row, "role": stage.role} for row in outcome.history]
+        return outcomes
+
+
+@contextlib.contextmanager
+def batchnorm_explained(spec: TrainSpec) -> Iterator[None]:
+    """Turn torch's error on BatchNorm and a batch of one example into a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"{spec.title} has BatchNorm, which cannot learn from a batch of one example",
+            hint="a batch size of 2 or more, and two training examples or more",
+        ) from error

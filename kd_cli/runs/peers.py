@@ -1,0 +1,65 @@
+"""What a run says of students that learn from each other."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from kd_cli.export.load import record_student
+from kd_cli.learn.engine import Outcome
+from kd_cli.metrics import agreement
+from kd_cli.runs.auto import choose
+from kd_cli.runs.jobs import Job
+from kd_cli.runs.models import load_module, predict_module
+from kd_cli.runs.summary import with_agreement
+
+if TYPE_CHECKING:
+    from kd_cli.runs.session import Session
+
+FOLDER = "peers"  # in a run's directory: the students beside the first, by number
+
+
+def peers_report(session: Session, job: Job, outcomes: Sequence[Outcome], shift: Tensor) -> dict[str, Any]:
+    """Test every peer and write the weights of those beside the first; `peers` in a summary.
+
+    `best` is the number of the peer with the best validation results, None without validation data; `agreement` is the
+    share of the test examples that two peers put in the same class, as a mean over the pairs.
+    """
+    data, found, logits = session.data, [], []
+    stored = job.summary["student_alone"]["from_store"]  # whether all of them are
+    for k, (spec, outcome, alone) in enumerate(zip(job.config.peers, outcomes, job.peers_alone, strict=True)):
+        module = load_module(spec, outcome.state, data, role="student")
+        logits.append(predict_module(module, data.test) + shift)
+        report = session.model_report(spec, module, logits[-1], outcome)
+        if k:
+            folder = f"{FOLDER}/{k}"
+            job.directory.write_student(outcome.state, record_student(spec, data.dataset, shift), folder)
+        found.append(
+            {
+                **with_agreement(report, logits[-1], job.teacher),
+                "seed": spec.seed,
+                "folder": folder if k else ".",
+                "alone": {"fingerprint": alone.fingerprint, **alone.report, "from_store": stored},
+            }
+        )
+    pairs = [float(agreement(one, other)) for one, other in itertools.combinations(logits, 2)]
+    best = choose(outcomes) if len(data.val) else None
+    job.say(sentence(found, best))
+    return {
+        "peers": found,
+        "best": best,
+        "mean_errors": statistics.fmean(one["test"]["errors"] for one in found),
+        "mean_errors_alone": statistics.fmean(one["alone"]["test"]["errors"] for one in found),
+        "agreement": statistics.fmean(pairs),
+    }
+
+
+def sentence(peers: Sequence[dict[str, Any]], best: int | None) -> str:
+    """A line for the log on all peers."""
+    errors = ", ".join(f"{one['name']} with seed {one['seed']}: {one['test']['errors']:,}" for one in peers)
+    chosen = "" if best is None else f"; the best by validation is number {best}"
+    return f"test errors of the peers: {errors}{chosen}"
