@@ -351,6 +351,21 @@ def test_a_value_swept_twice_runs_in_two_directories(kd_run: Run, tmp_path: Path
 # ---------------------------------------------------------------- dry runs
 
 
+def test_a_value_that_refers_to_another_is_resolved_in_each_job(kd_run: Run) -> None:
+    ran = sweep(kd_run, "alpha=0.25,0.75", "beta=${alpha}")
+    assert [(run["alpha"], run["beta"]) for run in map(summary, ran.run_dirs)] == [(0.25, 0.25), (0.75, 0.75)]
+    for path in ran.run_dirs:
+        assert json.loads((path / "run.json").read_text())["config"]["beta"] == "${alpha}"
+
+
+def test_a_log_format_of_the_users_is_resolved_in_each_job(kd_run: Run) -> None:
+    ran = sweep(kd_run, "T=1,2", "hydra.job_logging.formatters.dated.format='job ${hydra.job.num}: %(message)s'")
+    for number, path in enumerate(ran.run_dirs):
+        lines = (path / "run.log").read_text().splitlines()
+        assert lines
+        assert all(line.startswith(f"job {number}: ") for line in lines)
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS, indirect=True)
 def test_a_dry_run_of_a_sweep_tells_and_leaves_nothing(kd_run: Run, tmp_path: Path, launcher: str) -> None:
     argv = ("-m", *TINY, "T=1,2", "dry_run=true", f"hydra/launcher={launcher}")

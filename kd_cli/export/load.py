@@ -24,16 +24,12 @@ from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 
 # the builders that a student.json may name without `trust`: they take numbers and names, and check them
 OWN_MODELS = {
-    f"kd_cli.models.{module}.{builder}"
-    for module, builders in {
-        "mlp": ["mlp"],
-        "cnn": ["cnn"],
-        "torchvision": ["torchvision_model"],
-        "extended": ["extended_student"],
-        "cifar": ["resnet", "vgg", "wide_resnet"],
-        "cifar_light": ["mobilenetv2", "shufflenetv1", "shufflenetv2"],
-    }.items()
-    for builder in builders
+    f"kd_cli.models.{name}"
+    for name in (
+        *("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model", "extended.extended_student"),
+        *("cifar.resnet", "cifar.vgg", "cifar.wide_resnet"),
+        *("cifar_light.mobilenetv2", "cifar_light.shufflenetv1", "cifar_light.shufflenetv2"),
+    )
 }
 
 

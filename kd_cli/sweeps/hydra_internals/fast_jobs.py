@@ -61,7 +61,10 @@ class FastJobs(Jobs):
             self.task.read(job, without_hydra(config), hydra, written)
 
     def _log_of(self, config: DictConfig, written: Mapping[str, Any]) -> JobLog | None:
-        """Return the job's log if there is nothing to do at the job's end but to write it."""
+        """Return the job's log if there is nothing to do at the job's end but to write it.
+
+        `written` is the node `hydra`, interpolations as they are written; only the log's file name may hold one.
+        """
         has_callbacks = any(
             getattr(type(callback), name, None) is not getattr(Callback, name)
             for callback in self.context.callbacks.callbacks
@@ -70,13 +73,11 @@ class FastJobs(Jobs):
         if has_callbacks or _changes_folder(config) or config.hydra.job.env_set:
             return None
         try:
-            handlers = {
-                name: written["job_logging"]["handlers"][name] for name in written["job_logging"]["root"]["handlers"]
-            }
-            (name,) = [name for name, handler in handlers.items() if "filename" in handler]
+            setup = written["job_logging"]
+            (name,) = [name for name in setup["root"]["handlers"] if "filename" in setup["handlers"][name]]
             file = str(config.hydra.job_logging.handlers[name].filename)
-            del handlers[name]["filename"]
-            rest = json.dumps(written["job_logging"], sort_keys=True)
+            del setup["handlers"][name]["filename"]
+            rest = json.dumps(setup, sort_keys=True)
         except (KeyError, TypeError, ValueError):  # some other kind of log, or none
             return None
         return None if "${" in rest else JobLog(file, rest)
