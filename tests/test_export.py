@@ -76,6 +76,16 @@ def test_an_export_reports_what_the_run_reported(tiny: Callable[..., Ran], form:
 
 
 @SLOW
+def test_a_student_of_one_label_is_compared_by_its_decisions(tiny: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = tiny("method=binary", "dataset.positive=3")
+    kd_export.main([str(ran.run_dir), "--pt2", "--to", str(tmp_path / "shipped")])
+    record = json.loads((tmp_path / "shipped" / "export.json").read_text())
+    assert record["student"]["errors"] == ran.summary["student"]["test"]["errors"]
+    assert record["student"]["nll"] == pytest.approx(ran.summary["student"]["test"]["nll"], abs=1e-6)
+    assert record["forms"]["pt2"]["agreement"] == 1
+
+
+@SLOW
 def test_an_onnx_file_names_its_run_and_classes_and_no_path_of_the_machine(
     tiny: Callable[..., Ran], tmp_path: Path
 ) -> None:

@@ -15,7 +15,6 @@ from conftest import TINY
 from logits import weights_of
 from PIL import Image
 from process import Ran
-from sklearn.metrics import average_precision_score, f1_score
 from stacks import ADAMW, SEEDS, one_of
 from torch.nn import functional as F
 
@@ -114,13 +113,27 @@ def test_the_method_weighs_the_terms_as_soft_targets_do() -> None:
 # ---------------------------------------------------------------- metrics
 
 
-def test_average_precision_and_f1_are_scikit_learns() -> None:
+def precision_and_recall(scores: list[float], labels: list[int], least: float) -> tuple[float, float]:
+    """Of the examples with a score of `least` or more."""
+    claimed = [label for score, label in zip(scores, labels, strict=True) if score >= least]
+    return sum(claimed) / len(claimed), sum(claimed) / sum(labels)
+
+
+def test_average_precision_and_f1_are_those_of_their_definitions() -> None:
     logits, labels = random(60, L).round(decimals=0), random_labels(60, L)  # rounded: many scores are equal
     found = evaluate_labels(logits, labels)
+    areas = []
     for i, label in enumerate(found.labels):
-        assert label.average_precision == pytest.approx(average_precision_score(labels[:, i], logits[:, i]))
-        assert label.f1 == pytest.approx(f1_score(labels[:, i], logits[:, i] > 0))
-    assert found.mean_average_precision == pytest.approx(average_precision_score(labels, logits, average="macro"))
+        scores, true = logits[:, i].tolist(), labels[:, i].tolist()
+        area, before = 0.0, 0.0
+        for least in sorted(set(scores), reverse=True):
+            precision, recall = precision_and_recall(scores, true, least)
+            area, before = area + (recall - before) * precision, recall
+        precision, recall = precision_and_recall(scores, true, min(score for score in scores if score > 0))
+        assert label.average_precision == pytest.approx(area)
+        assert label.f1 == pytest.approx(2 * precision * recall / (precision + recall))
+        areas.append(area)
+    assert found.mean_average_precision == pytest.approx(sum(areas) / L)
 
 
 def test_the_results_by_hand() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from kd_cli.config.schema import OWN_KEYS
+from kd_cli.config.schema import DATASET_KEYS, OWN_KEYS
 from kd_cli.config.yaml_comments import Default, Key, defaults_list, keys, package
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
@@ -121,7 +121,7 @@ def data_node(value: Any, conf_dirs: Sequence[Path], like: Mapping[str, Any] | N
             hint=" ".join(filter(None, (did_you_mean(str(name), known), f"it can be {', '.join(sorted(known))}"))),
         )
     node = yaml.safe_load(known[name].read_text(encoding="utf-8"))
-    for key in ("val_fraction", "positive"):
+    for key in DATASET_KEYS:
         node.pop(key, None)
     size = {key: item for key, item in (like or {}).items() if key in ("image_size", "channels") and key in node}
     return node | size | {key: item for key, item in own.items() if key != "name"}

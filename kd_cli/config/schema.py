@@ -164,3 +164,4 @@ class OptimizerKeys:
 
 NODES = ("teacher", "student", "dataset", "method", "optimizer", "schedule", "teacher_optimizer", "teacher_schedule")
 OWN_KEYS = {"teacher": dataclasses.asdict(TeacherKeys())}  # added to every option of the group
+DATASET_KEYS = tuple(dataclasses.asdict(DatasetKeys()))  # for kd_cli.data.prepare, not for the function that reads

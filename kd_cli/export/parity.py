@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kd_cli.data.source import Split
 from kd_cli.errors import ExportError
+from kd_cli.label_metrics import evaluate_labels, label_agreement
 from kd_cli.metrics import agreement, evaluate_logits
 
 Predict = Callable[[Tensor], Tensor]  # images as the data set has them -> logits [B, C]
@@ -51,14 +52,15 @@ def compare(logits: Tensor, reference: Tensor, test: Split) -> Parity:
     """Parity of logits with the student's, `reference`, both [N, C]. ExportError for logits of another shape."""
     if logits.shape != reference.shape:
         raise ExportError(f"the exported form gives logits {list(logits.shape)}, the student {list(reference.shape)}")
-    result = evaluate_logits(logits, test.labels)
+    several = test.labels.ndim == 2  # independent labels
+    result = (evaluate_labels if several else evaluate_logits)(logits, test.labels)
     difference = (logits - reference).abs()
     return Parity(
         errors=result.errors,
         total=result.total,
         nll=result.nll,
         ece=result.ece,
-        agreement=agreement(logits, reference),
+        agreement=(label_agreement if several else agreement)(logits, reference),
         largest_difference=float(difference.max()),
         relative=float((difference / reference.abs().clamp(min=1)).max()),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from kd_cli.config.build import build
 from kd_cli.config.moved import with_current_names
 from kd_cli.config.read import folder as data_folder
+from kd_cli.config.schema import DATASET_KEYS
 from kd_cli.data.prepare import prepare
 from kd_cli.data.source import Dataset
 from kd_cli.errors import DataError, StorageError
@@ -16,6 +17,7 @@ from kd_cli.storage.run_dir import read_summary
 OWN_DATA = (
     "kd_cli.data.digits.digits",
     "kd_cli.data.folders.imagefolder",
+    "kd_cli.data.lists.imagelist",
     "kd_cli.data.torchvision.torchvision_dataset",
 )
 
@@ -38,7 +40,7 @@ def dataset_of(folder: Path, summary: dict[str, Any], *, trust: bool = False) ->
         raise StorageError(f"{path} is missing, so the data set of this run is not known")
     config = OmegaConf.load(path)
     node = with_current_names(OmegaConf.to_container(config.dataset, resolve=True))
-    val_fraction = node.pop("val_fraction")
+    preparation = {key: node.pop(key) for key in DATASET_KEYS if key in node}
     for target in targets(node):
         if target not in OWN_DATA and not trust:
             raise DataError(
@@ -46,7 +48,7 @@ def dataset_of(folder: Path, summary: dict[str, Any], *, trust: bool = False) ->
                 hint="--trust imports and runs it: for your own runs, and for those of people whose code you would run",
             )
     data_dir = data_folder(config.data_dir, "KD_DATA", "data")
-    dataset = prepare(build(node, where="dataset", data_dir=data_dir), val_fraction=val_fraction)
+    dataset = prepare(build(node, where="dataset", data_dir=data_dir), **preparation)
     if dataset.fingerprint != summary["dataset"]["fingerprint"]:
         raise DataError(
             f"the data set {dataset.name} is not the one of the run in {folder}: its fingerprint is "
