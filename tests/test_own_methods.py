@@ -220,6 +220,7 @@ FAULTY = {
     "nothing": ("pass", "'loss' among them"),
     "detached": ("return {'loss': student.logits.detach().sum((1, 2))}", "does not depend on the student"),
     "not finite": ("return {'loss': (student.logits - student.logits).sum((1, 2)).log()}", "must be finite"),
+    "in place": ("return {'loss': (student.logits - teacher.logits.mul_(2)).square().sum((1, 2))}", "in place"),
     "coupled": ("return {'loss': student.logits.sum((1, 2))}\n    couples_models = True", "couples the students"),
 }
 

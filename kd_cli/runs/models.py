@@ -197,7 +197,8 @@ def read_checkpoint(path: Path, spec: TrainSpec, dataset: Dataset, *, key: str |
         raise CheckpointError(f"teacher.checkpoint={error.message}", hint=error.hint) from error
     if not file.tensors:
         raise CheckpointError(
-            f"{named} holds no tensors{_keys(file)}", hint=SAVE if file.keys else "it may be an optimiser's or a log"
+            f"{named} holds no tensors{_keys(file)}",
+            hint=SAVE if file.keys else "it may be an optimiser's, a list or a log",
         )
     module = blank_module(spec, dataset, role="teacher")
     fit = fit_weights(module, file.tensors, homes=file.homes, key=key)

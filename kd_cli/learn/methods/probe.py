@@ -20,10 +20,10 @@ TOLERANCE = 1e-3  # of float32 sums, relative to the largest
 def try_method(method: Method, setting: Setting, *, size: int) -> None:
     """Call the method on random outputs of `size` students and check what it returns. Raises ConfigError.
 
-    Checked are the terms' names and shapes, that they are finite, that the loss reaches the students, that a student's
-    loss does not depend on the others, and that an example's gradient does not depend on the other examples, unless
-    the method declares that they do (`couples_models`, `couples_examples`). What the method raises by itself is passed
-    on as it is.
+    Checked are the terms' names and shapes, that they are finite, that the loss reaches the students, that the method
+    changes nothing of what it receives, that a student's loss does not depend on the others, and that an example's
+    gradient does not depend on the other examples, unless the method declares that they do (`couples_models`,
+    `couples_examples`). What the method raises by itself is passed on as it is.
     """
     name = method.title
     if method.couples_models and size < 2:
@@ -78,9 +78,16 @@ def _checked(
     """The losses [S], and their gradient on the logits or None where they do not depend on them."""
     logits = student.logits.detach().clone().requires_grad_()
     features = {path: x.detach().clone().requires_grad_() for path, x in student.features.items()}
+    given = [batch.labels, batch.index, *([] if teacher is None else [teacher.logits, *teacher.features.values()])]
+    before = [tensor.clone() for tensor in given]
     with torch.enable_grad():
         terms: Any = method(Outputs(logits, features), teacher, batch, weights)
     _check_terms(terms, name, len(logits))
+    if not all(torch.equal(now, then) for now, then in zip(given, before, strict=True)):
+        raise ConfigError(
+            f"{name} changes the teacher's outputs, the labels or the index in place, which others read after it",
+            hint="compute a new tensor: mul instead of mul_, clone() before an assignment to a part",
+        )
     loss: Tensor = terms["loss"]
     inputs = [logits, *features.values(), *method.parameters()]
     if not loss.requires_grad:
