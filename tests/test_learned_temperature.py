@@ -248,4 +248,4 @@ def test_a_run_whose_temperature_is_out_of_range_is_refused_before_training(kd_r
     assert "hint: method.least=0.5" in ran.err
     two = ["teacher.members=2", "teacher.combine=arithmetic"]
     ran = kd_run(*TINY, "method=learned_temperature", *two)
-    assert "learns T, and the teachers' mean probabilities are taken at the run's T" in ran.err
+    assert "changes T, and the teachers' mean probabilities are taken at the run's T" in ran.err

@@ -245,3 +245,14 @@ def test_a_method_with_a_warm_up_logs_a_loss_that_grows_into_its_weights(tiny: C
     rows = [row for row in ran.metrics if row["role"] == "student"]
     shares = [row["loss"] / (row["target_loss"] + 1.5 * 4 * row["others_loss"]) for row in rows]
     assert shares == pytest.approx([3.5 / 32, 11.5 / 32, 19.5 / 32, 27.5 / 32], rel=0.05)
+
+
+def test_another_temperature_than_the_runs_is_refused_where_teachers_probabilities_are_averaged_at_it(
+    kd_run: Callable[..., Ran],
+) -> None:
+    two = ["teacher.members=2", "teacher.combine=arithmetic"]
+    ran = kd_run(*TINY, "method=scheduled", "method.T=2", *two, "dry_run=true")
+    assert ran.code == 1
+    assert "changes T, and the teachers' mean probabilities are taken at the run's T" in ran.err
+    ran = kd_run(*TINY, "method=scheduled", *two, "dry_run=true")
+    assert ran.code == 0, ran.err

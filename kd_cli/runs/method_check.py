@@ -39,9 +39,9 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
             "teacher.combine=arithmetic averages probabilities of classes, and the data have independent labels",
             hint="teacher.combine=geometric, the mean of the logits",
         )
-    if method.learns_T and config.members > 1 and config.combine != "geometric":
+    if method.changes_T and config.members > 1 and config.combine != "geometric":
         raise ConfigError(
-            f"method={config.method_name} learns T, and the teachers' mean probabilities are taken at the run's T",
+            f"method={config.method_name} changes T, and the teachers' mean probabilities are taken at the run's T",
             hint="teacher.combine=geometric, whose mean is the same at every T",
         )
     images = data.train.first(2).cpu()

@@ -78,6 +78,7 @@ class Method(nn.Module, ABC):
     needs_labels: bool = True  # False where the loss does without labels once beta is 0
     has_T: bool = True  # whether the loss depends on the temperature
     learns_T: bool = False  # whether the temperature is a parameter of the method; the run's T is then its first value
+    changes_T: bool = False  # whether the loss is taken at other temperatures than the run's
     has_alpha: bool = True  # whether the loss depends on alpha
     min_classes: int = 2
     min_batch: int = 1  # examples

@@ -44,6 +44,7 @@ class Composite(Method):
         self.couples_examples = any(m.couples_examples for m in methods)
         self.multilabel = all(m.multilabel for m in methods)
         self.learns_T = any(m.learns_T for m in methods) or self.learns_T
+        self.changes_T = any(m.changes_T for m in methods) or self.changes_T
         self.chooses_layers = any(m.chooses_layers for m in methods)
         self._collect_features()
         self.recordable = all(m.recordable for m in [*methods, *factors])
@@ -173,6 +174,7 @@ class Scheduled(Composite):
     def __init__(self, of: Any, alpha: float | Ramp = 1.0, beta: float | Ramp = 1.0, T: float | Ramp = 1.0) -> None:
         factors = [Factors.of(T, "T", above_zero=True), Factors.of(alpha, "alpha"), Factors.of(beta, "beta")]
         super().__init__({"of": of}, factors)
+        self.changes_T = self.changes_T or T != 1
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         return self.methods[0](student, teacher, batch, self.scheduled(weights, batch))

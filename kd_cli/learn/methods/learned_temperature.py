@@ -30,7 +30,7 @@ class LearnedTemperature(Composite):
     The loss, and the student's gradient, are those of `of` at T.
     """
 
-    learns_T = True
+    learns_T = changes_T = True
 
     def __init__(self, of: Any, least: float = 1.0, most: float = 21.0, reversal: float | Ramp = GROWING) -> None:
         super().__init__({"of": of}, [Factors.of(reversal, "reversal")])
