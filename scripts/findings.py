@@ -31,6 +31,13 @@ def count(value: Stat | None) -> str:
     return str(value.n) if value is not None else "0"
 
 
+def alone(chart: object) -> str:
+    """A chart of a page as a file of its own, with its colours and a background."""
+    css = (TEMPLATES / "charts.css").read_text()
+    head, _, rest = str(chart).partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{css} svg {{ background:var(--page); }}</style>{rest}\n'
+
+
 def figure(series: Sequence[Series], **words: Any) -> str:
     """A line chart as a file of its own: with its colours, a background, and the lines' names below."""
     chart = str(line_chart(series, log_x=True, width=1000, **words))

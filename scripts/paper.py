@@ -376,6 +376,19 @@ PARTS = (
         functools.partial(regulariser, data="spoken digits"),
     ),
     Part(
+        "specialists",
+        "Specialists on the handwritten digits",
+        "Three specialists beside a generalist; each class has one. docs/SPECIALISTS.md says how.",
+        seeds.specialists,
+    ),
+    Part(
+        "specialists_omniglot",
+        "Specialists on Omniglot",
+        "242 characters of 8 alphabets, tested on people who drew no training picture. Eight specialists; each class "
+        "has one.",
+        seeds.specialists,
+    ),
+    Part(
         "gradient_sizes",
         "Sizes of the gradients",
         "Without the factor T² the soft term fades as T grows. The table has the mean norms of both terms' gradients "

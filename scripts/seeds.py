@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from findings import Finding, count, figure, said
+from findings import Finding, alone, count, figure, said
+from kd_cli.experiments.specialist_pages import cover_rows, families_figure
 from kd_cli.report.read import Run
 from kd_cli.report.svg.lines import Point, Series
 from kd_cli.statistics import stat
@@ -112,6 +113,6 @@ def specialists(runs: list[Run]) -> Finding:
         sentences.append(
             f"Clusters and families of classes: purity {purity}, mutual information {shared} (1: the same)."
         )
-        (figure_,) = (families_figure(found),)
-        return Finding(table, " ".join(sentences), ((f"specialists_{found['dataset']}", alone(figure_.chart)),))
+        chart = alone(families_figure(found).chart)
+        return Finding(table, " ".join(sentences), ((f"specialists_{found['dataset']}", chart),))
     return Finding(table, " ".join(sentences))
