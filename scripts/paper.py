@@ -389,6 +389,19 @@ PARTS = (
         seeds.specialists,
     ),
     Part(
+        "privileged_synthetic",
+        "Privileged information: four made cases",
+        "Lopez-Paz et al. 2016: the teacher sees privileged features, the student regular ones. The last case has to "
+        "fail.",
+        seeds.privileged_synthetic,
+    ),
+    Part(
+        "privileged_mnist",
+        "Privileged information: digits at 28x28 and 7x7 pixels",
+        "300 digits to train on, for the teacher at 28x28 pixels, for the student at 7x7.",
+        seeds.privileged_mnist,
+    ),
+    Part(
         "gradient_sizes",
         "Sizes of the gradients",
         "Without the factor T² the soft term fades as T grows. The table has the mean norms of both terms' gradients "

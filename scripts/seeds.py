@@ -116,3 +116,53 @@ def specialists(runs: list[Run]) -> Finding:
         chart = alone(families_figure(found).chart)
         return Finding(table, " ".join(sentences), ((f"specialists_{found['dataset']}", chart),))
     return Finding(table, " ".join(sentences))
+
+
+# ---------------------------------------------------------------- privileged information
+
+CASES = {  # the paper's accuracies of the teacher, the student alone and the distilled student, in percent
+    "clean_labels": ("clean labels", "96 / 88 / 95"),
+    "clean_inputs": ("clean inputs", "90 / 68 / 70"),
+    "relevant_features": ("relevant features", "98 / 89 / 97"),
+    "features_of_example": ("features of each example", "96 / 55 / 56"),
+}
+ROLES = ("teacher", "student_alone", "student")
+
+
+def privileged_synthetic(runs: list[Run]) -> Finding:
+    table = [["% right", "paper: privileged / regular / distilled", "privileged", "regular", "distilled", "n"]]
+    for case, (name, paper) in CASES.items():
+        some = [run for run in runs if run.config["dataset.case"] == case]
+        if some:
+            found = [percent([run.test(role, "accuracy") for run in some]) for role in ROLES]
+            table.append([name, paper, *found, str(len(some))])
+    return Finding(table, "10,000 made examples test. Each seed has data of its own.")
+
+
+def privileged_mnist(runs: list[Run]) -> Finding:
+    settings: dict[tuple[float, float], list[Run]] = {}
+    for run in runs:
+        settings.setdefault((float(run.config["T"]), float(run.config["method.imitation"])), []).append(run)
+
+    def validated(some: list[Run]) -> float:
+        return sum(run.validation("val_accuracy") or 0.0 for run in some) / len(some)
+
+    chosen = max(settings, key=lambda key: validated(settings[key]))
+    alone = {run.seed: run for run in runs}.values()
+    table = [["% right", "ours", "n"]]
+    table.append(["teacher, 28x28 pixels", percent([runs[0].test("teacher", "accuracy")]), "1"])
+    table.append(
+        ["student alone, 7x7", percent([run.test("student_alone", "accuracy") for run in alone]), str(len(alone))]
+    )
+    for key in dict.fromkeys([chosen, *sorted(settings)]):
+        T, share = key
+        mark = ", chosen" if key == chosen else ""
+        if mark or share == chosen[1] or chosen[0] == T:
+            some = settings[key]
+            name = f"distilled, T = {T:g}, imitation {share:g}{mark}"
+            table.append([name, percent([run.test("student", "accuracy") for run in some]), str(len(some))])
+    return Finding(
+        table,
+        f"{len(settings)} settings were trained, of which 1,000 validation images choose; the table has those that "
+        "share T or the imitation with the chosen one. The paper has a figure without numbers.",
+    )
