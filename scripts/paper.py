@@ -12,6 +12,7 @@ over seeds; what the paper says is Hinton, Vinyals and Dean 2015, section 3.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import subprocess
@@ -19,20 +20,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import seeds
+
+from findings import Finding, Rows, count, figure, said
 from kd_cli.config.check import FORMER_LOSSES
 from kd_cli.report.compare import Setting, compare, models_of
 from kd_cli.report.read import Run, collect
-from kd_cli.report.render import TEMPLATES
-from kd_cli.report.svg.lines import Point, Series, line_chart
-from kd_cli.report.words import plus_minus, show
+from kd_cli.report.svg.lines import Point, Series
+from kd_cli.report.words import show
 from kd_cli.statistics import Stat, stat
 from kd_cli.sweeps.sweep_folder import resumed_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = "seed=range(3)"
-Rows = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -51,29 +52,12 @@ class Part:
         return " ".join(f"'{word}'" if re.search(r"[()\[\]]", word) else word for word in words)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The results of an experiment: a table with its heads, a sentence made of the numbers, figures by name."""
-
-    table: Rows
-    sentence: str = ""
-    figures: tuple[tuple[str, str], ...] = ()
-
-
 # ---------------------------------------------------------------- numbers
 
 
 def errors(runs: Iterable[Run], role: str = "student") -> Stat | None:
     """Test errors of a role, each model counted once."""
     return stat(run.test(role, "errors") for run in models_of(runs, role).values())
-
-
-def said(value: Stat | None, form: str = ",.1f") -> str:
-    return plus_minus(value, form) if value is not None else "-"
-
-
-def count(value: Stat | None) -> str:
-    return str(value.n) if value is not None else "0"
 
 
 def seconds(runs: Iterable[Run], role: str = "student") -> str:
@@ -216,7 +200,7 @@ def omitted_classes(paper: dict[str, tuple[str, str]]) -> Callable[[list[Run]], 
     return finding
 
 
-def regulariser(runs: list[Run]) -> Finding:
+def regulariser(runs: list[Run], *, data: str = "MNIST") -> Finding:
     def accuracies(role: str, some: list[Run]) -> list[str]:
         kept = []
         for run in some:
@@ -233,7 +217,7 @@ def regulariser(runs: list[Run]) -> Finding:
     teacher = stat(100 * (run.test("teacher", "accuracy") or 0.0) for run in runs[:1])
     return Finding(
         [
-            ["3 % of the data", "paper, on speech: train", "test", "ours, on MNIST: train", "test", "n"],
+            ["3 % of the data", "paper, on speech: train", "test", f"ours, on {data}: train", "test", "n"],
             ["labels, last epoch", "", "", *accuracies("student_alone", last)],
             ["labels, best epoch by validation", "67.3 %", "44.5 %", *accuracies("student_alone", early)],
             ["soft targets, last epoch", "65.4 %", "57.0 %", *accuracies("student", last)],
@@ -379,6 +363,45 @@ PARTS = (
         (SEEDS, "teacher.combine=geometric,arithmetic"),
     ),
     Part(
+        "speech",
+        "Speech: ten acoustic models and one distilled from them",
+        "Frames of spoken digits. The networks differ in initialisation; T is chosen by validation frames. "
+        "docs/SPEECH.md says what stands for the paper's recogniser.",
+        seeds.speech,
+    ),
+    Part(
+        "speech_regulariser",
+        "Speech: soft targets as a regulariser",
+        "The student has 3 % of the training frames; its teacher had all of them.",
+        functools.partial(regulariser, data="spoken digits"),
+    ),
+    Part(
+        "specialists",
+        "Specialists on the handwritten digits",
+        "Three specialists beside a generalist; each class has one. docs/SPECIALISTS.md says how.",
+        seeds.specialists,
+    ),
+    Part(
+        "specialists_omniglot",
+        "Specialists on Omniglot",
+        "242 characters of 8 alphabets, tested on people who drew no training picture. Eight specialists; each class "
+        "has one.",
+        seeds.specialists,
+    ),
+    Part(
+        "privileged_synthetic",
+        "Privileged information: four made cases",
+        "Lopez-Paz et al. 2016: the teacher sees privileged features, the student regular ones. The last case has to "
+        "fail.",
+        seeds.privileged_synthetic,
+    ),
+    Part(
+        "privileged_mnist",
+        "Privileged information: digits at 28x28 and 7x7 pixels",
+        "300 digits to train on, for the teacher at 28x28 pixels, for the student at 7x7.",
+        seeds.privileged_mnist,
+    ),
+    Part(
         "gradient_sizes",
         "Sizes of the gradients",
         "Without the factor T² the soft term fades as T grows. The table has the mean norms of both terms' gradients "
@@ -484,19 +507,6 @@ def origin(folder: Path, runs: Sequence[Run]) -> Iterator[str]:
 def markdown(table: Rows) -> str:
     head, *rows = table
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
-
-
-def figure(series: Sequence[Series], **words: Any) -> str:
-    """A line chart as a file of its own: with its colours, a background, and the lines' names below."""
-    chart = str(line_chart(series, log_x=True, width=1000, **words))
-    css = (TEMPLATES / "charts.css").read_text()
-    style = f"<style>{css} svg {{ background:var(--page); }}</style>"
-    names = "".join(
-        f'<text x="{60 + 220 * k}" y="380" style="fill:var(--{one.colour})">&#9679; {one.name}</text>'
-        for k, one in enumerate(series)
-    )
-    head, _, rest = chart.replace('viewBox="0 0 1000 340"', 'viewBox="0 0 1000 392"').partition(">")
-    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest.removesuffix("</svg>")}{names}</svg>\n'
 
 
 if __name__ == "__main__":

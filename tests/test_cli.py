@@ -180,7 +180,7 @@ def own(own_code: Callable[..., list[str]]) -> list[str]:
         (["student=fixed", "student.inputs=65"], ["student=fixed does not take the data of digits", "(1, 8, 8)"]),
         (["student=fixed", "student.outputs=11"], ["student=fixed gives (2, 11)", "it must be (2, 10)"]),
         (["student=tinymlp", "teacher=fixed", "teacher.inputs=65"], ["teacher=fixed does not take the data"]),
-        (["student=fixed", "student.input=3"], ["there is no key 'student.input'"]),
+        (["student=fixed", "student.inpu=3"], ["there is no key 'student.inpu'"]),
         (["student=nothing"], ["own.nothing gave a NoneType, not a torch.nn.Module"]),
     ],
 )

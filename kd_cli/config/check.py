@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_cli.config.ranges import check_number, interval, normalisation
-from kd_cli.config.schema import NODES, Allowed, DatasetKeys, OptimizerKeys, Schema, TeacherKeys
+from kd_cli.config.ranges import check_number, input_view, interval, normalisation
+from kd_cli.config.schema import NODES, Allowed, DatasetKeys, OptimizerKeys, Schema, StudentKeys, TeacherKeys
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
 from kd_cli.numeric import is_whole
@@ -46,6 +46,7 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
                 f"{group} is {checked[group]!r}; it needs an option of its group", hint="see kd-run --help"
             )
     checked["teacher"] = check_own_keys(checked["teacher"], TeacherKeys, "teacher")
+    checked["student"] = check_own_keys(checked["student"], StudentKeys, "student")
     checked["dataset"] = check_own_keys(checked["dataset"], DatasetKeys, "dataset")
     for group in ("optimizer", "teacher_optimizer"):
         if "lr" in checked[group]:
@@ -122,6 +123,8 @@ def check_value(name: str, value: Any, kind: Any, allowed: Allowed | None) -> An
     if allowed.interval:
         interval(name, value)
         return value
+    if allowed.view:
+        return input_view(name, value)
     if allowed.normalisation:
         return normalisation(name, value)
     return check_number(name, value, allowed)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from kd_cli.config.schema import Allowed
 from kd_cli.errors import ConfigError
 from kd_cli.numeric import is_number, is_whole
+
+COLUMNS = re.compile(r"\d*:\d*")  # features of a table: "0:50", "50:"
 
 
 def check_number(name: str, value: Any, allowed: Allowed) -> float | int:
@@ -89,4 +92,32 @@ def normalisation(name: str, value: Any) -> Any:
                 raise ConfigError(f"{name}.{part} is {number!r}; it must be a number, or a list with one per channel")
             if part == "std" and number <= 0:
                 raise ConfigError(f"{name}.{part} is {number}; it must be above 0")
+    return value
+
+
+def input_view(name: str, value: Any) -> dict[str, Any] | None:
+    """Return what a model sees of an example: a size of images, or columns of a table, and a normalisation; or None."""
+    if value is None:
+        return None
+    keys = ("size", "columns", "normalize")
+    if not isinstance(value, dict) or not value or not set(value) <= set(keys):
+        raise ConfigError(
+            f"{name} is {value!r}; it must be null, or have some of the keys {', '.join(keys)}",
+            hint=f"'{name}={{size: 7}}' for smaller images, '{name}={{columns: [0, 1]}}' for some features of a table",
+        )
+    size, columns = value.get("size"), value.get("columns")
+    if size is not None and (not is_whole(size) or size < 1):
+        raise ConfigError(f"{name}.size is {size!r}; it must be a whole number of pixels, 1 or more")
+    if columns is not None and not (isinstance(columns, str) and COLUMNS.fullmatch(columns)):
+        if not isinstance(columns, list) or not columns or not all(is_whole(c) and c >= 0 for c in columns):
+            raise ConfigError(
+                f"{name}.columns is {columns!r}; it must be a list of features, counted from 0, or a part of them",
+                hint=f"'{name}={{columns: [0, 3]}}', or from one up to before another: '{name}={{columns: \"0:50\"}}'",
+            )
+        if len(set(columns)) < len(columns):
+            raise ConfigError(f"{name}.columns names a feature twice: {columns}")
+    if size is not None and columns is not None:
+        raise ConfigError(f"{name} has a size of images and columns of a table", hint="give one of them")
+    if "normalize" in value:
+        normalisation(f"{name}.normalize", value["normalize"])
     return value

@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from kd_cli.config.check import check_config
 from kd_cli.config.moved import with_current_names
-from kd_cli.config.ranges import interval
+from kd_cli.config.ranges import interval, normalisation
 from kd_cli.config.schema import OWN_KEYS, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
@@ -32,7 +32,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, A
     own = {key: teacher.pop(key) for key in OWN_KEYS["teacher"]}
     val_fraction, positive = dataset.pop("val_fraction"), dataset.pop("positive", None)
     return RunConfig(
-        teacher=train_spec(v, "teacher", teacher, choices, normalize=own["normalize"]),
+        teacher=train_spec(v, "teacher", {**teacher, "input": own["input"]}, choices, normalize=own["normalize"]),
         checkpoint=own["checkpoint"],
         checkpoint_key=own["checkpoint_key"],
         members=own["members"],
@@ -81,7 +81,13 @@ def container(cfg: DictConfig, written: dict[str, Any] | None = None) -> dict[st
 def train_spec(
     v: dict[str, Any], role: str, model: Node, choices: Mapping[str, Any], *, normalize: Any = "data"
 ) -> TrainSpec:
-    """Return a role's model and how it is trained."""
+    """Return a role's model and how it is trained; `model` has the role's key `input` too."""
+    model = dict(model)
+    view = dict(model.pop("input", None) or {})
+    if "normalize" in view:
+        if normalize != "data":
+            raise ConfigError(f"{role}.normalize and {role}.input.normalize are both given", hint="give one of them")
+        normalize = normalisation(f"{role}.input.normalize", view.pop("normalize"))
     prefix = "teacher_" if role == "teacher" else ""
     training = v[f"{prefix}training"]
     return TrainSpec(
@@ -97,6 +103,7 @@ def train_spec(
         keep=training["keep"],
         batchnorm=training["batchnorm"],
         normalize=normalize,
+        input=view or None,
     )
 
 

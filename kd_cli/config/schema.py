@@ -30,6 +30,7 @@ class Allowed:
     most: float | None = None
     auto: bool = False  # or the word "auto"
     classes: bool = False  # a list of classes, by number or name
+    view: bool = False  # what a model sees of an example: a size, columns, a normalisation
     normalisation: bool = False  # data, imagenet, none, or a mean and a standard deviation
     interval: bool = False  # a number of epochs, or of seconds: "30s"
     what: str = ""  # the quantity, where "a number" says too little
@@ -147,8 +148,14 @@ class TeacherKeys:
     checkpoint: str | None = None
     checkpoint_key: str | None = None  # which of several weights in the checkpoint's file
     normalize: Any = field(default="data", metadata=allowed(normalisation=True))
+    input: Any = field(default=None, metadata=allowed(view=True))
     members: int = field(default=1, metadata=allowed(whole=True, least=1, most=1000))
     combine: str = field(default=COMBINE[0], metadata=allowed(choices=COMBINE))
+
+
+@dataclass
+class StudentKeys:
+    input: Any = field(default=None, metadata=allowed(view=True))  # of the student; the teacher has its own
 
 
 @dataclass
@@ -163,5 +170,8 @@ class OptimizerKeys:
 
 
 NODES = ("teacher", "student", "dataset", "method", "optimizer", "schedule", "teacher_optimizer", "teacher_schedule")
-OWN_KEYS = {"teacher": dataclasses.asdict(TeacherKeys())}  # added to every option of the group
+OWN_KEYS = {
+    "teacher": dataclasses.asdict(TeacherKeys()),
+    "student": dataclasses.asdict(StudentKeys()),
+}  # added to every option of the group
 DATASET_KEYS = tuple(dataclasses.asdict(DatasetKeys()))  # for kd_cli.data.prepare, not for the function that reads

@@ -12,7 +12,7 @@ from kd_cli.data.decoded import decoded
 from kd_cli.data.pictures import Reading, notes, shown
 from kd_cli.data.source import Source, Split
 from kd_cli.data.splits import set_aside_by_class
-from kd_cli.data.tree import Classes, read_tree
+from kd_cli.data.tree import Classes, Tree, read_tree
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.numeric import is_number, is_whole
 
@@ -35,19 +35,35 @@ def imagefolder(
     cannot be read.
     """
     reading = as_reading(image_size, channels, background)
-    if not is_number(test_fraction) or not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
+    check_test_fraction(test_fraction)
     data_dir = Path(data_dir).expanduser()
     folder = folder_of(root, data_dir, hint="give the folder that holds one folder per class")
     tree = read_tree(folder)
-    files = [*tree.unlabelled, *(file for classes in tree.parts.values() for part in classes.values() for file in part)]
+    files = files_of(tree)
     images, facts, kept = decoded(folder, files, reading, data_dir)
     names = tuple(shown(file.relative_to(folder)) for file in files)
     said = [*tree.notes, *notes(facts, reading), *kept]
     if folder != Path(root).expanduser().resolve():
         said.insert(0, f"there is no folder {root} here: the pictures are read from {shown(folder)}")
+    return source_of(folder, tree, images, names, test_fraction=test_fraction, said=said)
+
+
+def source_of(
+    folder: Path,
+    tree: Tree,
+    images: Tensor,
+    names: tuple[str, ...],
+    *,
+    test_fraction: float,
+    said: list[str],
+    noun: str = "picture",
+) -> Source:
+    """The data set of the examples of a folder, `images` [N,C,H,W] in the order of the tree's files.
+
+    Where the folder has no parts, `test_fraction` of each class tests. Raises DataError.
+    """
     if tree.unlabelled:
-        everything = Split(images, torch.zeros(len(files), dtype=torch.int64), names)
+        everything = Split(images, torch.zeros(len(names), dtype=torch.int64), names)
         return _source(folder, (), everything, Split(images[:0], everything.labels[:0]), None, said)
     splits, start = {}, 0
     for part, classes in tree.parts.items():
@@ -58,12 +74,23 @@ def imagefolder(
     class_names = tuple(next(iter(tree.parts.values())))
     if "all" not in splits:
         return _source(folder, class_names, splits["train"], splits["test"], splits.get("val"), said)
-    train, test = _test_part(folder, splits["all"], test_fraction)
+    train, test = _test_part(folder, splits["all"], test_fraction, noun)
     said.append(
-        f"{shown(folder.name)} has no test part: {len(test)} of its {len(names)} pictures test, the same share of each "
+        f"{shown(folder.name)} has no test part: {len(test)} of its {len(names)} {noun}s test, the same share of each "
         "class"
     )
     return _source(folder, class_names, train, test, None, said)
+
+
+def files_of(tree: Tree) -> list[Path]:
+    """The files of a folder's examples, part after part and class after class."""
+    return [*tree.unlabelled, *(file for classes in tree.parts.values() for part in classes.values() for file in part)]
+
+
+def check_test_fraction(test_fraction: float) -> None:
+    """Raise ConfigError for a share that is none."""
+    if not is_number(test_fraction) or not 0 < test_fraction < 1:
+        raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
 
 
 def _source(
@@ -86,15 +113,15 @@ def _source(
     )
 
 
-def _test_part(folder: Path, everything: Split, test_fraction: float) -> tuple[Split, Split]:
-    """The training and the test part of pictures that have none. DataError if one of them would be empty."""
+def _test_part(folder: Path, everything: Split, test_fraction: float, noun: str) -> tuple[Split, Split]:
+    """The training and the test part of examples that have none. DataError if one of them would be empty."""
     total = len(everything)
     count = round(total * test_fraction)
     held, kept = set_aside_by_class(everything.labels, count)
     if count in (0, total) or not len(held):
         raise DataError(
-            f"{shown(folder)} has {total} pictures, and test_fraction={test_fraction} makes {count} the test part",
-            hint="it needs some to test on and some to train on: more pictures, or another test_fraction",
+            f"{shown(folder)} has {total} {noun}s, and test_fraction={test_fraction} makes {count} the test part",
+            hint=f"it needs some to test on and some to train on: more {noun}s, or another test_fraction",
         )
 
     def take(positions: Tensor) -> Split:

@@ -13,7 +13,8 @@ def sentence(text: str, n: int, **values: object) -> str:
     >>> sentence("{n} {pictures} {is} blank", 1)
     '1 picture is blank'
     """
-    nouns = {f"{noun}s": noun if n == 1 else f"{noun}s" for noun in ("picture", "file", "link", "example", "feature")}
+    known = ("picture", "recording", "file", "link", "example", "feature")
+    nouns = {f"{noun}s": noun if n == 1 else f"{noun}s" for noun in known}
     verbs = {word: word if n == 1 else plural for word, plural in PLURAL.items()}
     return text.format(n=f"{n:,}", **nouns, **verbs, **values)
 

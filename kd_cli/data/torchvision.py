@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.source import Source
+from kd_cli.data.splits import first_positions
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.locks import lock
+from kd_cli.numeric import is_whole
 from kd_cli.vision import import_torchvision, network_timeout
 
 log = logging.getLogger(__name__)
@@ -31,9 +33,10 @@ LAYOUTS = {  # where torchvision keeps each data set below its root: the folder 
 }
 
 
-def torchvision_dataset(*, data_dir: str | Path, name: str) -> Source:
+def torchvision_dataset(*, data_dir: str | Path, name: str, examples: int | None = None) -> Source:
     """One of torchvision's data sets, read from `data_dir` in torchvision's layout, or downloaded to that folder.
 
+    With `examples`, the training part has only so many, the first of the recorded permutation (`kd_cli.data.splits`).
     Raises DataError if the files are missing and cannot be downloaded, or are damaged.
     """
     if name not in LAYOUTS:
@@ -49,10 +52,20 @@ def torchvision_dataset(*, data_dir: str | Path, name: str) -> Source:
             f"{name} was downloaded to {root} and is gone again", hint="does another program clear that folder?"
         )
     train, test = parts
+    images, labels = _image_tensors(train)
+    notes = []
+    if examples is not None:
+        if not is_whole(examples) or not 1 <= examples <= len(labels):
+            raise ConfigError(f"examples is {examples!r}; it must be a whole number from 1 to {len(labels):,}, or null")
+        chosen = first_positions(len(labels), examples)
+        images, labels = images[chosen], labels[chosen]
+        notes.append(f"{examples:,} of {len(train.targets):,} training images are used, and the others are not")
     return Source(
         name.lower(),
-        *_image_tensors(train),
+        images,
+        labels,
         *_image_tensors(test),
+        notes=notes,
         class_names=tuple(str(c) for c in train.classes),
         by_class=False,  # the classes are large, and published results stand on this rule
     )

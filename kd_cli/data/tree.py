@@ -1,11 +1,11 @@
-"""A folder of pictures: which of its folders are parts, which are classes, which of its files are pictures."""
+"""A folder of pictures or sounds: which of its folders are parts, which are classes, which files are examples."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,28 +25,46 @@ WORDS = {
     "val": ("val", "valid", "validate", "validation", "dev", "devel", "development"),
     "test": ("test", "testing", "tst", "eval", "evaluation", "holdout", "heldout"),
 }
-FILLING = r"(?:seg|images?|imgs?|data|set|split|pics?|pictures?|photos?|folder|files?|raw|the|my)*"
+FILLING = (
+    r"(?:seg|images?|imgs?|data|set|split|pics?|pictures?|photos?|audio|sounds?|clips?|recordings?|wavs?"
+    r"|folder|files?|raw|the|my)*"
+)
 PART = {part: re.compile(f"{FILLING}(?:{'|'.join(words)}){FILLING}") for part, words in WORDS.items()}
 
-Classes = dict[str, list[Path]]  # class name -> its pictures, both sorted
+Classes = dict[str, list[Path]]  # class name -> its examples' files, both sorted
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the examples are that a folder is searched for."""
+
+    noun: str  # of one of them, as `sentence` knows it
+    endings: frozenset[str]
+    recognised: Callable[[Path], bool]  # whether a file with another ending is one of them
+    reader: str  # what reads them
+    sample: str  # the ending in an example of a file's name
+    convert: str  # endings to convert others to
+
+
+PICTURE = Kind("picture", frozenset(PICTURES), is_picture, "Pillow", "jpg", ".png or .jpg")
 
 
 @dataclass
 class Tree:
-    """The pictures of a folder: by part if it has parts, else under `all`; without labels under `unlabelled`."""
+    """The examples of a folder: by part if it has parts, else under `all`; without labels under `unlabelled`."""
 
     parts: dict[str, Classes]
     unlabelled: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def read_tree(folder: Path) -> Tree:
-    """Find parts, classes and pictures in `folder`. Raises DataError if they cannot be distinguished."""
-    search = Search()
+def read_tree(folder: Path, kind: Kind = PICTURE) -> Tree:
+    """Find parts, classes and the files of examples in `folder`. Raises DataError if they cannot be distinguished."""
+    search = Search(kind)
     folder = search.inner(folder)
     parts = _parts(folder, search)
     if parts is None:
-        if len(_folders(folder, search)) < 2 and (loose := sorted(search.pictures(folder))):
+        if len(_folders(folder, search)) < 2 and (loose := sorted(search.files(folder))):
             return Tree({}, loose, search.notes())
         return Tree({"all": _classes(folder, search)}, [], search.notes())
     train = _classes(search.inner(parts["train"]), search)
@@ -55,9 +73,11 @@ def read_tree(folder: Path) -> Tree:
         if part in parts:
             found[part] = _held_out(part, search.inner(parts[part]), train, search)
     if not any(found["test"].values()):
-        raise DataError(f"{shown(parts['test'])} has no pictures in class folders", hint="put the test pictures there")
+        raise DataError(
+            f"{shown(parts['test'])} has no {kind.noun}s in class folders", hint=f"put the test {kind.noun}s there"
+        )
     if "val" in found and not any(found["val"].values()):
-        search.said.append(f"{shown(parts['val'])} has no pictures and is not used")
+        search.said.append(f"{shown(parts['val'])} has no {kind.noun}s and is not used")
         del found["val"]
     return Tree(found, [], search.notes())
 
@@ -71,14 +91,15 @@ def part_of(name: str) -> str | None:
 class Search:
     """A walk through folders, and what it passes over."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.hidden: Counter[str] = Counter()
         self.endings: Counter[str] = Counter()
         self.said: list[str] = []
-        self.broken = self.links = self.hidden_pictures = 0
+        self.broken = self.links = self.hidden_files = 0
 
-    def pictures(self, folder: Path) -> Iterator[Path]:
-        """The pictures in `folder` and below, without hidden and system folders."""
+    def files(self, folder: Path) -> Iterator[Path]:
+        """The examples' files in `folder` and below, without hidden and system folders."""
 
         def unreadable(error: OSError) -> None:
             raise DataError(f"the folder {shown(error.filename)} cannot be read: {error.strerror}")
@@ -91,10 +112,10 @@ class Search:
             for name in files:
                 file = Path(path, name)
                 if is_hidden(name):
-                    self.hidden_pictures += file.suffix.lower() in PICTURES
+                    self.hidden_files += file.suffix.lower() in self.kind.endings
                 elif file.is_symlink() and not file.exists():
                     self.broken += 1
-                elif file.is_file() and (file.suffix.lower() in PICTURES or is_picture(file)):
+                elif file.is_file() and (file.suffix.lower() in self.kind.endings or self.kind.recognised(file)):
                     yield file
                 else:
                     self.endings[file.suffix.lower() or "no ending"] += 1
@@ -103,11 +124,13 @@ class Search:
         """The folder itself, or the only one in it that holds several: photos/photos/{cat,dog}, test/test/{cat,dog}."""
         for _ in range(8):
             inside = _folders(folder, self)
-            if len(inside) != 1 or len(_folders(inside[0], self)) < 2 or _loose(folder):
+            if len(inside) != 1 or len(_folders(inside[0], self)) < 2 or _loose(folder, self.kind):
                 return folder
             if part_of(inside[0].name) not in (None, part_of(folder.name)):
                 return folder  # a part without the others
-            self.said.append(f"{shown(folder)} holds one folder only: the pictures are taken from {shown(inside[0])}")
+            self.said.append(
+                f"{shown(folder)} holds one folder only: the {self.kind.noun}s are taken from {shown(inside[0])}"
+            )
             folder = inside[0]
         return folder
 
@@ -118,10 +141,10 @@ class Search:
             notes.append(f"hidden and system folders are left out: {listed(sorted(map(shown, self.hidden)))}")
         kinds = listed([f"{shown(name)} ({count})" for name, count in self.endings.most_common()])
         for text, n in (
-            ("{n} hidden {files} with a picture's ending {is} left out", self.hidden_pictures),
+            (f"{{n}} hidden {{files}} with a {self.kind.noun}'s ending {{is}} left out", self.hidden_files),
             ("{n} {links} to folders {is} not followed", self.links),
             ("{n} broken {links} {is} passed over", self.broken),
-            ("{n} {files} passed over, which Pillow does not read: {kinds}", self.endings.total()),
+            (f"{{n}} {{files}} passed over, which {self.kind.reader} does not read: {{kinds}}", self.endings.total()),
         ):
             if n:
                 notes.append(sentence(text, n, kinds=kinds))
@@ -146,12 +169,12 @@ def _folders(folder: Path, search: Search) -> list[Path]:
 
 
 def _holds_classes(folder: Path, search: Search) -> bool:
-    return not _loose(folder) and len(_folders(folder, search)) > 1
+    return not _loose(folder, search.kind) and len(_folders(folder, search)) > 1
 
 
-def _loose(folder: Path) -> list[Path]:
-    """The files with a picture's ending that lie in a folder itself."""
-    return [entry for entry in folder.iterdir() if entry.suffix.lower() in PICTURES and not is_hidden(entry.name)]
+def _loose(folder: Path, kind: Kind) -> list[Path]:
+    """The files with an example's ending that lie in a folder itself."""
+    return [entry for entry in folder.iterdir() if entry.suffix.lower() in kind.endings and not is_hidden(entry.name)]
 
 
 def _parts(folder: Path, search: Search) -> dict[str, Path] | None:
@@ -167,7 +190,7 @@ def _parts(folder: Path, search: Search) -> dict[str, Path] | None:
             if len(several) > 1:
                 raise DataError(
                     f"{shown(folder)} has several folders for the {part} part: {_names(several)}",
-                    hint=f"leave one of them, or move its pictures into one folder called {part}",
+                    hint=f"leave one of them, or move its {search.kind.noun}s into one folder called {part}",
                 )
         if others:
             search.said.append(
@@ -179,8 +202,8 @@ def _parts(folder: Path, search: Search) -> dict[str, Path] | None:
     if "train" in named and (not others or _holds_classes(named["train"][0], search)):
         raise DataError(
             f"{shown(folder)} has a folder {named['train'][0].name} and no folder test, but {_names(inside)}",
-            hint="call the held-out pictures' folder test; or give the folder train itself as root, and a part of it "
-            "tests",
+            hint=f"call the held-out {search.kind.noun}s' folder test; or give the folder train itself as root, and a "
+            "part of it tests",
         )
     if len(inside) > 1 and not others:
         raise DataError(f"{shown(folder)} has no folder train, but {_names(inside)}", hint="call that folder train")
@@ -188,15 +211,16 @@ def _parts(folder: Path, search: Search) -> dict[str, Path] | None:
 
 
 def _classes(folder: Path, search: Search) -> Classes:
-    """The classes in `folder`, sorted, and their pictures, sorted. DataError if there are fewer than two."""
+    """The classes in `folder`, sorted, and their examples' files, sorted. DataError if there are fewer than two."""
     folders = _folders(folder, search)
+    noun, ending = search.kind.noun, search.kind.sample
     if len(folders) < 2:
         raise DataError(
             f"{shown(folder)} has {len(folders)} class folders; it must have two or more",
-            hint="put each class's pictures into a folder of its own: cat/1.jpg, dog/1.jpg",
+            hint=f"put each class's {noun}s into a folder of its own: cat/1.{ending}, dog/1.{ending}",
         )
-    if loose := _loose(folder):
-        search.said.append(_no_class(loose, folder))
+    if loose := _loose(folder, search.kind):
+        search.said.append(_no_class(loose, folder, search.kind))
     classes: Classes = {}
     for entry in folders:
         name = shown(entry.name)
@@ -205,52 +229,54 @@ def _classes(folder: Path, search: Search) -> Classes:
         if name in classes:
             raise DataError(f"{shown(folder)} has two class folders that read {name}", hint="rename one in UTF-8")
         passed = search.endings.total()
-        classes[name] = sorted(search.pictures(entry))
+        classes[name] = sorted(search.files(entry))
         if not classes[name]:
             others = search.endings.total() - passed
             raise DataError(
-                f"{shown(entry)} has no pictures, and so the class {name} has no examples",
-                hint=f"{others} files in it are of a kind that cannot be read; convert them to .png or .jpg"
+                f"{shown(entry)} has no {noun}s, and so the class {name} has no examples",
+                hint=f"{others} files in it are of a kind that cannot be read; convert them to {search.kind.convert}"
                 if others
-                else f"pictures end in {listed(sorted(PICTURES))}; remove the folder if it is no class",
+                else f"{noun}s end in {listed(sorted(search.kind.endings))}; remove the folder if it is no class",
             )
     return classes
 
 
 def _held_out(part: str, folder: Path, train: Classes, search: Search) -> Classes:
-    """The pictures of a held-out part by the classes of the training part, which may have none there."""
-    folders = _folders(folder, search)
+    """The examples of a held-out part by the classes of the training part, which may have none there."""
+    folders, noun = _folders(folder, search), search.kind.noun
     names = {shown(entry.name): entry for entry in folders}
-    loose = _loose(folder)
+    loose = _loose(folder, search.kind)
     if not folders and loose:
         raise DataError(
-            f"{shown(folder)} has {len(loose)} pictures and no class folders: without labels they cannot be used to "
+            f"{shown(folder)} has {len(loose)} {noun}s and no class folders: without labels they cannot be used to "
             f"{'test' if part == 'test' else 'validate'}",
-            hint="move that folder away, and a part of the training pictures is used; transfer.data takes pictures "
+            hint=f"move that folder away, and a part of the training {noun}s is used; transfer.data takes {noun}s "
             "without labels",
         )
     if loose:
-        search.said.append(_no_class(loose, folder))
+        search.said.append(_no_class(loose, folder, search.kind))
     classes: Classes = {name: [] for name in train}
     unknown = []
     for name, entry in names.items():
-        pictures = sorted(search.pictures(entry))
+        files = sorted(search.files(entry))
         if name in classes:
-            classes[name] = pictures
-        elif pictures:
+            classes[name] = files
+        elif files:
             unknown.append(name)
     if unknown:
         nearest = did_you_mean(unknown[0], list(train))
         raise DataError(
             f"train and {part} must have the same classes; only {part} has {listed(unknown)}",
-            hint=nearest or f"give the training part pictures of {listed(unknown)}, or take them out of {part}",
+            hint=nearest or f"give the training part {noun}s of {listed(unknown)}, or take them out of {part}",
         )
     return classes
 
 
-def _no_class(loose: Sequence[Path], folder: Path) -> str:
+def _no_class(loose: Sequence[Path], folder: Path, kind: Kind) -> str:
     return sentence(
-        "{n} {pictures} in {folder} itself {is} left out, without a class", len(loose), folder=shown(folder)
+        f"{{n}} {{{kind.noun}s}} in {{folder}} itself {{is}} left out, without a class",
+        len(loose),
+        folder=shown(folder),
     )
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_cli.config.read import run_config
-from kd_cli.config.values import RunConfig
 from kd_cli.errors import DataError
+from kd_cli.experiments.recorded import completed, configuration, stored, test_logits
 from kd_cli.export.load import load_student
 from kd_cli.losses import logit_matching, soft_cross_entropy
 from kd_cli.report.figures import Figure
-from kd_cli.report.read import Run, collect
+from kd_cli.report.read import Run
 from kd_cli.report.render import render
 from kd_cli.report.svg.lines import Point, Series, line_chart
 from kd_cli.runs.device_data import load_device_data
@@ -31,7 +30,7 @@ def high_temperature(folder: Path) -> list[Path]:
     to 1 (Hinton 2015, section 2.1); and the distance between the two trained students' centred test logits, relative to
     their size. Writes limit.json and limit.html into the folder. Raises DataError when there are no such runs.
     """
-    runs = [run for run in collect([folder])[0] if run.status == "completed"]
+    runs = completed(folder)
     matched = {run.seed: run for run in runs if run.choices.get("method") == "logits"}
     soft = [run for run in runs if run.choices.get("method") == "soft_targets" and run.seed in matched]
     if not soft:
@@ -42,10 +41,7 @@ def high_temperature(folder: Path) -> list[Path]:
     images = data.dataset.test.images
 
     def outputs(run: Run, role: str) -> Tensor:
-        entry = store.get(run.summary[role]["fingerprint"])
-        if entry is None:
-            raise DataError(f"the store no longer has the {role} of {run.path}", hint="repeat the sweep")
-        return entry.outputs()["test"]
+        return test_logits(stored(store, run.summary[role]["fingerprint"], run))
 
     with torch.no_grad():
         targets = {seed: centred(load_student(run.path)(images)) for seed, run in matched.items()}
@@ -83,15 +79,6 @@ def gradient_cosine(student: Tensor, teacher: Tensor, *, T: float) -> float:
 def centred(logits: Tensor) -> Tensor:
     """Logits minus each example's mean, which does not change the softmax."""
     return logits - logits.mean(-1, keepdim=True)
-
-
-def configuration(run: Run) -> RunConfig:
-    """The configuration that Hydra recorded for a run."""
-    from omegaconf import DictConfig, OmegaConf
-
-    cfg = OmegaConf.load(run.path / ".hydra" / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    return run_config(cfg, run.choices)
 
 
 def _page(stats: dict[float, tuple[Stat | None, Stat | None]]) -> str:

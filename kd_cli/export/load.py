@@ -17,6 +17,7 @@ from kd_cli.errors import CheckpointError, KdError, first_line
 from kd_cli.export.student import Student
 from kd_cli.learn.teachers import freeze
 from kd_cli.models.building import dtype_of, prepared
+from kd_cli.models.input_view import seen_shape
 from kd_cli.models.weights import mismatches
 from kd_cli.shipped import USER, raised_by
 from kd_cli.storage.files import checksum_of, read_json
@@ -50,6 +51,7 @@ def record_student(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str
         "shift": shift.tolist() if shift.any() else None,
         "precision": spec.precision,
         **({"multilabel": True} if dataset.multilabel else {}),
+        **({"view": spec.input} if spec.input is not None else {}),
     }
 
 
@@ -77,12 +79,14 @@ def load_student(run_dir: str | Path, *, trust: bool = False, same_code: bool = 
             raise ValueError(f"{WEIGHTS} was changed since the run wrote it")
         state = load(content)
         shape, classes = tuple(rebuild["input_shape"]), tuple(rebuild["classes"])
+        view = rebuild.get("view")
         network = prepared(
-            build(model, where="model", input_shape=shape, num_classes=len(classes)),
+            build(model, where="model", input_shape=seen_shape(view, shape), num_classes=len(classes)),
             target=model["_target_"],
             shape=shape,
             classes=len(classes),
             normalize=rebuild.get("normalize", "data"),
+            view=view,
             data_mean=rebuild["mean"],
             data_std=rebuild["std"],
         )

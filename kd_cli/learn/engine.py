@@ -79,6 +79,10 @@ class Training:
         """The lengths of an epoch's batches."""
         return batch_sizes(len(self.train), self.plan.batch_size)
 
+    def order(self, epoch: int) -> Tensor:
+        """The examples of an epoch in the order of its batches, for each distinct seed: [U,N]."""
+        return draw_order(len(self.train), self.seeds, self.role, epoch)
+
     def progress_at(self, epoch: int) -> float:
         """The share of all steps made before the last one of this epoch; 0 before the first epoch."""
         return max(0, epoch * len(self.sizes) - 1) / (self.plan.epochs * len(self.sizes))
@@ -196,7 +200,7 @@ def train_epoch(
 ) -> None:
     """Make the steps of one epoch, block after block."""
     plan, train, sizes = training.plan, training.train, training.sizes
-    order = draw_order(len(train), training.seeds, training.role, epoch).to(train.device)
+    order = training.order(epoch).to(train.device)
     draws = draw_augmentation(plan.augment, len(train), training.seeds, training.role, epoch)
     draws = None if draws is None else draws.to(train.device)
     before, total = (epoch - 1) * len(sizes), plan.epochs * len(sizes)

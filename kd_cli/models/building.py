@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from kd_cli.models.input_view import seen_shape, viewed
 from kd_cli.models.outputs import take_logits
 from kd_cli.models.renormalised import Renormalised, normalisation_of
 
@@ -20,17 +21,19 @@ def prepared(
     shape: tuple[int, ...],
     classes: int,
     normalize: Any = "data",
+    view: Mapping[str, Any] | None = None,
     data_mean: Sequence[float] = (),
     data_std: Sequence[float] = (),
 ) -> nn.Module:
-    """The module that `target` built, with sizes for its lazy layers, logits as its only output, and its normalisation.
+    """The module that `target` built, with sizes for its lazy layers, logits as its only output, view, normalisation.
 
+    `shape` is that of the data's examples, of which the network sees its `view` (`kd_cli.models.input_view`).
     `data_mean` and `data_std` are those that its input is normalised by; `normalize` is the normalisation that it was
     made for. ValueError, whose message begins with `normalize`, when that has another number of channels.
     """
     if not target.startswith("kd_cli."):  # what ships returns logits
         take_logits(module, classes)
-    module = with_sizes(module, shape)
+    module = viewed(with_sizes(module, seen_shape(view, shape)), view, shape)
     own = normalisation_of(normalize, data_mean=data_mean, data_std=data_std)
     if own is None:
         return module

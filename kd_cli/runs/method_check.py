@@ -39,6 +39,12 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
             "teacher.combine=arithmetic averages probabilities of classes, and the data have independent labels",
             hint="teacher.combine=geometric, the mean of the logits",
         )
+    if method.extends_student and (config.student.input or config.teacher.input):
+        role = "teacher" if config.teacher.input else "student"
+        raise ConfigError(
+            f"method={config.method_name} joins parts of both networks, and {role}.input gives them different inputs",
+            hint="leave teacher.input and student.input out, or another method",
+        )
     if method.changes_T and config.members > 1 and config.combine != "geometric":
         raise ConfigError(
             f"method={config.method_name} changes T, and the teachers' mean probabilities are taken at the run's T",

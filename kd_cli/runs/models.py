@@ -23,6 +23,7 @@ from kd_cli.learn.stacked.structure import is_dense, widths
 from kd_cli.learn.teachers import freeze
 from kd_cli.losses import single_precision
 from kd_cli.models.building import dtype_of, prepared
+from kd_cli.models.input_view import seen_shape
 from kd_cli.models.outputs import described
 from kd_cli.models.renormalised import Renormalised
 from kd_cli.models.torchvision import notes_on_building
@@ -57,8 +58,11 @@ def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
 def _built(spec: TrainSpec, dataset: Dataset, role: str) -> nn.Module:
     where = "teacher" if role == "teacher" else "student"
     try:
-        built = build(spec.model, where=where, input_shape=dataset.shape, num_classes=dataset.classes)
+        shape = seen_shape(spec.input, dataset.shape)
+        built = build(spec.model, where=where, input_shape=shape, num_classes=dataset.classes)
     except ConfigError as error:
+        if error.message.startswith("input."):
+            raise ConfigError(f"{where}.{error.message}", hint=error.hint) from error
         if error.hint is None or error.hint.partition("=")[0] not in spec.model:
             raise
         raise ConfigError(error.message, hint=f"{where}.{error.hint}") from error  # the model does not know its role
@@ -71,6 +75,7 @@ def _built(spec: TrainSpec, dataset: Dataset, role: str) -> nn.Module:
             shape=dataset.shape,
             classes=dataset.classes,
             normalize=spec.normalize,
+            view=spec.input,
             data_mean=dataset.mean,
             data_std=dataset.std,
         )
@@ -164,7 +169,7 @@ def _try_output(module: nn.Module, dataset: Dataset) -> list[str]:
 def load_module(spec: TrainSpec, state: dict[str, Tensor], data: DeviceData, *, role: str) -> nn.Module:
     """The model with trained weights, frozen, on the data's device."""
     # Everything an mlp holds is in its state dict: no random weights need to be drawn first.
-    plain = spec.model["_target_"] == "kd_cli.models.mlp.mlp" and spec.normalize == "data"
+    plain = spec.model["_target_"] == "kd_cli.models.mlp.mlp" and spec.normalize == "data" and spec.input is None
     module = (blank_module if plain else build_module)(spec, data.dataset, role=role)
     where = "teacher" if role == "teacher" else "student"
     if problems := mismatches(module, state):

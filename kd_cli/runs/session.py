@@ -98,7 +98,7 @@ class Session:
         roles = [("student", spec) for spec in job.config.peers or [job.config.student]]
         for role, spec in [*roles, *([("teacher", job.config.teacher)] if job.needs_teacher else [])]:
             trained = role == "student" or job.config.checkpoint is None
-            model = (role, fingerprint([spec.model, spec.normalize, trained]))
+            model = (role, fingerprint([spec.model, spec.normalize, spec.input, trained]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
             if model not in self.checked:
                 self.shape_notes[model] = check_shape(spec, self.data.dataset, role=role, trained=trained)
@@ -109,7 +109,8 @@ class Session:
             self.checked |= {model, recipe}
         config, examples = job.config, len(self.transfer(job.config).examples)
         peers = [spec.model for spec in config.peers]
-        pair = fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples, peers])
+        models = [(spec.model, spec.input) for spec in (config.student, config.teacher)]
+        pair = fingerprint([config.method, models, config.members, examples, peers])
         if pair not in self.method_notes:
             self.method_notes[pair] = check_method(config, self.data, self.student_spec(job), examples=examples)
         for sentence in self.method_notes[pair]:

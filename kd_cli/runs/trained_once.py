@@ -104,7 +104,7 @@ def user_weights(data: DeviceData, config: RunConfig) -> Wanted:
     path = Path(str(config.checkpoint)).expanduser()
     found = read_checkpoint(path, spec, data.dataset, key=config.checkpoint_key)
     identity = spec.identity(data.dataset.fingerprint)
-    keys = ("data", "model", "precision", "code", "format", "normalize")
+    keys = ("data", "model", "precision", "code", "format", "normalize", "input")
     facts = {
         "kind": "checkpoint",
         "file": found.checksum,

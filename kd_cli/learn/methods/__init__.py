@@ -9,6 +9,7 @@ from kd_cli.learn.methods.dist import DIST
 from kd_cli.learn.methods.dkd import DKD
 from kd_cli.learn.methods.feature import Feature
 from kd_cli.learn.methods.hints import Hints
+from kd_cli.learn.methods.imitation import Imitation
 from kd_cli.learn.methods.labels import Hard, LabelSmoothing
 from kd_cli.learn.methods.learned_temperature import LearnedTemperature
 from kd_cli.learn.methods.logit_method import LogitMethod
@@ -43,6 +44,7 @@ __all__ = [
     "FunctionMethod",
     "Hard",
     "Hints",
+    "Imitation",
     "LabelSmoothing",
     "LearnedTemperature",
     "LogitMethod",

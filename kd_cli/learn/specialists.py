@@ -1,0 +1,260 @@
+"""Specialists on classes that a generalist confuses (Hinton 2015, section 5): samples, loss, and the joint prediction.
+
+A specialist has logits for its own classes and one for all others, the dustbin. Specialists of different numbers of
+classes have the same number of logits K, so that they can be a stack: unused ones never win.
+
+Shapes: S specialists, B examples of a batch, N examples, C classes, K logits of a specialist; the dustbin is logit
+K - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kd_cli.learn.batches import Batch
+from kd_cli.learn.engine import Training
+from kd_cli.learn.methods import Method
+from kd_cli.learn.methods.base import Terms, Weights
+from kd_cli.learn.outputs import Outputs
+from kd_cli.learn.randomness import generator
+from kd_cli.learn.teachers import Teacher, freeze
+from kd_cli.losses import single_precision
+
+UNUSED = -1e9  # a logit that never wins
+LIMIT = 1000  # iterations of the joint prediction
+
+
+def covariance(probabilities: Tensor) -> Tensor:
+    """The covariance matrix of predicted probabilities [N,C] over examples, in double precision: [C,C]."""
+    centred = probabilities.double() - probabilities.double().mean(0)
+    return centred.T @ centred / len(centred)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Each specialist's own classes, and what the training part has of each of the C classes."""
+
+    own: tuple[tuple[int, ...], ...]
+    counts: Tensor  # [C]
+    size: int  # the number K of logits: the most own classes that a specialist has, and the dustbin
+
+    @classmethod
+    def of(cls, own: Sequence[Sequence[int]], counts: Tensor) -> Classes:
+        """Of all specialists, which have as many logits as the largest of them needs."""
+        return cls(tuple(tuple(some) for some in own), counts, max(len(some) for some in own) + 1)
+
+    def some(self, which: Sequence[int]) -> Classes:
+        """Those of the specialists of these numbers, with the number of logits that all have."""
+        return Classes(tuple(self.own[m] for m in which), self.counts, self.size)
+
+    def owned(self) -> Tensor:
+        """Which classes each specialist has: [S,C], bool."""
+        table = torch.zeros(len(self.own), len(self.counts), dtype=torch.bool)
+        for row, some in zip(table, self.own, strict=True):
+            row[list(some)] = True
+        return table
+
+    def local(self) -> Tensor:
+        """The number of each class among a specialist's logits; K - 1 for the classes of others: [S,C]."""
+        table = torch.full((len(self.own), len(self.counts)), self.size - 1)
+        for row, some in zip(table, self.own, strict=True):
+            row[list(some)] = torch.arange(len(some))
+        return table
+
+    def unused(self) -> Tensor:
+        """Which logits of each specialist stand for nothing: [S,K], bool."""
+        lengths = torch.tensor([len(some) for some in self.own])[:, None]
+        numbers = torch.arange(self.size)
+        return (numbers >= lengths) & (numbers < self.size - 1)
+
+    def dustbin_shift(self) -> Tensor:
+        """What is added to each dustbin's logit, as its classes were half of the examples in training: [S].
+
+        The logarithm of how much more often the own classes were seen than they occur, relative to the others: of
+        examples of which a share p is of own classes, log((1 - p) / p).
+        """
+        share = (self.owned() * self.counts).sum(1) / self.counts.sum()
+        return ((1 - share) / share).log()
+
+
+class SpecialistLoss(Method):
+    """Cross-entropy over own classes and dustbin: -log softmax(z)[local label] of z [S,B,K], mean over examples."""
+
+    needs_teacher = False
+    has_T = False
+    has_alpha = False
+
+    def __init__(self, classes: Classes) -> None:
+        super().__init__()
+        self.register_buffer("table", classes.local(), persistent=False)
+        self.register_buffer("unused", classes.unused(), persistent=False)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        table, unused = self.get_buffer("table"), self.get_buffer("unused")
+        logits = student.logits.masked_fill(unused[:, None], UNUSED)
+        labels = table.gather(1, batch.labels)
+        hard = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+        return {"loss": weights.beta * hard, "hard": hard}
+
+
+@dataclass(frozen=True)
+class SpecialistTraining(Training):
+    """A training in which each of the S models has its own sample: half of its own classes, half of all others."""
+
+    owned: Tensor | None = None  # [S,C]
+
+    def order(self, epoch: int) -> Tensor:
+        """Half an epoch's examples from own classes, half from the others, mixed: [S,N].
+
+        Where a half is larger than what there is, all of it is taken as often as it fits, and a rest at random.
+        """
+        assert self.owned is not None
+        mine = self.owned.to(self.train.device)[:, self.train.labels].cpu()
+        rows = []
+        for seed, own in zip(self.seeds, mine, strict=True):
+            random = generator(seed, self.role, "order", epoch)
+            total = len(self.train)
+            halves = [
+                drawn(part.nonzero()[:, 0], count, random)
+                for part, count in ((own, total - total // 2), (~own, total // 2))
+            ]
+            rows.append(torch.cat(halves)[torch.randperm(total, generator=random)])
+        return torch.stack(rows)
+
+
+def drawn(positions: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """`count` of the positions [n], each as often as any other up to one time: [count]."""
+    rounds = [positions[torch.randperm(len(positions), generator=random)] for _ in range(-(-count // len(positions)))]
+    return torch.cat(rounds)[:count]
+
+
+def active(generalist: Tensor, owned: Tensor, *, best: int) -> Tensor:
+    """Which specialists answer: those with one of the generalist's `best` likeliest classes. [N,C], [S,C] -> [N,S]."""
+    return owned.to(generalist.device)[:, generalist.topk(best, -1).indices].any(-1).T
+
+
+def log_probabilities(logits: Tensor, classes: Classes) -> Tensor:
+    """Log probabilities [S,N,K] of specialists' logits [S,N,K], the dustbin's oversampling corrected."""
+    shifted = logits.masked_fill(classes.unused().to(logits.device)[:, None], UNUSED)
+    shifted[..., -1] += classes.dustbin_shift().to(shifted)[:, None]
+    return shifted.log_softmax(-1)
+
+
+def joint_prediction(
+    generalist: Tensor,
+    specialists: Sequence[Tensor],
+    own: Sequence[Sequence[int]],
+    active: Tensor,
+    *,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    """The distribution q that minimises KL(g, q) + sum over active specialists of KL(p_m, q), for all examples: [N,C].
+
+    `generalist` g is [N,C], `specialists[m]` [N,K_m] the probabilities of the classes `own[m]` and, last, of all
+    others, against which q summed over these others stands; `active` [N,S]. Hinton 2015, equation 5, which the paper
+    solves by gradient descent for one image at a time. The sum is convex in q. Here each model's probability of a group
+    of classes is divided among them as q has it, and q is the mean of what all models then say (the EM algorithm for
+    grouped observations): every round lowers the sum, until no probability changes by `tolerance`.
+    """
+    classes = generalist.shape[1]
+    models = 1 + active.sum(1, keepdim=True).to(generalist)
+    own_index = [torch.tensor(list(some), device=generalist.device) for some in own]
+    fixed = generalist.clone()  # what does not depend on q
+    for m, index in enumerate(own_index):
+        fixed[:, index] += specialists[m][:, : len(index)] * active[:, m, None]
+    others = []
+    for index in own_index:
+        outside = torch.ones(classes, dtype=generalist.dtype, device=generalist.device)
+        outside[index] = 0
+        others.append(outside)
+    q = 0.99 * generalist + 0.01 / classes
+    for _ in range(LIMIT):
+        total = fixed.clone()
+        for m, outside in enumerate(others):
+            rest = q * outside
+            mass = rest.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
+            total += rest * (specialists[m][:, -1:] * active[:, m, None] / mass)
+        new = total / models
+        change = float((new - q).abs().max())
+        q = new
+        if change < tolerance:
+            break
+    return q
+
+
+def from_generalist(tensor: Tensor, like: Tensor, own: Sequence[int]) -> Tensor:
+    """A specialist's first values of a parameter `like`: the generalist's rows of own classes, the mean of the others.
+
+    A parameter of the same shape is taken as it is; one with a row for each class, [C,...], becomes [K,...]. Raises
+    ValueError for another shape.
+    """
+    if tensor.shape == like.shape:
+        return tensor.clone()
+    if tensor.shape[1:] != like.shape[1:] or tensor.dim() == 0:
+        raise ValueError(f"{tuple(tensor.shape)} has no row for each class")
+    others = torch.ones(len(tensor), dtype=torch.bool)
+    others[list(own)] = False
+    rows = like.new_zeros(like.shape)
+    rows[: len(own)] = tensor[list(own)]
+    rows[-1] = tensor[others].mean(0)
+    return rows
+
+
+def families_found(groups: Sequence[Sequence[int]], families: Sequence[int]) -> dict[str, float]:
+    """How well groups of classes agree with known families [C]: purity, and normalised mutual information (0 to 1).
+
+    Purity is the share of classes that belong to the commonest family of their group. Classes in no group are left out;
+    those in several count in each.
+    """
+    pairs = [(g, families[c]) for g, some in enumerate(groups) for c in some]
+    table = torch.zeros(len(groups), max(families) + 1, dtype=torch.float64)
+    for g, family in pairs:
+        table[g, family] += 1
+    joint = table / len(pairs)
+    by_group, by_family = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
+
+    def entropy(p: Tensor) -> float:
+        some = p[p > 0]
+        return float(-(some * some.log()).sum())
+
+    information = entropy(by_group) + entropy(by_family) - entropy(joint)
+    scale = math.sqrt(entropy(by_group) * entropy(by_family))
+    purity = float(table.max(1).values.sum()) / len(pairs)
+    return {"purity": purity, "mutual_information": information / scale if scale > 0 else 0.0}
+
+
+class Committee(Teacher):
+    """A generalist and its specialists as one teacher, run on the student's batch; its logits are log q."""
+
+    needs_images = True
+
+    def __init__(
+        self, generalist: nn.Module, specialists: Sequence[nn.Module], classes: Classes, *, best: int, tolerance: float
+    ) -> None:
+        self.modules = [freeze(module) for module in (generalist, *specialists)]
+        self.classes, self.best, self.tolerance = classes, best, tolerance
+
+    def __call__(self, batch: Batch, T: Tensor) -> Outputs:
+        lead = batch.images.shape[:2]
+        q = self.probabilities(batch.images.flatten(0, 1))
+        return Outputs(q.clamp_min(torch.finfo(q.dtype).tiny).log().unflatten(0, lead))
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """q for images [B,...]: [B,C]."""
+        generalist, *specialists = (single_precision(module(images)) for module in self.modules)
+        return self.joined(generalist.softmax(-1), torch.stack(specialists))
+
+    def joined(self, generalist: Tensor, logits: Tensor) -> Tensor:
+        """q from the generalist's probabilities [N,C] and the specialists' logits [S,N,K]: [N,C]."""
+        answers = log_probabilities(logits, self.classes).exp()
+        own = self.classes.own
+        each = [torch.cat([p[:, : len(some)], p[:, -1:]], 1) for p, some in zip(answers, own, strict=True)]
+        which = active(generalist, self.classes.owned(), best=self.best)
+        return joint_prediction(generalist, each, own, which, tolerance=self.tolerance)
