@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_cli.data.columns import Column, Encoding
 from kd_cli.errors import DataError
 
 
@@ -29,7 +30,8 @@ class Source:
     (by writer, by patient), else class by class, or without regard to classes if `by_class` is False. `*_names` are
     the examples' file names. `notes` are plain sentences, one for each thing that was left out, turned, filled in or
     guessed while reading; they reach the log and the report. No `class_names` and no test part: unlabelled images, for
-    `transfer.data` only.
+    `transfer.data` only. `columns` makes the images rows of a table as it was read, [N, columns], which `prepare`
+    encodes as fitted on the training part.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Source:
     train_names: tuple[str, ...] = ()
     val_names: tuple[str, ...] = ()
     test_names: tuple[str, ...] = ()
+    columns: tuple[Column, ...] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -79,6 +82,7 @@ class Dataset:
     fingerprint: str
     split_rule: str
     notes: tuple[str, ...] = ()
+    encoding: Encoding | None = None  # of a table's columns
 
     @property
     def classes(self) -> int:
@@ -133,7 +137,7 @@ def check(source: Source) -> None:
         raise DataError(f"{where}: val_images and val_labels must be given together")
     parts = parts_of(source)
     for part, split in parts.items():
-        check_images(f"{where}: {part}", split.images)
+        check_images(f"{where}: {part}", split.images, missing=source.columns is not None)
         _check_labels(f"{where}: {part}", split, len(names))
     if len({split.labels.dim() for split in parts.values()}) > 1:
         raise DataError(f"{where}: some parts have one class for each example, and others independent labels [N,L]")
@@ -153,8 +157,8 @@ def check(source: Source) -> None:
     check_layout(where, train, source.channels_first)
 
 
-def check_images(what: str, images: Any) -> None:
-    """Raise DataError if these are no images that a model can be trained on."""
+def check_images(what: str, images: Any, *, missing: bool = False) -> None:
+    """Raise DataError if these are no images that a model can be trained on; with `missing`, NaN is a missing value."""
     if not isinstance(images, Tensor) or images.device.type != "cpu":
         raise DataError(f"{what}_images must be a tensor on the CPU, and is {_kind(images)}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -163,6 +167,8 @@ def check_images(what: str, images: Any) -> None:
         raise DataError(f"{what}_images have the shape {tuple(images.shape)}; it must be [N, *shape of one example]")
     if images.numel() == 0:
         raise DataError(f"{what}_images are empty, of shape {tuple(images.shape)}; there must be at least one example")
+    if missing:
+        images = images.nan_to_num(0.0, math.inf, -math.inf)
     if images.is_floating_point() and not all(math.isfinite(float(end)) for end in torch.aminmax(images)):
         raise DataError(f"{what}_images hold values that are infinite or not numbers")  # aminmax passes a NaN on
 
