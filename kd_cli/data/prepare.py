@@ -61,6 +61,8 @@ def prepare(source: Source, *, val_fraction: float, positive: str | int | None =
         fingerprint=_fingerprint(source, val_fraction, positions),
         split_rule=rule,
         encoding=encoding,
+        published=len(parts["train"]),
+        rows=source.rows,
     )
     return replace(dataset, notes=(*source.notes, *notes, *_notes(dataset)))
 
@@ -143,7 +145,8 @@ def channels_first(source: Source) -> Source:
 
 def _take(split: Split, positions: Tensor) -> Split:
     names = tuple(split.names[i] for i in positions.tolist()) if split.names else ()
-    return Split(split.images[positions], split.labels[positions], names)
+    rows = None if split.rows is None else split.rows[positions]
+    return Split(split.images[positions], split.labels[positions], names, rows)
 
 
 def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tensor, str]:

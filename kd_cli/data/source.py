@@ -31,7 +31,7 @@ class Source:
     the examples' file names. `notes` are plain sentences, one for each thing that was left out, turned, filled in or
     guessed while reading; they reach the log and the report. No `class_names` and no test part: unlabelled images, for
     `transfer.data` only. `columns` makes the images rows of a table as it was read, [N, columns], which `prepare`
-    encodes as fitted on the training part.
+    encodes as fitted on the training part; `*_rows` [N] are then their numbers in the file, which has `rows` of them.
     """
 
     name: str
@@ -49,16 +49,23 @@ class Source:
     val_names: tuple[str, ...] = ()
     test_names: tuple[str, ...] = ()
     columns: tuple[Column, ...] | None = None
+    train_rows: Tensor | None = None
+    test_rows: Tensor | None = None
+    rows: int | None = None
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images [N, *shape], their labels [N] or [N,L], and their file names if they have any."""
+    """Images [N, *shape], their labels [N] or [N,L], and their file names if they have any.
+
+    `rows` [N] are their numbers in the published part, or in the file that holds all parts.
+    """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] = ()
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,6 +90,8 @@ class Dataset:
     split_rule: str
     notes: tuple[str, ...] = ()
     encoding: Encoding | None = None  # of a table's columns
+    published: int = 0  # examples of the published training part, before a validation part was set aside
+    rows: int | None = None  # of the one file that holds all parts
 
     @property
     def classes(self) -> int:
@@ -108,10 +117,15 @@ class Dataset:
 
 def parts_of(source: Source) -> dict[str, Split]:
     """The parts that a source has: `train`, `test`, and `val` if it was published."""
-    parts = {"train": Split(source.train_images, source.train_labels, source.train_names)}
+
+    def rows(given: Tensor | None, labels: Tensor) -> Tensor | None:
+        return torch.arange(len(labels)) if given is None and isinstance(labels, Tensor) else given
+
+    train_rows, test_rows = rows(source.train_rows, source.train_labels), rows(source.test_rows, source.test_labels)
+    parts = {"train": Split(source.train_images, source.train_labels, source.train_names, train_rows)}
     if source.val_images is not None and source.val_labels is not None:
         parts["val"] = Split(source.val_images, source.val_labels, source.val_names)
-    return parts | {"test": Split(source.test_images, source.test_labels, source.test_names)}
+    return parts | {"test": Split(source.test_images, source.test_labels, source.test_names, test_rows)}
 
 
 def check(source: Source) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def table(
     file: str,
     target: str,
     split: str | None = None,
+    key: str | None = None,
     categorical: Sequence[str] = (),
     ignore: Sequence[str] = (),
     missing: Sequence[str | float] = (),
@@ -40,7 +41,8 @@ def table(
     """The rows of a CSV or Parquet file; `target` is the column of classes.
 
     A column of numbers is numeric unless it is among `categorical`; any other is categorical, and left out if every row
-    has another text. `missing` are further spellings of a missing value. `split` is a column of train, val and test.
+    has another text. `missing` are further spellings of a missing value. `split` is a column of train, val and test,
+    `key` one of the rows' names, which no two share and which are not learned from.
     Without it, or where it names no test rows, the share `test_fraction` of each class is the test part. A relative
     `file` is looked for in the working directory, then in `data_dir`. The rows are encoded by `kd_cli.data.prepare`, as
     fitted on the training part. Raises DataError, which names the line or the column, and ConfigError for a column that
@@ -50,17 +52,23 @@ def table(
         raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
     path, notes = find_table(file, Path(data_dir).expanduser())
     cells = read_table(path)
-    _check_columns(list(cells.columns), target=target, split=split, categorical=categorical, ignore=ignore)
+    total = len(cells.places)
+    uses = {"target": target, "split": split, "key": key, "categorical": categorical, "ignore": ignore}
+    _check_columns(list(cells.columns), uses)
+    names = _names(cells, key)
     cells = _with_missing(cells, missing)
-    cells, said = _with_target(cells, target)
+    given, (cells, said) = torch.tensor(_labelled(cells, target)), _with_target(cells, target)
     labels, class_names = _classes(cells.columns[target], target)
-    columns, rows, on_columns = _read_columns(cells, {target, split, *ignore}, categorical)
+    columns, rows, on_columns = _read_columns(cells, {target, split, key, *ignore}, categorical)
     if not columns:
         raise DataError(f"{path.name} has no column beside {target} to learn from")
     parts, on_parts = _parts(cells, split, labels, test_fraction)
 
     def part(name: str) -> tuple[Tensor, Tensor]:
         return rows[parts[name]], labels[parts[name]]
+
+    def names_of(name: str) -> tuple[str, ...]:
+        return tuple(names[i] for i in given[parts[name]].tolist()) if names else ()
 
     val_rows, val_labels = part("val") if len(parts["val"]) else (None, None)
     return Source(
@@ -70,12 +78,18 @@ def table(
         class_names,
         val_images=val_rows,
         val_labels=val_labels,
+        train_names=names_of("train"),
+        val_names=names_of("val"),
+        test_names=names_of("test"),
         columns=columns,
+        train_rows=given[parts["train"]],
+        test_rows=given[parts["test"]],
+        rows=total,
         notes=[*notes, *cells.notes, *said, *on_parts, *on_columns],
     )
 
 
-def _check_columns(names: list[str], **keys: Any) -> None:
+def _check_columns(names: list[str], keys: Mapping[str, Any]) -> None:
     """ConfigError for a key that names a column which is not there, or one that has another use."""
     uses = {}
     for key, given in keys.items():
@@ -86,9 +100,21 @@ def _check_columns(names: list[str], **keys: Any) -> None:
             if name not in names:
                 hint = did_you_mean(str(name), names) or f"the table has {listed(names)}"
                 raise ConfigError(f"dataset.{key} is {name!r}, and the table has no such column", hint=hint)
-    for key in ("split", "categorical", "ignore"):
+    for key in ("split", "key", "categorical", "ignore"):
         if keys["target"] in uses[key]:
             raise ConfigError(f"dataset.target and dataset.{key} both name the column {keys['target']!r}")
+
+
+def _names(cells: Cells, key: str | None) -> tuple[str, ...]:
+    """The rows' names. DataError for one that two rows have."""
+    if key is None:
+        return ()
+    places: dict[str, str] = {}
+    for name, place in zip(cells.columns[key], cells.places, strict=True):
+        if name in places:
+            raise DataError(f"{cells.file}, {place}: {name!r} in column {key!r} is also the key of {places[name]}")
+        places[name] = place
+    return tuple(places)
 
 
 # ---------------------------------------------------------------- its columns
@@ -112,10 +138,14 @@ def _with_missing(cells: Cells, missing: Sequence[str | float]) -> Cells:
     return Cells(cells.file, columns, cells.places, (*cells.notes, note))
 
 
+def _labelled(cells: Cells, target: str) -> list[int]:
+    """The numbers of the rows that have a class."""
+    return [i for i, cell in enumerate(cells.columns[target]) if not is_missing(cell)]
+
+
 def _with_target(cells: Cells, target: str) -> tuple[Cells, list[str]]:
     """The rows that have a class, and a note on the others."""
-    given = cells.columns[target]
-    keep = [i for i, cell in enumerate(given) if not is_missing(cell)]
+    given, keep = cells.columns[target], _labelled(cells, target)
     missing = len(given) - len(keep)
     if not missing:
         return cells, []

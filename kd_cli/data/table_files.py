@@ -41,8 +41,11 @@ def find_table(file: str, data_dir: Path) -> tuple[Path, list[str]]:
     raise DataError(f"dataset.file is {file}, and there is no file {places}", hint="dataset.file=table.csv")
 
 
-def read_table(path: Path) -> Cells:
-    """The cells of a CSV file whose first line names the columns, or of a Parquet file. Raises DataError."""
+def read_table(path: Path, *, number_names: bool = False) -> Cells:
+    """The cells of a CSV file whose first line names the columns, or of a Parquet file. Raises DataError.
+
+    A first line of numbers only is refused, as data without names, unless `number_names`.
+    """
     ending = path.suffix.lower()
     if ending in OTHERS:
         raise DataError(
@@ -50,6 +53,9 @@ def read_table(path: Path) -> Cells:
             hint=f"pandas.read_{OTHERS[ending]}({path.name!r}).to_csv({path.with_suffix('.csv').name!r}, index=False)",
         )
     cells = _read_parquet(path) if ending in (".parquet", ".pq") else _read_csv(path)
+    if not number_names and all(number(name) is not None for name in cells.columns):
+        shown = ", ".join(list(cells.columns)[:4])
+        raise DataError(f"the first line of {path.name} holds numbers: {shown}", hint="it must name the columns")
     if not cells.places:
         raise DataError(f"{path.name} has column names and no rows")
     if "" not in cells.columns:
@@ -118,6 +124,3 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         shown = ", ".join(repr(name) for name in twice[:3])
         raise DataError(f"{path.name} has several columns called {shown}", hint="each column needs its own name")
-    if all(number(name) is not None for name in header):
-        shown = ", ".join(header[:4])
-        raise DataError(f"the first line of {path.name} holds numbers: {shown}", hint="it must name the columns")

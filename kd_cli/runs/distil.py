@@ -179,7 +179,7 @@ class Distillation:
         job.summary["student"] = with_agreement(report, logits, job.teacher)
         if (sentence := missed_classes(report["test"], data.dataset)) is not None:
             job.note(sentence)
-        if job.teacher is not None:
+        if job.teacher is not None and job.teacher.test is not None:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
         job.directory.write_student(outcome.state, record_student(spec, data.dataset, shift))

@@ -11,8 +11,10 @@ from torch import Tensor
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
+from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
 from kd_cli.runs.advice import advice
+from kd_cli.runs.answering import check_answering, is_answers
 from kd_cli.runs.building import check_recipe
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import DeviceData
@@ -23,7 +25,7 @@ from kd_cli.runs.method_check import check_method
 from kd_cli.runs.models import check_shape, forward_flops
 from kd_cli.runs.stacks import Trainer
 from kd_cli.runs.summary import Report, ensemble_report, first_summary, results_on_test, validation, with_agreement
-from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_teacher
+from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_answers, wanted_teacher
 from kd_cli.runs.transfer import TransferSet, transfer_set
 from kd_cli.runs.transfer import key_of as transfer_key
 from kd_cli.runs.unstacked import log_unstacked
@@ -38,6 +40,7 @@ class Session:
         self.trainer = Trainer(checkpoints, store.root / "stack-sizes.json")
         self.transfers: dict[str, TransferSet] = {}
         self.user_weights: dict[str, Wanted] = {}
+        self.answers: dict[str, Wanted] = {}  # teachers that are no networks
         self.checked: set[tuple[str, str]] = set()  # fingerprints of models that take the data, and of sound recipes
         self.method_notes: dict[str, Sequence[str]] = {}  # of methods that were tried, by their fingerprint
         self.extended: dict[str, Node] = {}  # the models of students that their methods add parts to
@@ -96,7 +99,13 @@ class Session:
     def check_models(self, job: Job) -> None:
         """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
         roles = [("student", spec) for spec in job.config.peers or [job.config.student]]
-        for role, spec in [*roles, *([("teacher", job.config.teacher)] if job.needs_teacher else [])]:
+        if job.needs_teacher and is_answers(job.config.teacher):
+            assert job.method is not None
+            check_answering(job.config, job.method, augmented=Augment(**job.config.student.augment).enabled)
+            wanted_answers(self, job.config)
+        elif job.needs_teacher:
+            roles.append(("teacher", job.config.teacher))
+        for role, spec in roles:
             trained = role == "student" or job.config.checkpoint is None
             model = (role, fingerprint([spec.model, spec.normalize, trained]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
