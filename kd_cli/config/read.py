@@ -15,7 +15,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from kd_cli.config.check import check_config
 from kd_cli.config.moved import with_current_names
 from kd_cli.config.ranges import interval
-from kd_cli.config.schema import OWN_KEYS, Transfer
+from kd_cli.config.schema import OWN_KEYS, RECIPE, Training, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 
@@ -97,6 +97,7 @@ def train_spec(
         keep=training["keep"],
         batchnorm=training["batchnorm"],
         normalize=normalize,
+        recipe=Training(**{key: training[key] for key in RECIPE}).recipe(),
     )
 
 

@@ -33,6 +33,7 @@ class TrainSpec:
     precision: str
     keep: str = "last"
     batchnorm: str = "estimate"
+    recipe: dict[str, Any] = field(default_factory=dict)  # the keys of `schema.RECIPE` that are not their defaults
     normalize: Any = "data"  # how the model wants its input: data, imagenet, none, or {mean, std}
 
     @property
@@ -47,7 +48,7 @@ class TrainSpec:
         del facts["name"]  # which does not change the weights
         if self.model["_target_"] in WITHOUT_BATCHNORM:
             facts["batchnorm"] = "running"  # which changes nothing there, and their fingerprints stay
-        for key, value in (("keep", "last"), ("batchnorm", "running"), ("normalize", "data")):
+        for key, value in (("keep", "last"), ("batchnorm", "running"), ("normalize", "data"), ("recipe", {})):
             if facts[key] == value:
                 del facts[key]  # absent from the fingerprints made before the key existed
         code = code_version([self.model, self.optimizer, self.schedule])

@@ -23,6 +23,7 @@ from kd_cli.runs.extended import extended_spec
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
 from kd_cli.runs.models import check_shape, forward_flops
+from kd_cli.runs.recipe_check import check_together, check_training
 from kd_cli.runs.stacks import Trainer
 from kd_cli.runs.summary import Report, ensemble_report, first_summary, results_on_test, validation, with_agreement
 from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_answers, wanted_teacher
@@ -87,6 +88,7 @@ class Session:
         unusual = unusual_weights(job, tasks) if len(tasks) == 1 else ()  # else of the setting that is chosen
         for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data), *unusual):
             self.note(job, sentence)
+        check_together(job.config, labelled=transfer.labelled)
         if not transfer.labelled:
             self.check_unlabelled(job)
         job.summary = first_summary(job, self.data, transfer)
@@ -115,10 +117,14 @@ class Session:
                 self.note(job, sentence)
             if recipe not in self.checked:
                 check_recipe(spec, role)
+            for sentence in check_training(spec, self.data.dataset, role):
+                self.note(job, sentence)
             self.checked |= {model, recipe}
         config, examples = job.config, len(self.transfer(job.config).examples)
         peers = [spec.model for spec in config.peers]
-        pair = fingerprint([config.method, config.student.model, config.teacher.model, config.members, examples, peers])
+        weighted = config.student.recipe.get("class_weights")
+        models = [config.student.model, config.teacher.model, config.members]
+        pair = fingerprint([config.method, *models, examples, peers, weighted])
         if pair not in self.method_notes:
             self.method_notes[pair] = check_method(config, self.data, self.student_spec(job), examples=examples)
         for sentence in self.method_notes[pair]:
@@ -180,7 +186,7 @@ class Session:
             "name": spec.title,
             "parameters": sum(p.numel() for p in module.parameters()),
             "flops": self.flops[key],
-            "epochs": spec.epochs if outcome else None,
+            "epochs": len(outcome.history) if outcome else None,
             "seconds": round(outcome.seconds, 3) if outcome else 0.0,
             "val": validation(outcome) if outcome else None,
             "test": results_on_test(logits, self.data.dataset),

@@ -23,6 +23,7 @@ from kd_cli.runs.group import Member, Stage
 from kd_cli.runs.jobs import Job, failing, grouped
 from kd_cli.runs.model_notes import loaded_teacher_notes, output_notes
 from kd_cli.runs.models import load_module, predict_module, read_checkpoint
+from kd_cli.runs.recipe_check import ended_early
 from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error
 from kd_cli.storage.store import Entry
@@ -232,11 +233,12 @@ class Shared:
             if self.role == "teacher":  # on all of the training data, whatever the transfer set
                 outputs["train"] = predict_module(module, session.data.train)
             report = session.model_report(model.spec, module, outputs["test"], outcome)
+            early = [] if outcome is None else ended_early(model.title, model.spec, outcome)
             self.entries[key] = session.store.put(
                 key,
                 weights=state,
                 outputs=outputs,
-                report={**report, "notes": [*model.notes, *self._notes(model, module, outputs["test"])]},
+                report={**report, "notes": [*model.notes, *early, *self._notes(model, module, outputs["test"])]},
                 history=outcome.history if outcome else [],
                 facts=model.facts,
             )
