@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "at_temperature",
+    "balanced_weights",
     "binary_cross_entropy",
     "binary_divergence",
     "cross_entropy",
@@ -87,12 +88,26 @@ def kl_divergence(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Ten
     return _mean_of_sums(log_q.exp() * (log_q - log_soften(student, T=T)))
 
 
-def hard_cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the student with the true labels, at T = 1; labels are int64, `[B]` or `[..., B]`."""
+def hard_cross_entropy(student: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross entropy with the true labels at T = 1; labels are int64, `[B]` or `[..., B]`.
+
+    With `class_weights` [C] each example counts with its class's weight: `mean(w[y] * l)`. It is not divided by the sum
+    of the batch's weights, so that a weight means the same in every batch.
+    """
     log_p = log_soften(student, T=1.0)
     labels, _ = torch.broadcast_tensors(labels, log_p[..., 0])
     log_p = log_p.expand(*labels.shape, -1)
-    return -log_p.gather(-1, labels.unsqueeze(-1)).mean((-2, -1))
+    loss = -log_p.gather(-1, labels.unsqueeze(-1))
+    if class_weights is not None:
+        loss = loss * class_weights.to(loss)[labels].unsqueeze(-1)
+    return loss.mean((-2, -1))
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Class weights `n / (K n_c)` of labels [n], of which K classes occur: [classes]; their mean over examples is 1."""
+    counts = labels.bincount(minlength=classes).double()
+    present = counts > 0
+    return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
 
 
 def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:

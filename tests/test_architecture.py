@@ -24,6 +24,7 @@ ROOMS = (
     ("storage",),
     ("config",),
     ("learn",),
+    ("answers",),
     ("models", "data"),
     ("label_metrics",),
     ("losses", "metrics", "statistics", "vision"),

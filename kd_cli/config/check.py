@@ -171,6 +171,8 @@ def check_together(v: dict[str, Any]) -> None:
         return
     if "best" in (v["training"]["keep"], v["teacher_training"]["keep"]):
         choice = "training.keep=best chooses"
+    elif v["training"]["patience"] or v["teacher_training"]["patience"]:
+        choice = "training.patience chooses"
     elif "auto" in (v["T"], v["alpha"]):
         choice = "T=auto and alpha=auto choose"
     else:

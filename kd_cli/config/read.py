@@ -15,7 +15,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from kd_cli.config.check import check_config
 from kd_cli.config.moved import with_current_names
 from kd_cli.config.ranges import interval, normalisation
-from kd_cli.config.schema import OWN_KEYS, Transfer
+from kd_cli.config.schema import OWN_KEYS, RECIPE, Training, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 
@@ -104,6 +104,7 @@ def train_spec(
         batchnorm=training["batchnorm"],
         normalize=normalize,
         input=view or None,
+        recipe=Training(**{key: training[key] for key in RECIPE}).recipe(),
     )
 
 

@@ -51,6 +51,9 @@ PIXELS = allowed(whole=True, least=0, most=256, what="a number of pixels")
 SEED = allowed(whole=True, least=0, most=2**63 - 1)
 
 
+RECIPE = ("patience", "ema", "accumulate", "clip", "freeze", "sampling", "class_weights")
+
+
 @dataclass
 class Training:
     epochs: int = field(default=30, metadata=EPOCHS)
@@ -63,6 +66,18 @@ class Training:
     scale: float = field(default=0.0, metadata=allowed(least=0, most=0.99, what="a share of the size", example="0.1"))
     keep: str = field(default="last", metadata=allowed(choices=("last", "best")))
     batchnorm: str = field(default="estimate", metadata=allowed(choices=("running", "estimate")))
+    patience: int = field(default=0, metadata=allowed(whole=True, least=0, most=10**6, what="a number of epochs"))
+    ema: float = field(default=0.0, metadata=allowed(least=0, below=1, what="a decay", example="0.999"))
+    accumulate: int = field(default=1, metadata=allowed(whole=True, least=1, most=10**6, what="a number of batches"))
+    clip: float = field(default=0.0, metadata=allowed(least=0, what="a norm", example="1.0"))
+    freeze: str | None = None
+    sampling: str = field(default="shuffled", metadata=allowed(choices=("shuffled", "balanced")))
+    class_weights: str = field(default="none", metadata=allowed(choices=("none", "balanced")))
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the later keys that are not their defaults, for fingerprints made before there were such keys."""
+        defaults = {f.name: f.default for f in dataclasses.fields(Training) if f.name in RECIPE}
+        return {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
 
 
 @dataclass

@@ -33,6 +33,7 @@ class TrainSpec:
     precision: str
     keep: str = "last"
     batchnorm: str = "estimate"
+    recipe: dict[str, Any] = field(default_factory=dict)  # the keys of `schema.RECIPE` that are not their defaults
     normalize: Any = "data"  # how the model wants its input: data, imagenet, none, or {mean, std}
     input: dict[str, Any] | None = None  # what it sees of an example: {size: 7} or {columns: [0, 1]}; None is all
 
@@ -48,7 +49,14 @@ class TrainSpec:
         del facts["name"]  # which does not change the weights
         if self.model["_target_"] in WITHOUT_BATCHNORM:
             facts["batchnorm"] = "running"  # which changes nothing there, and their fingerprints stay
-        for key, value in (("keep", "last"), ("batchnorm", "running"), ("normalize", "data"), ("input", None)):
+        absent: dict[str, Any] = {
+            "keep": "last",
+            "batchnorm": "running",
+            "normalize": "data",
+            "input": None,
+            "recipe": {},
+        }
+        for key, value in absent.items():
             if facts[key] == value:
                 del facts[key]  # absent from the fingerprints made before the key existed
         code = code_version([self.model, self.optimizer, self.schedule])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kd_cli.data.columns import Encoding, fit_encoding, notes_on_unseen
 from kd_cli.data.duplicates import constant, known
 from kd_cli.data.normalisation import mean_and_std
 from kd_cli.data.sentences import listed, sentence
@@ -43,7 +44,12 @@ def prepare(source: Source, *, val_fraction: float, positive: str | int | None =
         positions, rest, rule = _validation_part(source, val_fraction)
         train, val = _take(train, rest), _take(train, positions)
         notes = []
-    mean, std = mean_and_std(train.images)
+    encoding, (train, val, test), encoded = _encoded(source, (train, val, test))
+    notes += encoded
+    if encoding is None:
+        mean, std = mean_and_std(train.images)
+    else:  # a table's numbers are standardised already, before they are rounded to float32
+        mean, std = (0.0,) * encoding.features, (1.0,) * encoding.features
     dataset = Dataset(
         name=source.name,
         train=train,
@@ -54,12 +60,33 @@ def prepare(source: Source, *, val_fraction: float, positive: str | int | None =
         std=std,
         fingerprint=_fingerprint(source, val_fraction, positions),
         split_rule=rule,
+        encoding=encoding,
+        published=len(parts["train"]),
+        rows=source.rows,
     )
     return replace(dataset, notes=(*source.notes, *notes, *_notes(dataset)))
 
 
+def _encoded(source: Source, parts: Sequence[Split]) -> tuple[Encoding | None, Sequence[Split], list[str]]:
+    """The parts with a table's columns encoded as its training part says, and notes; others as they are."""
+    if source.columns is None:
+        return None, parts, []
+    encoding, notes = fit_encoding(source.columns, parts[0].images)
+    splits = []
+    for name, split in zip(("training", "validation", "test"), parts, strict=True):
+        features, unseen = encoding.encode_read(split.images, source.columns)
+        splits.append(replace(split, images=features))
+        notes += notes_on_unseen(unseen, name)
+    return encoding, splits, notes
+
+
 def unlabelled(source: Source) -> tuple[Tensor, str, list[str]]:
     """The training images of a source whose labels are not used, their fingerprint, and notes. Raises DataError."""
+    if isinstance(source, Source) and source.columns is not None:
+        raise DataError(
+            f"transfer.data is the table {source.name}, whose columns are encoded as its own training part says",
+            hint="keep the rows in one table, with a column for dataset.split",
+        )
     if not isinstance(source, Source) or source.class_names:
         dataset = prepare(source, val_fraction=0.0)
         unused = len(dataset.test) + len(dataset.val)
@@ -118,7 +145,8 @@ def channels_first(source: Source) -> Source:
 
 def _take(split: Split, positions: Tensor) -> Split:
     names = tuple(split.names[i] for i in positions.tolist()) if split.names else ()
-    return Split(split.images[positions], split.labels[positions], names)
+    rows = None if split.rows is None else split.rows[positions]
+    return Split(split.images[positions], split.labels[positions], names, rows)
 
 
 def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tensor, str]:
@@ -203,4 +231,6 @@ def _fingerprint(source: Source, val_fraction: float, positions: Tensor | None) 
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     digest.update(repr((tuple(source.class_names), float(val_fraction))).encode())
+    if source.columns is not None:
+        digest.update(repr([(column.name, column.categories) for column in source.columns]).encode())
     return digest.hexdigest()

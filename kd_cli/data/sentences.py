@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+NOUNS = ("picture", "recording", "file", "link", "example", "feature", "column", "row", "value")
 PLURAL = {"is": "are", "has": "have", "uses": "use", "its": "their"}
 
 
@@ -13,8 +14,7 @@ def sentence(text: str, n: int, **values: object) -> str:
     >>> sentence("{n} {pictures} {is} blank", 1)
     '1 picture is blank'
     """
-    known = ("picture", "recording", "file", "link", "example", "feature")
-    nouns = {f"{noun}s": noun if n == 1 else f"{noun}s" for noun in known}
+    nouns = {f"{noun}s": noun if n == 1 else f"{noun}s" for noun in NOUNS}
     verbs = {word: word if n == 1 else plural for word, plural in PLURAL.items()}
     return text.format(n=f"{n:,}", **nouns, **verbs, **values)
 

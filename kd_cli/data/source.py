@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_cli.data.columns import Column, Encoding
 from kd_cli.errors import DataError
 
 
@@ -29,7 +30,8 @@ class Source:
     (by writer, by patient), else class by class, or without regard to classes if `by_class` is False. `*_names` are
     the examples' file names. `notes` are plain sentences, one for each thing that was left out, turned, filled in or
     guessed while reading; they reach the log and the report. No `class_names` and no test part: unlabelled images, for
-    `transfer.data` only.
+    `transfer.data` only. `columns` makes the images rows of a table as it was read, [N, columns], which `prepare`
+    encodes as fitted on the training part; `*_rows` [N] are then their numbers in the file, which has `rows` of them.
     """
 
     name: str
@@ -46,16 +48,24 @@ class Source:
     train_names: tuple[str, ...] = ()
     val_names: tuple[str, ...] = ()
     test_names: tuple[str, ...] = ()
+    columns: tuple[Column, ...] | None = None
+    train_rows: Tensor | None = None
+    test_rows: Tensor | None = None
+    rows: int | None = None
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images [N, *shape], their labels [N] or [N,L], and their file names if they have any."""
+    """Images [N, *shape], their labels [N] or [N,L], and their file names if they have any.
+
+    `rows` [N] are their numbers in the published part, or in the file that holds all parts.
+    """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] = ()
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,6 +89,9 @@ class Dataset:
     fingerprint: str
     split_rule: str
     notes: tuple[str, ...] = ()
+    encoding: Encoding | None = None  # of a table's columns
+    published: int = 0  # examples of the published training part, before a validation part was set aside
+    rows: int | None = None  # of the one file that holds all parts
 
     @property
     def classes(self) -> int:
@@ -104,10 +117,15 @@ class Dataset:
 
 def parts_of(source: Source) -> dict[str, Split]:
     """The parts that a source has: `train`, `test`, and `val` if it was published."""
-    parts = {"train": Split(source.train_images, source.train_labels, source.train_names)}
+
+    def rows(given: Tensor | None, labels: Tensor) -> Tensor | None:
+        return torch.arange(len(labels)) if given is None and isinstance(labels, Tensor) else given
+
+    train_rows, test_rows = rows(source.train_rows, source.train_labels), rows(source.test_rows, source.test_labels)
+    parts = {"train": Split(source.train_images, source.train_labels, source.train_names, train_rows)}
     if source.val_images is not None and source.val_labels is not None:
         parts["val"] = Split(source.val_images, source.val_labels, source.val_names)
-    return parts | {"test": Split(source.test_images, source.test_labels, source.test_names)}
+    return parts | {"test": Split(source.test_images, source.test_labels, source.test_names, test_rows)}
 
 
 def check(source: Source) -> None:
@@ -133,7 +151,7 @@ def check(source: Source) -> None:
         raise DataError(f"{where}: val_images and val_labels must be given together")
     parts = parts_of(source)
     for part, split in parts.items():
-        check_images(f"{where}: {part}", split.images)
+        check_images(f"{where}: {part}", split.images, missing=source.columns is not None)
         _check_labels(f"{where}: {part}", split, len(names))
     if len({split.labels.dim() for split in parts.values()}) > 1:
         raise DataError(f"{where}: some parts have one class for each example, and others independent labels [N,L]")
@@ -153,8 +171,8 @@ def check(source: Source) -> None:
     check_layout(where, train, source.channels_first)
 
 
-def check_images(what: str, images: Any) -> None:
-    """Raise DataError if these are no images that a model can be trained on."""
+def check_images(what: str, images: Any, *, missing: bool = False) -> None:
+    """Raise DataError if these are no images that a model can be trained on; with `missing`, NaN is a missing value."""
     if not isinstance(images, Tensor) or images.device.type != "cpu":
         raise DataError(f"{what}_images must be a tensor on the CPU, and is {_kind(images)}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -163,6 +181,8 @@ def check_images(what: str, images: Any) -> None:
         raise DataError(f"{what}_images have the shape {tuple(images.shape)}; it must be [N, *shape of one example]")
     if images.numel() == 0:
         raise DataError(f"{what}_images are empty, of shape {tuple(images.shape)}; there must be at least one example")
+    if missing:
+        images = images.nan_to_num(0.0, math.inf, -math.inf)
     if images.is_floating_point() and not all(math.isfinite(float(end)) for end in torch.aminmax(images)):
         raise DataError(f"{what}_images hold values that are infinite or not numbers")  # aminmax passes a NaN on
 

@@ -16,7 +16,7 @@ def import_cluster() -> ModuleType:
         return importlib.import_module("sklearn.cluster")
     except ImportError as error:
         raise ConfigError(
-            "clusters of classes need scikit-learn, which is not installed", hint="pip install 'kd-cli[specialists]'"
+            "clusters of classes need scikit-learn, which is not installed", hint="pip install 'kd-cli[sklearn]'"
         ) from error
 
 

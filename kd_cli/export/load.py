@@ -12,6 +12,7 @@ from kd_cli.config.build import build
 from kd_cli.config.fingerprint import code_version
 from kd_cli.config.moved import with_current_names
 from kd_cli.config.values import TrainSpec
+from kd_cli.data.columns import Encoding
 from kd_cli.data.source import Dataset
 from kd_cli.errors import CheckpointError, KdError, first_line
 from kd_cli.export.student import Student
@@ -52,6 +53,7 @@ def record_student(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str
         "precision": spec.precision,
         **({"multilabel": True} if dataset.multilabel else {}),
         **({"view": spec.input} if spec.input is not None else {}),
+        **({} if dataset.encoding is None else {"columns": dataset.encoding.record()}),
     }
 
 
@@ -106,6 +108,7 @@ def load_student(run_dir: str | Path, *, trust: bool = False, same_code: bool = 
             values=rebuild.get("values", "unknown"),
             multilabel=rebuild.get("multilabel", False),
             range=tuple(rebuild["range"]) if rebuild.get("range") else None,
+            encoding=Encoding.from_record(rebuild["columns"]) if "columns" in rebuild else None,
         ).eval()
     except Exception as error:
         explained = refusal(folder, error)

@@ -18,6 +18,7 @@ OWN_DATA = (
     "kd_cli.data.digits.digits",
     "kd_cli.data.folders.imagefolder",
     "kd_cli.data.lists.imagelist",
+    "kd_cli.data.table.table",
     "kd_cli.data.torchvision.torchvision_dataset",
 )
 

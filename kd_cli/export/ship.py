@@ -78,6 +78,7 @@ def metadata_of(run_dir: Path, summary: Mapping[str, Any], student: Student) -> 
         "range": student.range and list(student.range),
         "output": OUTPUT,
         "classes": list(student.classes),
+        **({} if student.encoding is None else {"columns": student.encoding.record()}),
         "versions": summary["versions"],
         "exported_with": versions(),
     }

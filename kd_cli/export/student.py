@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kd_cli.data.columns import Encoding
 from kd_cli.errors import DataError
 
 BYTES = 255
@@ -40,9 +41,10 @@ class Student(nn.Module):
         values: str = "unknown",
         range: tuple[float, float] | None = None,
         multilabel: bool = False,
+        encoding: Encoding | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.multilabel = network, multilabel
+        self.network, self.multilabel, self.encoding = network, multilabel, encoding
         self.classes, self.input_shape, self.values, self.range = classes, input_shape, values, range
         self.register_buffer("shift", None if shift is None else torch.tensor(shift, dtype=dtype))
         per_channel = (-1, 1, 1) if len(input_shape) == 3 else (-1,)
@@ -79,6 +81,17 @@ class Student(nn.Module):
         logits = self(images)
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
+    def encode(self, rows: Sequence[Mapping[str, Any]], *, allow_unknown: bool = False) -> Tensor:
+        """Rows of a table by column name, as the student's data set had them -> its input [B, features].
+
+        Values are numbers or texts; None, NaN and an empty text are missing. Raises DataError for a student of other
+        data, for a row without one of the columns, for what is no number in a column of numbers, and for a category
+        that no training row has; `allow_unknown` encodes the latter as none of the categories.
+        """
+        if self.encoding is None:
+            raise DataError("this student was not trained on a table, so there are no columns to encode")
+        return self.encoding.encode(rows, allow_unknown=allow_unknown)
+
     def _check_values(self, batch: Tensor) -> None:
         """DataError for values that the student was not trained on."""
         if batch.numel() == 0:
@@ -97,7 +110,7 @@ class Student(nn.Module):
         if low != low or high != high or max(abs(low), abs(high)) == float("inf"):
             raise DataError("the input holds values that are infinite or not numbers")
         pixels = self.values == "bytes" or (self.range is not None and self.range[0] >= 0 and self.range[1] <= 1)
-        if pixels and (low < -SLACK or high > 1 + SLACK):
+        if pixels and self.encoding is None and (low < -SLACK or high > 1 + SLACK):
             raise DataError(
                 f"the input holds floats with {found}, and this student takes floats from 0 to 1, or bytes",
                 hint="divide by 255 or pass uint8 for bytes; the student normalises its input itself",

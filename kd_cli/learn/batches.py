@@ -29,7 +29,8 @@ class Batch:
 
     `index` [U,B] counts them in their data set, `images` [U,B,...] are normalised and augmented, `labels` are [U,B],
     or [U,B,L] of independent labels.
-    `progress` is the share of all steps already made, `epoch` counts from 1. A method gets `index` and `labels` as
+    `progress` is the share of all steps already made, `epoch` counts from 1. Where several batches make one step,
+    `share` is this one's part of their examples, and the last one `ends_step`. A method gets `index` and `labels` as
     [S,B].
     """
 
@@ -38,6 +39,8 @@ class Batch:
     labels: Tensor
     progress: float = 0.0
     epoch: int = 1
+    share: float = 1.0
+    ends_step: bool = True
 
 
 class Examples:
@@ -142,6 +145,7 @@ class Block:
     augmented: Augmented | None = None
     progress: tuple[float, ...] = ()
     epoch: int = 1
+    steps: tuple[tuple[float, bool], ...] = ()  # of each batch, its share of a step and whether it ends one
 
     @functools.cached_property
     def labels(self) -> Tensor:
@@ -155,7 +159,7 @@ class Block:
     def shared(self, n: int) -> list[SharedBlock]:
         """This block for n consumers in step with each other: each batch is fetched and augmented once for all."""
         batches = InStep(iter(self))
-        own = (self.examples, self.index, self.sizes, self.augmented, self.progress, self.epoch)
+        own = (self.examples, self.index, self.sizes, self.augmented, self.progress, self.epoch, self.steps)
         return [SharedBlock(*own, batches=batches) for _ in range(n)]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -166,7 +170,8 @@ class Block:
             if self.augmented is not None:
                 images = self.augmented(images, start)
             start += self.sizes[i]
-            yield Batch(index, images, labels, self.progress[i] if self.progress else 0.0, self.epoch)
+            step = self.steps[i] if self.steps else (1.0, True)
+            yield Batch(index, images, labels, self.progress[i] if self.progress else 0.0, self.epoch, *step)
 
 
 class InStep:
@@ -209,6 +214,18 @@ def batch_sizes(n: int, size: int) -> list[int]:
     return sizes
 
 
+def shares_of_steps(sizes: Sequence[int], accumulate: int) -> list[tuple[float, bool]]:
+    """For each batch of an epoch, its share of the examples of its step, and whether it ends that step.
+
+    A step takes `accumulate` batches, the last of an epoch what is left.
+    """
+    found = []
+    for first in range(0, len(sizes), accumulate):
+        some = sizes[first : first + accumulate]
+        found += [(size / sum(some), k == len(some) - 1) for k, size in enumerate(some)]
+    return found
+
+
 def distinct(seeds: Sequence[int]) -> Sequence[int]:
     """The seeds [U] of the distinct batches of S models with these seeds: neighbours with one seed share their batches
     where all such groups are of one size; else each model has its own."""
@@ -220,6 +237,24 @@ def draw_order(n: int, seeds: Sequence[int], role: str, epoch: int) -> Tensor:
     """The order of the n examples in this epoch, one for each distinct seed: [U,n]."""
     drawn = {seed: torch.randperm(n, generator=generator(seed, role, "order", epoch)) for seed in dict.fromkeys(seeds)}
     return torch.stack([drawn[seed] for seed in distinct(seeds)])
+
+
+def draw_balanced(labels: Tensor, seeds: Sequence[int], role: str, epoch: int) -> Tensor:
+    """As many examples as there are labels [n], drawn with replacement so that each class is as likely: [U,n]."""
+    labels = labels.cpu()
+    by_class = labels.argsort(stable=True)
+    counts = labels.bincount()
+    present = counts.nonzero()[:, 0]
+    starts = counts.cumsum(0) - counts
+
+    def drawn(seed: int) -> Tensor:
+        own = generator(seed, role, "balanced", epoch)
+        classes = present[torch.randint(len(present), (len(labels),), generator=own)]
+        places = (torch.rand(len(labels), generator=own, dtype=torch.float64) * counts[classes]).long()
+        return by_class[starts[classes] + places.clamp(max=counts[classes] - 1)]
+
+    each = {seed: drawn(seed) for seed in dict.fromkeys(seeds)}
+    return torch.stack([each[seed] for seed in distinct(seeds)])
 
 
 def draw_augmentation(augment: Augment, n: int, seeds: Sequence[int], role: str, epoch: int) -> Tensor | None:

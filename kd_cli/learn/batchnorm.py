@@ -22,8 +22,12 @@ BATCHES = 64  # that the statistics are averaged over at most
 
 
 def tracked_norms(module: nn.Module) -> list[_NormBase]:
-    """The layers of a model that keep running statistics: BatchNorm, and InstanceNorm where it tracks them."""
-    return [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.running_mean is not None]
+    """The layers of a model that keep running statistics: BatchNorm, and InstanceNorm where it tracks them.
+
+    Those of frozen layers stay as they are, and are not among them.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, _NormBase)]
+    return [layer for layer in layers if layer.running_mean is not None and layer.track_running_stats]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kd_cli.errors import KdError, first_line
 from kd_cli.learn.batches import Block
-from kd_cli.learn.learner import Learner, Rate, UniformLearner
+from kd_cli.learn.learner import Learner, ModuleLearner, Rate, UniformLearner
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import is_recordable, make_recordable
 from kd_cli.learn.stacked.structure import instance_overrides
@@ -186,6 +186,9 @@ def recorded_steps(
         return steps
     if not isinstance(learner, UniformLearner):
         log.warning("steps are not recorded as CUDA graphs, and run one by one: several learners take turns")
+        return steps
+    if isinstance(learner, ModuleLearner) and not learner.recipe.plain:
+        log.warning("steps are not recorded as CUDA graphs, and run one by one: they do more than plain ones")
         return steps
     code = [learner.module, objective.method, *(teacher.modules if teacher is not None else ())]
     if (reason := why_not_recorded(learner.optimizer, code)) is not None:

@@ -26,7 +26,9 @@ from kd_cli.learn.batches import (
     Examples,
     batch_sizes,
     draw_augmentation,
+    draw_balanced,
     draw_order,
+    shares_of_steps,
 )
 from kd_cli.learn.batchnorm import estimate_statistics, tracked_norms, training_batches
 from kd_cli.learn.cuda_graphs import PlainSteps, RecordedSteps, Recorder, recorded_steps
@@ -53,6 +55,9 @@ class Plan:
     estimate_batchnorm: bool = False  # BatchNorm's statistics are estimated anew before each evaluation
     keep_best: bool = False  # keep the weights of the epoch with the best validation accuracy instead of the last
     diagnostics: bool = False  # log the sizes of each term's gradients
+    accumulate: int = 1  # batches whose gradients make one step
+    patience: int = 0  # epochs without a better validation accuracy after which training ends; 0 for all epochs
+    balanced: bool = False  # examples are drawn with replacement so that each class is as likely
     loss_balance: bool = False  # measure each term's share of the gradient at start, middle and end
     fill: Tensor | float = 0.0  # what moves in at the edge of a shifted image: black, normalised
 
@@ -81,11 +86,18 @@ class Training:
 
     def order(self, epoch: int) -> Tensor:
         """The examples of an epoch in the order of its batches, for each distinct seed: [U,N]."""
+        if self.plan.balanced:
+            return draw_balanced(self.train.labels, self.seeds, self.role, epoch)
         return draw_order(len(self.train), self.seeds, self.role, epoch)
+
+    @property
+    def steps(self) -> int:
+        """The steps of the optimiser in an epoch."""
+        return -(-len(self.sizes) // self.plan.accumulate)
 
     def progress_at(self, epoch: int) -> float:
         """The share of all steps made before the last one of this epoch; 0 before the first epoch."""
-        return max(0, epoch * len(self.sizes) - 1) / (self.plan.epochs * len(self.sizes))
+        return max(0, epoch * self.steps - 1) / (self.plan.epochs * self.steps)
 
     @functools.cached_property
     def steps_of_block(self) -> int:
@@ -164,7 +176,7 @@ def fit(
     if done == 0:
         add_balance(learner, training, outcomes, epoch=0)
     for epoch in range(done + 1, plan.epochs + 1):
-        if all(outcome.diverged for outcome in outcomes):
+        if all(outcome.diverged for outcome in outcomes) or ended_early(outcomes, plan):
             break
         started = time.perf_counter()
         train_epoch(learner, training, epoch, steps, observer)
@@ -190,6 +202,8 @@ def fit(
         if stop:
             observer.finish()
             raise Interrupted(f"stopped after epoch {epoch} of {plan.epochs}")
+    if ended_early(outcomes, plan) and len(outcomes[0].history) < plan.epochs:
+        add_balance(learner, training, outcomes, epoch=plan.epochs)
     take_last_weights(learner, training.train, outcomes)
     observer.finish()
     return outcomes
@@ -201,17 +215,19 @@ def train_epoch(
     """Make the steps of one epoch, block after block."""
     plan, train, sizes = training.plan, training.train, training.sizes
     order = training.order(epoch).to(train.device)
+    steps_of = shares_of_steps(sizes, plan.accumulate) if plan.accumulate > 1 else []
     draws = draw_augmentation(plan.augment, len(train), training.seeds, training.role, epoch)
     draws = None if draws is None else draws.to(train.device)
-    before, total = (epoch - 1) * len(sizes), plan.epochs * len(sizes)
+    before, total = (epoch - 1) * training.steps, plan.epochs * training.steps
     start = 0
     with learner.training(training.role, epoch):
         for first in range(0, len(sizes), training.steps_of_block):
             some = tuple(sizes[first : first + training.steps_of_block])
             part = slice(start, start := start + sum(some))
             augmented = None if draws is None else Augmented(plan.augment, draws[:, part], plan.fill)
-            progress = tuple((before + first + k) / total for k in range(len(some)))
-            block = Block(train, order[:, part], some, augmented, progress, epoch)
+            progress = tuple((before + (first + k) // plan.accumulate) / total for k in range(len(some)))
+            of_steps = tuple(steps_of[first : first + len(some)])
+            block = Block(train, order[:, part], some, augmented, progress, epoch, of_steps)
             steps(block, [float(plan.schedule(share)) for share in progress], observer.step)
 
 
@@ -287,6 +303,14 @@ def resume(state: dict[str, Any], learner: Learner) -> tuple[int, list[Outcome]]
     """Restore the learner from a snapshot; return the number of epochs done and the outcomes so far."""
     learner.load_state(state["learner"])
     return state["epoch"], [Outcome(**values) for values in state["outcomes"]]
+
+
+def ended_early(outcomes: Sequence[Outcome], plan: Plan) -> bool:
+    """Whether one model has been trained for `patience` epochs without a better result on the validation part."""
+    if not plan.patience or len(outcomes) > 1 or not outcomes[0].history:
+        return False
+    ranks = [(-row["val_accuracy"], row["val_nll"]) for row in outcomes[0].history]
+    return len(ranks) - 1 - ranks.index(min(ranks)) >= plan.patience
 
 
 def is_best(outcome: Outcome) -> bool:

@@ -16,6 +16,7 @@ from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import quick_step, set_rates
 from kd_cli.learn.outputs import FeatureHooks, Outputs
 from kd_cli.learn.randomness import Generators, global_stream
+from kd_cli.learn.recipe import PLAIN, AveragedWeights, Recipe, clip
 from kd_cli.learn.teachers import Teacher
 from kd_cli.losses import correct, single_precision
 from kd_cli.models.layers import Dropout, constrain_max_norm
@@ -181,8 +182,14 @@ class ModuleLearner(UniformLearner):
         seed: int,
         objective: Objective,
         autocast: Autocast = NO_AUTOCAST,
+        recipe: Recipe = PLAIN,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
+        """`frozen` are those of the module's parts that stay in eval mode."""
         self.module, self.optimizer, self.seed, self.autocast = module, optimizer, seed, autocast
+        self.recipe, self.frozen = recipe, frozen
+        self.average = AveragedWeights(module, recipe.ema) if recipe.ema else None
+        self.rate: Rate | None = None  # of the step whose gradients are being accumulated
         self.method = objective.method
         self.features = FeatureHooks(module, self.method.student_features, role="student")
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -202,12 +209,18 @@ class ModuleLearner(UniformLearner):
     @contextlib.contextmanager
     def training(self, role: str, epoch: int) -> Iterator[None]:
         self.generators.start(role, epoch)
+        if self.average is not None:
+            self.average.show(False)
         self.module.train()
+        for part in self.frozen:
+            part.training = False
         self.method.train()
         # A user's nn.Dropout knows only the global generator, so that one is seeded too.
         with global_stream(self.seed, role, "global", epoch, device=self.device):
             yield
         self.generators.end()
+        if self.average is not None:
+            self.average.show(True)
         self.module.eval()
         self.method.eval()
 
@@ -221,9 +234,14 @@ class ModuleLearner(UniformLearner):
     def step(self, batch: Batch, target: Outputs | None, objective: Objective, rate: Rate) -> None:
         student = self.outputs(batch.images)
         terms = objective(student, target, batch)
-        self.clear_gradients()
-        terms["loss"].sum().backward()
-        self.update(rate)
+        loss = terms["loss"].sum()
+        if self.rate is None:
+            self.clear_gradients()
+            self.rate = rate
+        (loss if batch.share == 1 else loss * batch.share).backward()
+        if batch.ends_step:
+            self.update(self.rate)
+            self.rate = None
         self.sums.add(terms, student.logits, batch.labels)
 
     def clear_gradients(self) -> None:
@@ -234,9 +252,13 @@ class ModuleLearner(UniformLearner):
     def update(self, rate: Rate) -> None:
         """Make an optimiser step from the gradients."""
         set_rates(self.optimizer, self.base_rates, rate)
+        if self.recipe.clip:
+            clip(self.trained, self.recipe.clip)
         self.optimizer_step()
         if self.bounded:
             constrain_max_norm(self.bounded, self.bounds)
+        if self.average is not None:
+            self.average.update()
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -267,12 +289,15 @@ class ModuleLearner(UniformLearner):
             "module": self.module.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **({} if self.average is None else {"average": self.average.state()}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state(state["average"])
 
 
 def ask(teacher: Teacher, batch: Batch, T: Tensor) -> Outputs:

@@ -43,7 +43,7 @@ class Run:
     def test(self, role: str, measure: str) -> float | None:
         """A test result of the teacher, the student_alone or the student; None where there is none."""
         report = self.summary.get(role)
-        value = report["test"].get(measure) if report else None
+        value = report["test"].get(measure) if report and report["test"] else None
         return None if value is None else float(value)
 
     def validation(self, measure: str) -> float | None:

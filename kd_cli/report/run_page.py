@@ -112,10 +112,15 @@ def _auto(run: Run) -> Figure | None:
     return Figure(f"How {' and '.join(facts['keys'])} was chosen", chart, note, key)
 
 
+def _tested(run: Run) -> dict[str, Any]:
+    """The test results of each role that has some: a teacher from a file need not have answered for test data."""
+    return {role: run.summary[role]["test"] for role in ROLES if run.summary.get(role) and run.summary[role]["test"]}
+
+
 def _classes(run: Run) -> Grid | None:
     """Each class's recall by role, the student's worst first; None for many classes and for runs that noted none."""
     names = run.summary.get("dataset", {}).get("class_names", [])
-    reports = {role: run.summary[role]["test"] for role in ROLES if run.summary.get(role)}
+    reports = _tested(run)
     if not 2 <= len(names) <= CLASSES or not all(report.get("recall") for report in reports.values()) or not reports:
         return None
     counts = run.summary["dataset"]["test_by_class"]
@@ -134,7 +139,7 @@ def _classes(run: Run) -> Grid | None:
 
 def _labels(run: Run) -> Grid | None:
     """Each independent label's results on the test part, by role; None for data with classes."""
-    reports = {role: run.summary[role]["test"] for role in ROLES if run.summary.get(role)}
+    reports = _tested(run)
     if not reports or not all(report.get("labels") for report in reports.values()):
         return None
     rows = []

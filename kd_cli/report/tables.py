@@ -192,7 +192,7 @@ def _csv_row(run: Run, comparison: Comparison, keys: Sequence[str], root: Path, 
     for role in reversed(ROLES):
         report = run.summary.get(role) or {}
         row[f"{role}_name"] = report.get("name", run.choices.get(role, ""))
-        row |= {f"{role}_{measure}": report.get("test", {}).get(measure) for measure in ("total", *MEASURES)}
+        row |= {f"{role}_{measure}": (report.get("test") or {}).get(measure) for measure in ("total", *MEASURES)}
         facts = ("parameters", "flops", "epochs", "seconds", "fingerprint")
         row |= {f"{role}_{fact}": report.get(fact) for fact in facts}
     return row | {"gap_closed": run.summary.get("gap_closed"), "cause": run.cause}
@@ -242,17 +242,20 @@ def role_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+MEASURES_OF_A_ROLE = (("errors", ",d"), ("accuracy", ".2%"), ("nll", ".4f"), ("ece", ".4f"), ("agreement", ".2%"))
+
+
 def role_row(name: str, report: Mapping[str, Any]) -> list[str]:
     """The row of one model."""
-    test, agree = report["test"], report["test"].get("agreement")
+    test = report["test"] or {}  # a teacher that is a file of answers may have none to test data
+
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
     return [
         name,
-        f"{test['errors']:,}",
-        f"{test['accuracy']:.2%}",
-        "" if test["nll"] is None else f"{test['nll']:.4f}",
-        "" if test["ece"] is None else f"{test['ece']:.4f}",
-        "" if agree is None else f"{agree:.2%}",
-        f"{report['parameters']:,}",
-        f"{report['flops'] / 1e6:,.2f}",
+        *(shown(test.get(key), form) for key, form in MEASURES_OF_A_ROLE),
+        shown(report["parameters"], ",d"),
+        "" if report["flops"] is None else f"{report['flops'] / 1e6:,.2f}",
         "stored" if report.get("from_store") else f"{report['seconds']:.1f}",
     ]

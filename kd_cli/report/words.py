@@ -180,6 +180,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if summary["student"] is None or summary["student_alone"] is None:
         return f"{weights}: there is no result to compare"
     alone, student = (summary[role]["test"]["errors"] for role in ("student_alone", "student"))
+    if summary["teacher"]["test"] is None:
+        return f"{weights}: {alone} errors alone, {student} distilled; the teacher's own are not known"
     if summary["gap_closed"] is None:
         return f"{weights}: {alone} errors alone, {student} distilled; the teacher is no better than the student alone"
     gap = alone - summary["teacher"]["test"]["errors"]
@@ -226,7 +228,7 @@ def _validation(alone: Mapping[str, Any], student: Mapping[str, Any]) -> str:
 def worst_class(summary: Mapping[str, Any]) -> str:
     """A sentence on the class of lowest recall, where that is clearly below the student's accuracy; else empty."""
     report = summary["student"] or summary["student_alone"] or summary["teacher"]
-    worst = report["test"].get("worst_class") if report else None
+    worst = report["test"].get("worst_class") if report and report["test"] else None
     if not worst or not worst["examples"] or worst["recall"] is None:
         return ""
     accuracy, n = report["test"]["accuracy"], worst["examples"]

@@ -26,10 +26,12 @@ from kd_cli.learn.optimizers import without_compiler
 from kd_cli.learn.outputs import sample_outputs
 from kd_cli.learn.peers import Peers
 from kd_cli.learn.randomness import global_stream
+from kd_cli.learn.recipe import Recipe, freeze_up_to
 from kd_cli.learn.stacked.closed_forms import has_closed_form
 from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner
 from kd_cli.learn.stacked.structure import is_trained_dense
 from kd_cli.learn.teachers import Teacher
+from kd_cli.losses import balanced_weights
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.models import build_module
 
@@ -96,10 +98,24 @@ def make_plan(data: DeviceData, spec: TrainSpec, role: str, *, diagnostics: bool
         augment=Augment(**spec.augment),
         fill=data.fill,
         keep_best=spec.keep == "best",
+        accumulate=spec.recipe.get("accumulate", 1),
+        patience=spec.recipe.get("patience", 0),
+        balanced=spec.recipe.get("sampling") == "balanced",
         estimate_batchnorm=spec.batchnorm == "estimate",
         diagnostics=diagnostics,
         loss_balance=role == "student",
     )
+
+
+def recipe_of(spec: TrainSpec) -> Recipe:
+    """What a model's training does beside plain steps."""
+    return Recipe(**{key: value for key, value in spec.recipe.items() if key in Recipe.__dataclass_fields__})
+
+
+def why_recipe_not(spec: TrainSpec) -> str | None:
+    """Why models with this recipe are trained one by one and not in a stack, or None."""
+    keys = [f"training.{key}" for key in spec.recipe if key != "sampling"]
+    return f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} for one model" if keys else None
 
 
 def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.optim.Optimizer:
@@ -107,9 +123,12 @@ def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.opti
         return build(task.spec.optimizer, parameters, where=key_of("optimizer", role))
 
 
-def trained_parameters(module: nn.Module, method: Method) -> list[Any]:
-    """The parameters of a model and its method, as an optimiser takes them; those without weight decay as a group."""
-    parameters = [*module.parameters(), *method.parameters()]
+def trained_parameters(module: nn.Module, method: Method, *, frozen: bool = False) -> list[Any]:
+    """The parameters of a model and its method, as an optimiser takes them; those without weight decay as a group.
+
+    With `frozen`, some of the model's are not trained, nor decayed.
+    """
+    parameters = [*(p for p in module.parameters() if p.requires_grad or not frozen), *method.parameters()]
     undecayed = method.undecayed()
     if not undecayed:
         return parameters
@@ -164,6 +183,7 @@ def make_training(
     spec = tasks[0].spec
     plan = make_plan(data, spec, role, diagnostics=diagnostics)
     modules = [build_module(task.spec, data.dataset, role=stream_of(role), device=data.device) for task in tasks]
+    frozen = frozen_parts(spec, modules[0])
     objective = make_objective(data, tasks)
     if teacher is not None:
         if objective.method.chooses_layers:
@@ -176,7 +196,7 @@ def make_training(
     with global_stream(spec.seed, stream_of(role), "method", device=data.device):
         objective.method.setup(setting)
     objective.method.to(data.device, data.dtype)
-    learner = make_learner(data, tasks, role, modules, objective)
+    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen)
     seeds = [task.spec.seed for task in tasks]
     return learner, Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
 
@@ -221,10 +241,12 @@ def make_peers(
     learners = []
     for task in tasks:
         module = build_module(task.spec, data.dataset, role=stream_of(role), device=data.device)
-        optimizer = make_optimizer(task, role, module.parameters())
+        frozen = frozen_parts(task.spec, module)
+        optimizer = make_optimizer(task, role, [p for p in module.parameters() if p.requires_grad or not frozen])
         plain = make_objective(data, [replace(task, method=HARD)])  # features and parameters are the objective's: none
         autocast = Autocast(data.device, data.precision)
-        learners.append(ModuleLearner(module, optimizer, seed=task.spec.seed, objective=plain, autocast=autocast))
+        own: Any = {"autocast": autocast, "recipe": recipe_of(task.spec), "frozen": frozen}
+        learners.append(ModuleLearner(module, optimizer, seed=task.spec.seed, objective=plain, **own))
     objective.method.setup(make_setting(objective.method, learners[0].module, teacher, data, plan))
     objective.method.to(data.device, data.dtype)
     seeds = [tasks[0].spec.seed]
@@ -232,14 +254,30 @@ def make_peers(
     return Peers(learners, data.device), training
 
 
+def frozen_parts(spec: TrainSpec, module: nn.Module) -> Sequence[nn.Module]:
+    """Freeze a model as its recipe says; return the frozen parts."""
+    path = spec.recipe.get("freeze")
+    return [] if path is None else freeze_up_to(module, path)
+
+
 def make_learner(
-    data: DeviceData, tasks: Sequence[TrainingTask], role: str, modules: Sequence[nn.Module], objective: Objective
+    data: DeviceData,
+    tasks: Sequence[TrainingTask],
+    role: str,
+    modules: Sequence[nn.Module],
+    objective: Objective,
+    *,
+    frozen: Sequence[nn.Module] = (),
 ) -> UniformLearner:
     """Several models as a stack; one as an ordinary module, unless its closed form is faster."""
     autocast = Autocast(data.device, data.precision)
     if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):
-        optimizer = make_optimizer(tasks[0], role, trained_parameters(modules[0], objective.method))
-        return ModuleLearner(modules[0], optimizer, seed=tasks[0].spec.seed, objective=objective, autocast=autocast)
+        spec = tasks[0].spec
+        trained = trained_parameters(modules[0], objective.method, frozen=bool(frozen))
+        own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen}
+        return ModuleLearner(
+            modules[0], make_optimizer(tasks[0], role, trained), seed=spec.seed, objective=objective, **own
+        )
     return StackedLearner(
         modules,
         lambda groups: make_optimizer(tasks[0], role, groups),
@@ -252,7 +290,8 @@ def make_learner(
 def closed_form_pays(task: TrainingTask, module: nn.Module, objective: Objective) -> bool:
     """Whether one model is trained by its closed form: a small dense network, where it takes 0.4 to 0.7 of the time."""
     return (
-        is_trained_dense(module)
+        why_recipe_not(task.spec) is None
+        and is_trained_dense(module)
         and sum(p.numel() for p in module.parameters()) <= SMALL
         and locate(task.spec.optimizer["_target_"]) in ELEMENTWISE
         and has_closed_form(objective.method)
@@ -264,7 +303,10 @@ def make_objective(data: DeviceData, tasks: Sequence[TrainingTask]) -> Objective
     methods = [build_method(task.method) for task in tasks]
     rows = [(task.T, task.alpha, task.beta) for task in tasks]
     weights = Weights(*torch.tensor(rows, dtype=data.dtype, device=data.device).T.contiguous())
-    return Objective(type(methods[0]).stack(methods), weights)
+    method = type(methods[0]).stack(methods)
+    if tasks[0].spec.recipe.get("class_weights") == "balanced":
+        method.weigh_classes(balanced_weights(data.train.labels, data.dataset.classes).to(data.dtype))
+    return Objective(method, weights)
 
 
 def make_setting(method: Method, student: nn.Module, teacher: Teacher | None, data: DeviceData, plan: Plan) -> Setting:

@@ -48,6 +48,8 @@ def _by_key(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield f"training.{name}", facts.get(name)
     for key, value in facts["augment"].items():
         yield f"training.{key}", value
+    for key, value in facts.get("recipe", {}).items():
+        yield f"training.{key}", value
     yield "precision", facts["precision"]
 
 

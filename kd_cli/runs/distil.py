@@ -25,6 +25,7 @@ from kd_cli.runs.loss_balance import small_terms
 from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.peers import peers_report
 from kd_cli.runs.pictures import pictures
+from kd_cli.runs.recipe_check import ended_early
 from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error, missed_classes, with_agreement
 from kd_cli.statistics import gap_closed
@@ -174,12 +175,13 @@ class Distillation:
         report = {"fingerprint": self.fingerprint(job, spec, task), **report, "from_store": False}
         report["loss_balance"] = outcome.balance
         unusual = unusual_weights(job, tasks, chosen)
-        for note in (*unusual, *small_terms(outcome.balance), *learned_temperatures(outcome)):
+        early = ended_early(title(job), spec, outcome)
+        for note in (*early, *unusual, *small_terms(outcome.balance), *learned_temperatures(outcome)):
             job.note(note)
         job.summary["student"] = with_agreement(report, logits, job.teacher)
         if (sentence := missed_classes(report["test"], data.dataset)) is not None:
             job.note(sentence)
-        if job.teacher is not None:
+        if job.teacher is not None and job.teacher.test is not None:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
         job.directory.write_student(outcome.state, record_student(spec, data.dataset, shift))

@@ -75,6 +75,8 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
         method.setup(setting)
     method.to(dtype=data.dtype)
     method.train()
+    if "class_weights" in config.student.recipe:
+        method.weigh_classes(torch.linspace(0.5, 2.0, data.dataset.classes, dtype=data.dtype))
     stacked = 1 if why_method_not(method) else 2
     try_method(method, setting, size=max(1, len(config.peers)) if method.couples_models else stacked)
     if method.couples_models and any(True for _ in method.parameters()):

@@ -98,7 +98,8 @@ def dry_run(jobs: Sequence[Job]) -> list[str]:
             parts = []
             for one in wanted:
                 known = session.store.get(one.key) is not None
-                new = "to train" if one.state is None else "to test, with the weights of teacher.checkpoint"
+                new = "to train" if one.is_trained else "to test, with the weights of teacher.checkpoint"
+                new = new if one.answers is None else one.answers.pending
                 state = "in the store" if known else "shared" if one.key in planned else new
                 planned.add(one.key)
                 parts.append(f"{one.title}: {state}")

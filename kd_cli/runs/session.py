@@ -11,8 +11,10 @@ from torch import Tensor
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
+from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
 from kd_cli.runs.advice import advice
+from kd_cli.runs.answering import check_answering, is_answers
 from kd_cli.runs.building import check_recipe
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import DeviceData
@@ -21,9 +23,10 @@ from kd_cli.runs.extended import extended_spec
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
 from kd_cli.runs.models import check_shape, forward_flops
+from kd_cli.runs.recipe_check import check_together, check_training
 from kd_cli.runs.stacks import Trainer
 from kd_cli.runs.summary import Report, ensemble_report, first_summary, results_on_test, validation, with_agreement
-from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_teacher
+from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_answers, wanted_teacher
 from kd_cli.runs.transfer import TransferSet, transfer_set
 from kd_cli.runs.transfer import key_of as transfer_key
 from kd_cli.runs.unstacked import log_unstacked
@@ -38,6 +41,7 @@ class Session:
         self.trainer = Trainer(checkpoints, store.root / "stack-sizes.json")
         self.transfers: dict[str, TransferSet] = {}
         self.user_weights: dict[str, Wanted] = {}
+        self.answers: dict[str, Wanted] = {}  # teachers that are no networks
         self.checked: set[tuple[str, str]] = set()  # fingerprints of models that take the data, and of sound recipes
         self.method_notes: dict[str, Sequence[str]] = {}  # of methods that were tried, by their fingerprint
         self.extended: dict[str, Node] = {}  # the models of students that their methods add parts to
@@ -84,6 +88,7 @@ class Session:
         unusual = unusual_weights(job, tasks) if len(tasks) == 1 else ()  # else of the setting that is chosen
         for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data), *unusual):
             self.note(job, sentence)
+        check_together(job.config, labelled=transfer.labelled)
         if not transfer.labelled:
             self.check_unlabelled(job)
         job.summary = first_summary(job, self.data, transfer)
@@ -96,7 +101,13 @@ class Session:
     def check_models(self, job: Job) -> None:
         """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
         roles = [("student", spec) for spec in job.config.peers or [job.config.student]]
-        for role, spec in [*roles, *([("teacher", job.config.teacher)] if job.needs_teacher else [])]:
+        if job.needs_teacher and is_answers(job.config.teacher):
+            assert job.method is not None
+            check_answering(job.config, job.method, augmented=Augment(**job.config.student.augment).enabled)
+            wanted_answers(self, job.config)
+        elif job.needs_teacher:
+            roles.append(("teacher", job.config.teacher))
+        for role, spec in roles:
             trained = role == "student" or job.config.checkpoint is None
             model = (role, fingerprint([spec.model, spec.normalize, spec.input, trained]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
@@ -106,11 +117,14 @@ class Session:
                 self.note(job, sentence)
             if recipe not in self.checked:
                 check_recipe(spec, role)
+            for sentence in check_training(spec, self.data.dataset, role):
+                self.note(job, sentence)
             self.checked |= {model, recipe}
         config, examples = job.config, len(self.transfer(job.config).examples)
         peers = [spec.model for spec in config.peers]
+        weighted = config.student.recipe.get("class_weights")
         models = [(spec.model, spec.input) for spec in (config.student, config.teacher)]
-        pair = fingerprint([config.method, models, config.members, examples, peers])
+        pair = fingerprint([config.method, models, config.members, examples, peers, weighted])
         if pair not in self.method_notes:
             self.method_notes[pair] = check_method(config, self.data, self.student_spec(job), examples=examples)
         for sentence in self.method_notes[pair]:
@@ -172,7 +186,7 @@ class Session:
             "name": spec.title,
             "parameters": sum(p.numel() for p in module.parameters()),
             "flops": self.flops[key],
-            "epochs": spec.epochs if outcome else None,
+            "epochs": len(outcome.history) if outcome else None,
             "seconds": round(outcome.seconds, 3) if outcome else 0.0,
             "val": validation(outcome) if outcome else None,
             "test": results_on_test(logits, self.data.dataset),

@@ -16,7 +16,7 @@ from kd_cli.config.fingerprint import fingerprint
 from kd_cli.learn.engine import BLOCK_LOGITS, fit
 from kd_cli.learn.stacked.learner import why_method_not, why_not
 from kd_cli.learn.teachers import Teacher
-from kd_cli.runs.building import TrainingTask, build_method, make_optimizer, make_training, stream_of
+from kd_cli.runs.building import TrainingTask, build_method, make_optimizer, make_training, stream_of, why_recipe_not
 from kd_cli.runs.device_data import DeviceData, device_name
 from kd_cli.runs.models import build_module
 from kd_cli.storage.files import read_json, write_json
@@ -39,7 +39,8 @@ def stack_size(
         return 1, None
     module = build_module(tasks[0].spec, data.dataset, role=stream_of(role), device=data.device)
     optimizer = make_optimizer(tasks[0], role, module.parameters())
-    reason = why_not(module, optimizer, data.train.first(1)[0]) or why_method_not(build_method(tasks[0].method))
+    reason = why_recipe_not(tasks[0].spec) or why_not(module, optimizer, data.train.first(1)[0])
+    reason = reason or why_method_not(build_method(tasks[0].method))
     if reason is not None:
         return 1, reason
     memory = memory_of_one(data, tasks[0], module)

@@ -110,7 +110,9 @@ class Trainer:
         """The stacks in the groups that are trained side by side: those of the plan, and new ones for the others."""
         alike: dict[str, list[list[str]]] = {}
         for keys in stacks:
-            alike.setdefault(cohort_key([members[key].task for key in keys]), []).append(keys)
+            tasks = [members[key].task for key in keys]
+            own = keys[0] if tasks[0].spec.recipe.get("patience") else ""  # it ends when it has to, by itself
+            alike.setdefault(cohort_key(tasks) + own, []).append(keys)
 
         def needed(cohort: list[list[str]]) -> bool:
             return any(members[key].needed() for keys in cohort for key in keys)
@@ -232,5 +234,6 @@ def parts(keys: list[str], size: int) -> list[list[str]]:
 
 def report_line(title: str, spec: TrainSpec, outcome: Outcome) -> str:
     """A line for the log on a finished training."""
-    epochs = f"{spec.epochs:,} epoch{'s' * (spec.epochs != 1)}"
+    n = len(outcome.history)
+    epochs = f"{n:,} epoch{'s' * (n != 1)}" + (f" of {spec.epochs:,}" if n < spec.epochs else "")
     return f"{title}: {epochs} in {outcome.seconds:.1f} s, {describe(outcome.history[-1:])}"

@@ -109,7 +109,7 @@ def ensemble_report(teacher: Ensemble, dataset: Dataset) -> Report:
         "epochs": first["epochs"],
         "seconds": round(sum(report["seconds"] for report in reports), 3),
         "val": None,
-        "test": results_on_test(teacher.test, dataset),
+        "test": None if teacher.test is None else results_on_test(teacher.test, dataset),
         "members": reports,
     }
 
@@ -117,7 +117,7 @@ def ensemble_report(teacher: Ensemble, dataset: Dataset) -> Report:
 def with_agreement(report: Report, logits: Tensor, teacher: Ensemble | None) -> Report:
     """A report with the share of the test examples that the model and the teacher put in the same class."""
     same = label_agreement if "labels" in report["test"] else agreement
-    agree = same(logits, teacher.test) if teacher is not None else None
+    agree = same(logits, teacher.test) if teacher is not None and teacher.test is not None else None
     return {**report, "test": {**report["test"], "agreement": agree}}
 
 

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli.answers.base import Answers
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.learn.engine import Interrupted, Outcome
 from kd_cli.learn.teachers import combine_logits
+from kd_cli.runs.answering import answered, facts_of, is_answers, make_answers
 from kd_cli.runs.building import TrainingTask, of_labels, stream_of
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.group import Member, Stage
 from kd_cli.runs.jobs import Job, failing, grouped
 from kd_cli.runs.model_notes import loaded_teacher_notes, output_notes
 from kd_cli.runs.models import load_module, predict_module, read_checkpoint
+from kd_cli.runs.recipe_check import ended_early
 from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error
 from kd_cli.storage.store import Entry
@@ -39,10 +42,16 @@ class Wanted:
     data: DeviceData  # whose training part it learns from
     state: dict[str, Tensor] | None = None  # the user's own weights
     notes: tuple[str, ...] = ()  # what was chosen, left out or filled in when they were read
+    answers: Answers | None = None  # a teacher that is no network
 
     @functools.cached_property
     def key(self) -> str:
         return fingerprint(self.facts)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is trained here, and not the user's weights or answers."""
+        return self.state is None and self.answers is None
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,12 @@ class Ensemble:
         return fingerprint([self.combine, *(entry.fingerprint for entry in self.members)])
 
     @functools.cached_property
-    def test(self) -> Tensor:
-        """Logits at T = 1 on the test data: [M,C]."""
-        members = torch.stack([entry.outputs()["test"] for entry in self.members])
+    def test(self) -> Tensor | None:
+        """Logits at T = 1 on the test data, [M,C]; None for a teacher that has not answered for them."""
+        outputs = [entry.outputs() for entry in self.members]
+        if "test" not in outputs[0]:
+            return None
+        members = torch.stack([each["test"] for each in outputs])
         return combine_logits(members, combine=self.combine, T=torch.ones(()))
 
 
@@ -71,6 +83,8 @@ class Ensemble:
 def wanted_teacher(session: Session, job: Job) -> list[Wanted]:
     """The members of the teacher: one network, or several that differ in their seed alone."""
     config = job.config
+    if is_answers(config.teacher):
+        return [wanted_answers(session, config)]
     if config.checkpoint is not None:
         key = fingerprint([config.checkpoint, config.checkpoint_key, config.teacher.identity("")])
         if key not in session.user_weights:
@@ -79,6 +93,18 @@ def wanted_teacher(session: Session, job: Job) -> list[Wanted]:
     specs = [replace(config.teacher, seed=config.teacher.seed + m) for m in range(config.members)]
     data = session.data.dataset.fingerprint
     return [Wanted({"kind": "teacher", **s.identity(data)}, s, f"teacher {s.title}", session.data) for s in specs]
+
+
+def wanted_answers(session: Session, config: RunConfig) -> Wanted:
+    """A teacher of answers, checked against the data."""
+    key = fingerprint([config.checkpoint, config.teacher.model, config.teacher.normalize, config.teacher.seed])
+    if key not in session.answers:
+        dataset = session.data.dataset
+        answers = make_answers(config)
+        answers.check(dataset)
+        facts = facts_of(answers, config, dataset.fingerprint)
+        session.answers[key] = Wanted(facts, config.teacher, f"teacher {answers.title}", session.data, answers=answers)
+    return session.answers[key]
 
 
 def wanted_alone(session: Session, job: Job) -> list[Wanted]:
@@ -163,7 +189,9 @@ class Shared:
             self.users[key][0].directory.will_train(key)
         for key in sorted(key for key in missing if self.models[key].state is not None):
             self._keep(key, None)
-        to_train = [model for model in self.models.values() if model.state is None]
+        for key in sorted(key for key in missing if self.models[key].answers is not None):
+            self._keep_answers(key)
+        to_train = [model for model in self.models.values() if model.is_trained]
         for models in grouped(to_train, lambda model: id(model.data.train)):
             if any(model.key in missing for model in models):
                 self._train_on_same_data(models, missing)
@@ -205,13 +233,25 @@ class Shared:
             if self.role == "teacher":  # on all of the training data, whatever the transfer set
                 outputs["train"] = predict_module(module, session.data.train)
             report = session.model_report(model.spec, module, outputs["test"], outcome)
+            early = [] if outcome is None else ended_early(model.title, model.spec, outcome)
             self.entries[key] = session.store.put(
                 key,
                 weights=state,
                 outputs=outputs,
-                report={**report, "notes": [*model.notes, *self._notes(model, module, outputs["test"])]},
+                report={**report, "notes": [*model.notes, *early, *self._notes(model, module, outputs["test"])]},
                 history=outcome.history if outcome else [],
                 facts=model.facts,
+            )
+            self.trained.add(key)
+
+    def _keep_answers(self, key: str) -> None:
+        """Put the answers of a teacher that is no network into the store."""
+        model, users = self.models[key], self.users[key]
+        assert model.answers is not None
+        with failing(users):
+            outputs, report = answered(model.answers, model.spec, model.data.dataset)
+            self.entries[key] = self.session.store.put(
+                key, weights={}, outputs=outputs, report=report, history=[], facts=model.facts
             )
             self.trained.add(key)
 

@@ -27,7 +27,11 @@ from kd_cli.storage.files import checksum, making, read_json, storage, tidy, wri
 
 log = logging.getLogger(__name__)
 
-KINDS = {"alone": "student alone", "checkpoint": "from a file"}  # how a listing names the kinds of facts
+KINDS = {
+    "answers": "answers",
+    "alone": "student alone",
+    "checkpoint": "from a file",
+}  # how a listing names the kinds of facts
 IN_USE = 3600.0  # seconds for which an entry that was looked up may still be read
 
 

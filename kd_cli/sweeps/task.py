@@ -275,12 +275,18 @@ def announcement(configs: Sequence[RunConfig], datasets: Sequence[str]) -> list[
 
     parts = [
         listed(datasets),
-        "teacher "
-        + listed([f"{c.teacher.title} ({'loaded' if c.checkpoint else plural(c.teacher.epochs)})" for c in configs]),
+        "teacher " + listed([_announced(c) for c in configs]),
         "student " + listed([f"{c.student.title} ({plural(c.student.epochs)})" for c in configs]),
         listed([str(resolve_device(c.device)) for c in configs]),
     ]
     return ["; ".join(parts)]
+
+
+def _announced(config: RunConfig) -> str:
+    """A teacher with how it comes about."""
+    answers = str(config.teacher.model["_target_"]).startswith("kd_cli.answers.")
+    how = "answers" if answers else "loaded" if config.checkpoint else plural(config.teacher.epochs)
+    return f"{config.teacher.title} ({how})"
 
 
 def plural(epochs: int) -> str:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.layers import Layer
@@ -80,7 +79,7 @@ class Attention(Stages):
                 for pair in self.pairs(student, teacher)
             ]
         ).sum()
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         loss = weights.alpha * self.weight * attention + weights.beta * hard
         return {"loss": loss, "attention": attention, "hard": hard}
 

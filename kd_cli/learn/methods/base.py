@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.outputs import Outputs
+from kd_cli.losses import hard_cross_entropy
 
 UNUSUAL = 3.0  # how many times a published weight must be exceeded, or fall short of, to be named
 
@@ -92,6 +93,7 @@ class Method(nn.Module, ABC):
     extends_student: bool = False  # whether the method adds parts to the student that are shipped with it
     couples_models: bool = False  # whether a student's loss depends on the other students
     couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
+    class_weights: Tensor | None = None  # of the labels' loss, [C]; set before training where they are asked for
     recordable: bool = False  # whether a step can be replayed without Python: nothing in forward changes but tensors
 
     @property
@@ -178,6 +180,16 @@ class Method(nn.Module, ABC):
         without_labels = replace(weights, beta=torch.zeros_like(weights.beta))
         soft = self(student, teacher, batch, without_labels)["loss"]
         return {"soft": soft, "hard": self(student, teacher, batch, weights)["loss"] - soft}
+
+    def hard_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross entropy with the labels at T = 1, [S] of [S,B,C] and [S,B]; by class where classes have weights."""
+        return hard_cross_entropy(logits, labels, self.class_weights)
+
+    def weigh_classes(self, weights: Tensor) -> None:
+        """Weigh the labels' loss by class, [C], in this method and in those that it is made of."""
+        for part in self.modules():
+            if isinstance(part, Method):
+                part.class_weights = weights
 
     def own_weights(self) -> Mapping[str, float]:
         """The numbers that the method multiplies alpha with, by their keys; "alpha" is 1, for methods without such."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Method, Setting, Terms, Weights
@@ -116,7 +115,7 @@ class Sum(Composite):
         self.of_labels = [not (method.has_alpha or method.needs_teacher) for method in self.methods]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         loss = torch.zeros_like(hard) if any(self.of_labels) else weights.beta * hard
         terms: dict[str, Tensor] = {}
         for name, factor, found in self._parts(student, teacher, batch, weights):
@@ -132,7 +131,7 @@ class Sum(Composite):
         }
         if not any(self.of_labels):
             labels = "hard" if "hard" not in terms else "labels"
-            terms[labels] = weights.beta * losses.hard_cross_entropy(student.logits, batch.labels)
+            terms[labels] = weights.beta * self.hard_loss(student.logits, batch.labels)
         return terms
 
     def unusual_weights(self, *, alpha: float, beta: float) -> list[str]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Setting, Terms, Weights
@@ -91,7 +90,7 @@ class CRD(FeatureMethod):
         ).sum()
         if self.training:
             self.remember(batch.index, ours.detach(), theirs.detach())
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.alpha * self.weight * crd + weights.beta * hard, "crd": crd, "hard": hard}
 
     @torch.no_grad()

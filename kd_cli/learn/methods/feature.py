@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Setting, Terms, Weights
@@ -89,7 +88,7 @@ class Feature(FeatureMethod):
             ours, theirs = self.vectors(ours, theirs)
             terms.append(DISTANCES[self.distance](project(ours), theirs))
         feature = torch.stack(terms).sum()
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.alpha * self.weight * feature + weights.beta * hard, "feature": feature, "hard": hard}
 
     def vectors(self, ours: Tensor, theirs: Tensor) -> Pair:

@@ -76,7 +76,7 @@ class Hints(Stages):
         assert teacher is not None
         pairs = self.pairs(student, teacher)
         hint = torch.stack([hint_loss(r(s), t) for r, (s, t) in zip(self.regressors, pairs, strict=True)]).sum()
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         if self.stages == 1:
             loss = weights.alpha * self.weight * hint + weights.beta * hard
             return {"loss": loss, "hint": hint, "hard": hard}

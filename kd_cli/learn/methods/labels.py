@@ -24,7 +24,7 @@ class Hard(Method):
     recordable = True
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.beta * hard, "hard": hard}
 
 
@@ -55,7 +55,7 @@ class LabelSmoothing(Method):
         return stacked
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         uniform = losses.uniform_cross_entropy(student.logits)
         share = self.smoothing.to(hard)
         return {"loss": weights.beta * ((1 - share) * hard + share * uniform), "soft": uniform, "hard": hard}

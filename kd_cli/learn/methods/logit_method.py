@@ -85,7 +85,7 @@ class LogitMethod(NumericKeys):
         if self.standardise:
             ours, theirs = standardised(ours, theirs)
         soft, terms = self.soft(ours, theirs, batch.labels, weights)
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.alpha * soft + weights.beta * hard, **terms, "hard": hard}
 
 

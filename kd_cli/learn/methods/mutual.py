@@ -33,5 +33,5 @@ class Mutual(Method):
         targets = torch.einsum("ij,jbc->ibc", share, others.exp())
         entropy = -(others.exp() * others).sum(-1).mean(-1)  # [S], of each peer's answers
         mutual = -(targets * log_p).sum(-1).mean(-1) - share @ entropy
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.alpha * weights.T**2 * mutual + weights.beta * hard, "mutual": mutual, "hard": hard}

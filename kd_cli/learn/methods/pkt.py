@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_cli import losses
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, FeatureMethod, Layers, embed, positive, unit_rows
@@ -43,7 +42,7 @@ class PKT(FeatureMethod):
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         pairs = [(embed(ours), embed(theirs)) for ours, theirs in self.pairs(student, teacher)]
         pkt = torch.stack([pkt_loss(*pair, diagonal=self.diagonal) for pair in pairs]).sum()
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.alpha * self.weight * pkt + weights.beta * hard, "pkt": pkt, "hard": hard}
 
 

@@ -51,6 +51,17 @@ def try_method(method: Method, setting: Setting, *, size: int) -> None:
     weights = Weights(*(torch.full((size,), value, device=device) for value in (2.0, 0.7, 0.4)))
 
     loss, gradient = _checked(method, name, student, teacher, batch, weights)
+    if method.class_weights is not None:
+        weighted = method.class_weights
+        method.weigh_classes(torch.ones_like(weighted))
+        plain = _checked(method, name, student, teacher, batch, weights)[0]
+        method.weigh_classes(weighted)
+        if _close(plain, loss):
+            raise ConfigError(
+                f"{name} does not weigh its loss by class, and class_weights=balanced is given",
+                hint="training.sampling=balanced draws the rare classes more often; a method of your own calls "
+                "self.hard_loss(logits, labels)",
+            )
     if size > 1 and not method.couples_models:
         for s in range(size):
             alone = _checked(method, name, _rows(student, s), teacher, _batch_of(batch, s), _weights_of(weights, s))[0]

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Terms, Weights
@@ -51,7 +50,7 @@ class Relational(FeatureMethod):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         pairs = [(embed(ours), embed(theirs)) for ours, theirs in self.pairs(student, teacher)]
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         terms: dict[str, Tensor] = {}
         relations = torch.zeros_like(hard)
         for name, weight, relation in (

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Setting, Terms, Weights
@@ -76,7 +75,7 @@ class Review(Stages):
             found, behind = fusion(ours, behind, theirs.shape[2:])
             terms.append(hierarchical_loss(found, theirs))
         review = torch.stack(terms).sum()
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         ramp = min(1.0, batch.progress / self.warmup) if self.warmup else 1.0
         loss = weights.alpha * ramp * self.weight * review + weights.beta * hard
         return {"loss": loss, "review": review, "hard": hard}

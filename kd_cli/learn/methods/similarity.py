@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_cli import losses
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.base import Published, Terms, Weights
 from kd_cli.learn.methods.features import AUTO, FeatureMethod, Layers, positive, unit_rows
@@ -34,7 +33,7 @@ class Similarity(FeatureMethod):
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         pairs = self.pairs(student, teacher)
         similarity = torch.stack([similarity_loss(*pair) for pair in pairs]).sum()
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         loss = weights.alpha * self.weight * similarity + weights.beta * hard
         return {"loss": loss, "similarity": similarity, "hard": hard}
 

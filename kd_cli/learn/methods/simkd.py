@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_cli import losses
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.layers import Layer, last_layer, trace
@@ -100,7 +99,7 @@ class SimKD(FeatureMethod):
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         ((ours, theirs),) = self.pairs(student, teacher)
         error = F.mse_loss(*same_size(ours, theirs))
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.alpha * self.weight * error + weights.beta * hard, "map": error, "hard": hard}
 
 

@@ -58,5 +58,5 @@ class Logits(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         assert teacher is not None
         soft = losses.logit_matching(student.logits, teacher.logits, center=self.center)
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.alpha * soft + weights.beta * hard, "soft": soft, "hard": hard}

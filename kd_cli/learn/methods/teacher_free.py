@@ -40,7 +40,7 @@ class TeacherFree(NumericKeys):
         label = batch.labels[..., None]
         made = torch.zeros_like(log_p).scatter(-1, label, margin[:, None, None].expand(label.shape))
         soft = divergence(made.log_softmax(-1), log_p).mean(-1)
-        hard = losses.hard_cross_entropy(student.logits, batch.labels)
+        hard = self.hard_loss(student.logits, batch.labels)
         return {"loss": weights.alpha * weights.T**2 * soft + weights.beta * hard, "soft": soft, "hard": hard}
 
     def margin(self, like: Tensor) -> Tensor:

@@ -1,0 +1,49 @@
+"""The later keys of a training checked against its model and data, and what a report says of them."""
+
+from __future__ import annotations
+
+from kd_cli.config.values import RunConfig, TrainSpec
+from kd_cli.data.source import Dataset
+from kd_cli.errors import ConfigError
+from kd_cli.learn.engine import Outcome
+from kd_cli.learn.recipe import freeze_up_to
+from kd_cli.runs.models import blank_module
+
+BY_CLASS = ("sampling", "class_weights")  # keys that need one class for each example
+
+
+def check_training(spec: TrainSpec, dataset: Dataset, role: str) -> list[str]:
+    """Sentences on what a training does otherwise than plainly. ConfigError for keys that its data or model exclude."""
+    section = "teacher_training" if role == "teacher" else "training"
+    for key in BY_CLASS:
+        if key in spec.recipe and dataset.multilabel:
+            raise ConfigError(f"{section}.{key} is for data with classes, and {dataset.name} has independent labels")
+    if "freeze" not in spec.recipe:
+        return []
+    module = blank_module(spec, dataset, role=role)
+    try:
+        freeze_up_to(module, spec.recipe["freeze"])
+    except ConfigError as error:
+        raise ConfigError(f"{section}.freeze: {role} {spec.title}: {error.message}", hint=error.hint) from error
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in module.parameters())
+    said = f"{section}.freeze={spec.recipe['freeze']}: {trained:,} of the {total:,} weights of {spec.title} are trained"
+    return [said]
+
+
+def check_together(config: RunConfig, *, labelled: bool) -> None:
+    """ConfigError for keys of the students' training that peers, or a transfer set without labels, exclude."""
+    for key in ("patience", "accumulate"):
+        if config.peers and key in config.student.recipe:
+            raise ConfigError(f"peers take every step together, and training.{key} is given", hint=f"leave {key} out")
+    for key in BY_CLASS:
+        if key in config.student.recipe and not labelled:
+            raise ConfigError(f"training.{key} needs the labels of the transfer set, and it has none")
+
+
+def ended_early(title: str, spec: TrainSpec, outcome: Outcome) -> list[str]:
+    """A sentence on a training that ended before its last epoch for want of a better result on validation data."""
+    n, patience = len(outcome.history), spec.recipe.get("patience", 0)
+    if not patience or n >= spec.epochs or outcome.diverged is not None:
+        return []
+    return [f"{title} ended after {n} of {spec.epochs} epochs: {patience} without a better validation accuracy"]
