@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,9 +268,7 @@ def test_students_learn_from_a_file_as_from_the_network_that_wrote_it(
     from safetensors.torch import load_file
 
     ran = kd_run(*TINY)
-    teacher = ran.summary["teacher"]["fingerprint"]
-    (entry,) = Path(tmp_path.parent).glob(f"**/{teacher}/outputs.safetensors") or [None]
-    outputs = load_file(entry)
+    outputs = load_file(Path(os.environ["KD_STORE"]) / ran.summary["teacher"]["fingerprint"] / "outputs.safetensors")
     data = prepare(digits(data_dir=tmp_path), val_fraction=0.16666667)
     rows = [[key, *row] for key, row in zip(keys_of(data.train), outputs["train"].tolist(), strict=True)]
     write_csv(tmp_path / "soft.csv", ["key", *data.class_names], rows)

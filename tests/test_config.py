@@ -317,7 +317,7 @@ def test_a_preset_is_a_method_with_its_weights(kd_run: Callable[..., Ran], prese
     assert composed[0] == composed[1]
 
 
-@pytest.mark.parametrize("word", ["grad_clip", "model", "learning_rate", "patience", "num_workers", "wandb", "T1"])
+@pytest.mark.parametrize("word", ["grad_clip", "model", "learning_rate", "cooldown", "num_workers", "wandb", "T1"])
 def test_a_word_like_no_key_gets_no_hint(word: str) -> None:
     from kd_cli.config.options import conf_dir, key_names
 

@@ -81,7 +81,7 @@ def in_order_of(file: AnswerFile, class_names: Sequence[str], where: str) -> dic
 
 def _array(path: Path, where: str) -> Tensor:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{where}: {path.name} cannot be read: {first_line(error)}", hint="np.save(FILE, array)"

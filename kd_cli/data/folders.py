@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.decoded import decoded
+from kd_cli.data.picture_lists import named_parts, read_list
 from kd_cli.data.pictures import Reading, notes, shown
+from kd_cli.data.sentences import sentence
 from kd_cli.data.source import Source, Split
 from kd_cli.data.splits import set_aside_by_class
-from kd_cli.data.tree import Classes, Tree, read_tree
+from kd_cli.data.tree import PICTURE, Classes, Search, Tree, read_tree
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.numeric import is_number, is_whole
 
@@ -22,6 +24,7 @@ def imagefolder(
     data_dir: str | Path,
     root: str,
     image_size: int,
+    files: str | None = None,
     test_fraction: float = 0.2,
     channels: int = 3,
     background: str | Sequence[int] = "white",
@@ -30,18 +33,21 @@ def imagefolder(
 
     Parts are called train, test and, if there is one, val, in the usual spellings. If `root` has none, the share
     `test_fraction` of each class is the test part. The shorter side of a picture is scaled to `image_size` and its
-    centre kept; transparent pixels show `background`. A relative `root` is looked for in the working directory, then in
-    `data_dir`. A folder without class folders gives unlabelled pictures. Raises DataError, which names the picture that
-    cannot be read.
+    centre kept; transparent pixels show `background`. `files` is a CSV file of `path,label` or `path,label,split` in
+    place of class folders, in the working directory or in `root`. A relative `root` is looked for in the working
+    directory, then in `data_dir`. A folder without class folders gives unlabelled pictures. Raises DataError, which
+    names the picture or the line that cannot be read.
     """
     reading = as_reading(image_size, channels, background)
     check_test_fraction(test_fraction)
     data_dir = Path(data_dir).expanduser()
     folder = folder_of(root, data_dir, hint="give the folder that holds one folder per class")
+    if files is not None:
+        return _listed(files, folder, reading, data_dir, test_fraction)
     tree = read_tree(folder)
-    files = files_of(tree)
-    images, facts, kept = decoded(folder, files, reading, data_dir)
-    names = tuple(shown(file.relative_to(folder)) for file in files)
+    found = files_of(tree)
+    images, facts, kept = decoded(folder, found, reading, data_dir)
+    names = tuple(shown(file.relative_to(folder)) for file in found)
     said = [*tree.notes, *notes(facts, reading), *kept]
     if folder != Path(root).expanduser().resolve():
         said.insert(0, f"there is no folder {root} here: the pictures are read from {shown(folder)}")
@@ -93,6 +99,35 @@ def check_test_fraction(test_fraction: float) -> None:
         raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
 
 
+def _listed(files: str, folder: Path, reading: Reading, data_dir: Path, test_fraction: float) -> Source:
+    """The pictures below a folder that a list names, one label each."""
+    asked = Path(files).expanduser()
+    path = asked if asked.is_file() else folder / asked
+    lines = read_list(path, folder, several=False, key="dataset.files")
+    class_names = tuple(sorted({label for line in lines for label in line.labels}))
+    images, facts, kept = decoded(folder, [line.file for line in lines], reading, data_dir)
+    place = {name: c for c, name in enumerate(class_names)}
+    labels = torch.tensor([place[label] for line in lines for label in line.labels])
+    everything = Split(images, labels, tuple(shown(line.file.relative_to(folder)) for line in lines))
+    said = [*notes(facts, reading), *kept]
+    listed = {line.file for line in lines}
+    if others := sum(file.resolve() not in listed for file in Search(PICTURE).files(folder)):
+        said.insert(
+            0,
+            sentence(
+                "{n} {pictures} of {name} {is} not in {list}, and not used", others, name=folder.name, list=path.name
+            ),
+        )
+    if (parts := named_parts(lines, shown(path))) is not None:
+        splits = {part: _take(everything, positions) for part, positions in parts.items()}
+        return _source(folder, class_names, splits["train"], splits["test"], splits.get("val"), said)
+    train, test = _test_part(folder, everything, test_fraction, "picture")
+    said.append(
+        f"{path.name} names no test part: {len(test)} of its {len(lines)} pictures test, the same share of each class"
+    )
+    return _source(folder, class_names, train, test, None, said)
+
+
 def _source(
     folder: Path, class_names: tuple[str, ...], train: Split, test: Split, val: Split | None, said: list[str]
 ) -> Source:
@@ -123,12 +158,12 @@ def _test_part(folder: Path, everything: Split, test_fraction: float, noun: str)
             f"{shown(folder)} has {total} {noun}s, and test_fraction={test_fraction} makes {count} the test part",
             hint=f"it needs some to test on and some to train on: more {noun}s, or another test_fraction",
         )
+    return _take(everything, kept), _take(everything, held)
 
-    def take(positions: Tensor) -> Split:
-        names = tuple(everything.names[i] for i in positions.tolist())
-        return Split(everything.images[positions], everything.labels[positions], names)
 
-    return take(kept), take(held)
+def _take(split: Split, positions: Tensor) -> Split:
+    names = tuple(split.names[i] for i in positions.tolist())
+    return Split(split.images[positions], split.labels[positions], names)
 
 
 def _labels(classes: Classes) -> Tensor:

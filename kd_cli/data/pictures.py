@@ -127,36 +127,49 @@ def decode(file: Path, reading: Reading) -> tuple[Tensor, int]:
 
     try:
         with Image.open(file, formats=formats()) as opened:
-            facts = Fact(0)
-            if getattr(opened, "is_animated", False):  # only the classes of formats with frames have it
-                facts |= Fact.FRAMES
-            side = min(opened.size)
-            if opened.size != (side, side):
-                facts |= Fact.CROPPED
-            if side < reading.size:
-                facts |= Fact.ENLARGED
-            if side >= LARGE:
-                # A JPEG decoder scales by 1/2, 1/4 or 1/8 in a fraction of the time, to no less than twice the size.
-                opened.draft(opened.mode, (2 * reading.size, 2 * reading.size))
-            upright, turned = _upright(opened)
-            eight_bits, depth = _eight_bits(upright, opened.format)
-            opaque, transparent = _opaque(eight_bits, reading.background)
-            facts |= turned | depth | transparent | (Fact.CMYK if opaque.mode == "CMYK" else Fact(0))
-            picture = opaque.convert("RGB" if reading.channels == 3 else "L")
-        width, height = picture.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        # The centre first and then the scale: the same picture, and a very long one needs no more memory.
-        square = picture.resize(
-            (reading.size, reading.size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-        )
+            pixels, facts = _squared(opened, reading)
     except Exception as error:  # a damaged file raises whatever its decoder likes
         raise DataError(
             f"the picture {shown(file)} cannot be used: {error or type(error).__name__}",
             hint="repair it or take it away",
         ) from error
+    return pixels, int(facts)
+
+
+def square_of(picture: Image.Image, reading: Reading) -> Tensor:
+    """A picture of PIL -> [channels, size, size] uint8."""
+    return _squared(picture, reading)[0]
+
+
+def _squared(opened: Image.Image, reading: Reading) -> tuple[Tensor, Fact]:
+    """The centre of a picture in the reading's size and channels, [channels, size, size], and what was done to it."""
+    from PIL import Image
+
+    facts = Fact(0)
+    if getattr(opened, "is_animated", False):  # only the classes of formats with frames have it
+        facts |= Fact.FRAMES
+    side = min(opened.size)
+    if opened.size != (side, side):
+        facts |= Fact.CROPPED
+    if side < reading.size:
+        facts |= Fact.ENLARGED
+    if side >= LARGE:
+        # A JPEG decoder scales by 1/2, 1/4 or 1/8 in a fraction of the time, to no less than twice the size.
+        opened.draft(opened.mode, (2 * reading.size, 2 * reading.size))
+    upright, turned = _upright(opened)
+    eight_bits, depth = _eight_bits(upright, opened.format)
+    opaque, transparent = _opaque(eight_bits, reading.background)
+    facts |= turned | depth | transparent | (Fact.CMYK if opaque.mode == "CMYK" else Fact(0))
+    picture = opaque.convert("RGB" if reading.channels == 3 else "L")
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    # The centre first and then the scale: the same picture, and a very long one needs no more memory.
+    square = picture.resize(
+        (reading.size, reading.size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+    )
     pixels = torch.from_numpy(np.array(square))
-    return pixels.unsqueeze(0) if reading.channels == 1 else pixels.permute(2, 0, 1), int(facts)
+    return pixels.unsqueeze(0) if reading.channels == 1 else pixels.permute(2, 0, 1), facts
 
 
 def shown(path: str | Path) -> str:

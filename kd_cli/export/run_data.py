@@ -20,6 +20,7 @@ OWN_DATA = (
     "kd_cli.data.lists.imagelist",
     "kd_cli.data.table.table",
     "kd_cli.data.torchvision.torchvision_dataset",
+    "kd_cli.data.torchvision_any.any_dataset",
 )
 
 
