@@ -20,6 +20,7 @@ from kd_cli.config.options import conf_dir
 pytestmark = pytest.mark.slow
 
 OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besides SMALL
+    "born_again": [["seed=0", "teacher.hidden=[8]", "student.hidden=[8]"]],
     "cifar100_field": [["-m", "seed=0", "teacher.widths=[4,4,8,8]", "student.widths=[4,4,8,8]"]],
     "methods_digits": [
         ["seed=0,1", "T=4", "alpha=1", "teacher.hidden=[8]", "student.hidden=[8]"],
@@ -29,6 +30,7 @@ OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besid
         ["seed=0", "T=4", "alpha=1"],
         ["seed=0", "T=4", "alpha=1", "method=attention,feature,hints,similarity,relational,pkt,crd,review"],
     ],
+    "teacher_assistant": [["seed=0", "T=4", "teacher.hidden=[8]", "student.hidden=[8]"]],
 }
 EXPERIMENTS = sorted({file.stem for file in (conf_dir() / "experiment").glob("*.yaml")} - OF_THE_FIELD.keys())
 SMALL = ("dataset=digits", "teacher.hidden=[8]", "training.epochs=1", "teacher_training.epochs=1")
