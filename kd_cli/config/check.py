@@ -53,6 +53,7 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
             check_own_keys(checked[group], OptimizerKeys, group)
     check_transfer(checked["transfer"], checked["alpha"])
     check_peers(checked["peers"])
+    check_chain(checked["teacher"]["chain"], checked)
     check_together(checked)
     return checked
 
@@ -156,6 +157,25 @@ def check_peers(peers: Any) -> None:
         )
     if n < 2:
         raise ConfigError(f"peers is {peers!r}: peers learn from each other, and it takes two", hint="peers=2")
+
+
+def check_chain(chain: Any, v: dict[str, Any]) -> None:
+    """ConfigError for assistants between teacher and student that cannot be."""
+    if (chain is not None or v["teacher"]["generations"] > 1) and "auto" in (v["T"], v["alpha"]):
+        raise ConfigError(
+            "T=auto and alpha=auto choose for the run's student, and teacher.chain and teacher.generations train "
+            "other models before it",
+            hint="give T and alpha, or sweep over them: kd-run -m T=1,2,4",
+        )
+    if chain is None:
+        return
+    if not isinstance(chain, list) or not chain:
+        raise ConfigError(
+            f"teacher.chain is {chain!r}; it must be a list of one model or more",
+            hint="teacher.chain=[smallmlp], or null for a student that the teacher itself teaches",
+        )
+    if v["teacher"]["generations"] > 1:
+        raise ConfigError("teacher.chain and teacher.generations are both given", hint="give one of them")
 
 
 def check_together(v: dict[str, Any]) -> None:

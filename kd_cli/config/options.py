@@ -38,6 +38,8 @@ OWN_COMMENTS = {
     "student.input": "what it sees of an example, as for the teacher, which may see more",
     "teacher.members": "networks that answer together, trained alike but for their seeds",
     "teacher.combine": "how members' probabilities are averaged: geometric or arithmetic",
+    "teacher.chain": "assistants between teacher and student, by name: [mediummlp], [{model: smallmlp, hidden: [300]}]",
+    "teacher.generations": "students of the same architecture, each taught by the one before; the last is the run's",
 }
 
 Options = Mapping[str, Mapping[str, Path]]  # group -> option -> file
@@ -129,19 +131,25 @@ def data_node(value: Any, conf_dirs: Sequence[Path], like: Mapping[str, Any] | N
     return node | size | {key: item for key, item in own.items() if key != "name"}
 
 
-def named_models(names: Sequence[Any], conf_dirs: Sequence[Path]) -> list[tuple[str, Any]]:
-    """Return the names with the nodes of the models that they are options of."""
+def named_models(key: str, given: Sequence[Any], conf_dirs: Sequence[Path]) -> list[tuple[str, Any]]:
+    """Return the names with the nodes of the models that they are options of; `key` is where they are given.
+
+    A model is named by its option, `smallmlp`, or with keys of its own, `{model: smallmlp, hidden: [300]}`.
+    """
     known = groups(conf_dirs)["student"]
-    for name in names:
+    found = []
+    for one in given:
+        own = dict(one) if isinstance(one, Mapping) else {"model": one}
+        name = own.pop("model", None)
         if name not in known:
             close = did_you_mean(str(name), known)
             hint = " ".join(filter(None, (close, f"it can be {', '.join(sorted(known))}")))
-            raise ConfigError(f"peers names {name!r}, and there is no such model", hint=hint)
-    nodes = {name: yaml.safe_load(known[name].read_text(encoding="utf-8")) for name in names}
-    for name, node in nodes.items():
+            raise ConfigError(f"{key} names {name!r}, and there is no such model", hint=hint)
+        node = yaml.safe_load(known[name].read_text(encoding="utf-8"))
         if "defaults" in node:
-            raise ConfigError(f"peers names {name}, whose file has a defaults list: write its keys out to use it there")
-    return [(name, nodes[name]) for name in names]
+            raise ConfigError(f"{key} names {name}, whose file has a defaults list: write its keys out to use it there")
+        found.append((name, node | own))
+    return found
 
 
 # ---------------------------------------------------------------- what a command composes

@@ -19,6 +19,8 @@ from kd_cli.config.schema import OWN_KEYS, RECIPE, Training, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 
+LINK_SEEDS = 1000  # between the seeds of two links of a chain: chains of teachers with seeds 0, 1, 2 share none
+
 
 def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, Any] | None = None) -> RunConfig:
     """Check a composed configuration and return it as plain values; `choices` are the groups' option names.
@@ -55,6 +57,8 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, A
         store_dir=folder(v["store_dir"], "KD_STORE", ""),
         every=interval("checkpoint.every", v["checkpoint"]["every"]),
         peers=peers(v, choices),
+        chain=assistants(v, own, choices),
+        generations=own["generations"],
         resume=v["resume"] is not None,
     )
 
@@ -130,6 +134,30 @@ def peers(v: dict[str, Any], choices: Mapping[str, Any]) -> tuple[TrainSpec, ...
         replace(student, name=name, model=node, seed=student.seed + k) for k, (name, node) in enumerate(given) if k
     ]
     return (student, *others)
+
+
+def assistants(v: dict[str, Any], own: Mapping[str, Any], choices: Mapping[str, Any]) -> tuple[TrainSpec, ...]:
+    """Return the models between teacher and student, which are trained as the student is.
+
+    Their seeds depend on the teacher's, so that students of several seeds share them. Raises ConfigError.
+    """
+    student = train_spec(v, "student", v["student"], choices)
+    named = [(student.name, student.model)] * (own["generations"] - 1)
+    if own["chain"] is not None:
+        named = [(name, node) for name, node in own["chain"]]
+        teacher = {key: value for key, value in v["teacher"].items() if key not in own}
+        seen = [("the teacher", teacher), ("the student", student.model)]
+        for k, (name, node) in enumerate(named):
+            if (other := next((what for what, known in seen if known == node), None)) is not None:
+                raise ConfigError(
+                    f"teacher.chain loops: its model {k + 1}, {name}, is {other} again",
+                    hint="other models or sizes; teacher.generations=3 trains one architecture several times",
+                )
+            seen.append((f"model {k + 1}", node))
+    seed = v["teacher_training"]["seed"]
+    return tuple(
+        replace(student, name=name, model=node, seed=seed + LINK_SEEDS * k) for k, (name, node) in enumerate(named, 1)
+    )
 
 
 def transfer_set(values: dict[str, Any]) -> Transfer:

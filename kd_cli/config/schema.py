@@ -166,6 +166,8 @@ class TeacherKeys:
     input: Any = field(default=None, metadata=allowed(view=True))
     members: int = field(default=1, metadata=allowed(whole=True, least=1, most=1000))
     combine: str = field(default=COMBINE[0], metadata=allowed(choices=COMBINE))
+    chain: Any = None  # models between teacher and student: `check_chain`
+    generations: int = field(default=1, metadata=allowed(whole=True, least=1, most=100))
 
 
 @dataclass

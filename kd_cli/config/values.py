@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,8 @@ class RunConfig:
     store_dir: Path
     every: tuple[int, float] = (1, 0.0)  # epochs or seconds between two saved states
     peers: tuple[TrainSpec, ...] = ()  # the students that learn from each other, of which the first is `student`
+    chain: tuple[TrainSpec, ...] = ()  # assistants between teacher and student, each taught by the one before
+    generations: int = 1  # trainings of the student's architecture; those before the last are the `chain`
     resume: bool = False  # keep a finished run that the directory holds, repeat an unfinished one
     record: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what run.json keeps for reports
 
@@ -101,6 +103,17 @@ class RunConfig:
                 *(str(self.data_dir), str(self.store_dir)),
             ]
         )
+
+    def links(self) -> list[RunConfig]:
+        """Return the run as one teacher and one student at a time: each of the `chain`, and last the run's student."""
+        own = [replace(self, student=spec, chain=(), peers=()) for spec in self.chain]
+        links = [*own, replace(self, chain=())]
+        first, *others = links
+        taught = [
+            replace(link, teacher=before.student, checkpoint=None, checkpoint_key=None, members=1)
+            for before, link in zip(links, others, strict=False)
+        ]
+        return [first, *taught]
 
     def settings(self) -> list[tuple[float, float]]:
         """Return the pairs of T and alpha to train: one pair, or the grid that "auto" chooses from."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.report.answers import answer
+from kd_cli.report.chains import assistants, link_name, together
 from kd_cli.report.compare import AVERAGED, FIRST, MEASURES, Comparison, Setting, baselines, value_of
 from kd_cli.report.differences import from_alone, from_soft_targets, tuned_methods
 from kd_cli.report.read import Run
@@ -86,11 +87,14 @@ def _comparison_table(comparison: Comparison) -> str:
         first, *more = _measures(setting.student)
         versus = [_versus(value) for value in (from_alone(setting), from_soft_targets(setting, comparison))]
         rows.append([name + mark, first, more[0], *versus, *more[1:], percent(setting.gap_closed), counts(setting)])
+    others = together(comparison)
     for role in ("student_alone", "teacher"):
+        others += assistants(comparison) if role == "teacher" else []
         for which, stats in baselines(comparison, role):
-            name = f"{ROLE_NAMES[role]} ({which})" if which else ROLE_NAMES[role]
-            first, *more = _measures(stats)
-            rows.append([name, first, more[0], "", "", *more[1:], "", str(stats["errors"].n)])
+            others.append((f"{ROLE_NAMES[role]} ({which})" if which else ROLE_NAMES[role], stats))
+    for name, stats in others:
+        first, *more = _measures(stats)
+        rows.append([name, first, more[0], "", "", *more[1:], "", str(stats["errors"].n)])
     _narrow(rows)
     return f"{head}\n\n{align(rows)}\n{_legend(comparison)}\n{_methods(comparison)}{sentences}"
 
@@ -230,10 +234,16 @@ def role_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     Of students that learned from each other, the others follow, each alone and by the method.
     """
     rows = [["", "errors", "accuracy", "NLL", "ECE", "agrees", "parameters", "MFLOPs", "seconds"]]
+    generations = summary.get("generations")
     for role in ROLES:
         if (report := summary[role]) is not None:
             by = f" by {summary['method']}" if role == "student" else ""
             rows.append(role_row(f"{ROLE_NAMES[role]}{by} ({report['name']})", report))
+        if role == "teacher":
+            rows += chain_rows(summary)
+    if generations:
+        name = f"generations 1 to {generations['members']} together, {generations['combine']} mean"
+        rows.append(role_row(name, generations))
     for k, report in enumerate(summary.get("peers", {}).get("peers", ())):
         if k:
             which = f"({report['name']}, seed {report['seed']})"
@@ -243,6 +253,14 @@ def role_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 MEASURES_OF_A_ROLE = (("errors", ",d"), ("accuracy", ".2%"), ("nll", ".4f"), ("ece", ".4f"), ("agreement", ".2%"))
+
+
+def chain_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each model between teacher and student, in the order in which they teach each other."""
+    return [
+        role_row(f"{link_name(summary, k)} by {summary['method']} ({report['name']})", report)
+        for k, report in enumerate(summary.get("chain", ()))
+    ]
 
 
 def role_row(name: str, report: Mapping[str, Any]) -> list[str]:
@@ -257,5 +275,5 @@ def role_row(name: str, report: Mapping[str, Any]) -> list[str]:
         *(shown(test.get(key), form) for key, form in MEASURES_OF_A_ROLE),
         shown(report["parameters"], ",d"),
         "" if report["flops"] is None else f"{report['flops'] / 1e6:,.2f}",
-        "stored" if report.get("from_store") else f"{report['seconds']:.1f}",
+        "stored" if report.get("from_store") else f"{report['seconds']:.1f}" if "seconds" in report else "",
     ]

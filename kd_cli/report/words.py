@@ -175,6 +175,10 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if summary["teacher"] is None:
         return f"{summary['method']} has no teacher; T = {show(summary['T'])} is not used"
     weights = ", ".join(f"{key} = {show(summary[key])}" for key in ("T", "alpha", "beta"))
+    if "generations" in summary:
+        weights += f", generation {summary['generations']['members']}"
+    elif summary.get("chain"):
+        weights += f", by way of {', '.join(link['name'] for link in summary['chain'])}"
     if "auto" in summary:
         weights += f" ({' and '.join(summary['auto']['keys'])} chosen on validation data)"
     if summary["student"] is None or summary["student_alone"] is None:

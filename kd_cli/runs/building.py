@@ -82,7 +82,7 @@ def without_stackable_keys(node: Any) -> Any:
 
 def stream_of(role: str) -> str:
     """The name of the random streams: the student alone and the distilled student share theirs."""
-    return "teacher" if role == "teacher" else "student"
+    return role if role in ("teacher", "assistant") else "student"
 
 
 def key_of(section: str, role: str) -> str:

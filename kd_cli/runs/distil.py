@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.config.values import TrainSpec
 from kd_cli.export.load import record_student
-from kd_cli.learn.augment import Augment
 from kd_cli.learn.engine import Outcome
 from kd_cli.learn.methods.base import is_temperature
-from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
 from kd_cli.metrics import matching_shift, oracle_shift
 from kd_cli.runs.auto import choice_report, choose
 from kd_cli.runs.building import TrainingTask
+from kd_cli.runs.chains import generations_report
 from kd_cli.runs.group import Beside, Member, Stage
 from kd_cli.runs.jobs import Job, alive, failing
 from kd_cli.runs.loss_balance import small_terms
@@ -28,6 +27,7 @@ from kd_cli.runs.pictures import pictures
 from kd_cli.runs.recipe_check import ended_early
 from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error, missed_classes, with_agreement
+from kd_cli.runs.teaching import taught_by, teacher_of
 from kd_cli.statistics import gap_closed
 from kd_cli.storage.run_dir import SUMMARY
 
@@ -65,13 +65,6 @@ def learned_temperatures(outcome: Outcome) -> list[str]:
 def title(job: Job) -> str:
     """A job's student in messages."""
     return f"student {job.config.student.title} by {job.config.method_name}"
-
-
-def needs_live_teacher(job: Job) -> bool:
-    """Whether a teacher of the job's student must see the student's own images, or run for its features."""
-    assert job.method is not None
-    reads_features = job.method.chooses_layers or bool(job.method.teacher_features)
-    return reads_features or Augment(**job.config.student.augment).enabled
 
 
 def trained_with(beside: Beside) -> dict[str, Any] | None:
@@ -127,12 +120,11 @@ class Distillation:
                 report_ended()
 
     def stage(self) -> Stage:
-        teacher = self.jobs[0].summary["teacher"]
         return Stage(
             replace(self.session.data, train=self.transfer.examples),
             "student",
-            teacher=self.teacher(alive(self.jobs)[0]),
-            subject=fingerprint([teacher and teacher["fingerprint"], self.transfer.facts]),
+            teacher=teacher_of(self.session, alive(self.jobs)[0]),
+            subject=fingerprint([taught_by(self.jobs[0].summary), self.transfer.facts]),
             diagnostics=self.config.diagnostics,
         )
 
@@ -141,22 +133,6 @@ class Distillation:
         result, peers = job.path.absolute() / SUMMARY, name if job.config.peers else ""
         task = self.tasks[id(job)][k]
         return Member(f"{name} {k}", task, title(job), job.path.name, result, lambda: not job.ended, peers)
-
-    def teacher(self, job: Job) -> Teacher | None:
-        """The teacher as the student meets it: its stored logits, or live where the student's input is augmented."""
-        if job.teacher is None:
-            return None
-        ensemble, data, index = job.teacher, self.session.data, self.transfer.index
-        live = needs_live_teacher(job)
-        if not live and index is not None:
-            logits = torch.stack([entry.outputs()["train"][index] for entry in ensemble.members])
-        else:
-            spec = job.config.teacher
-            modules = [load_module(spec, entry.weights(), data, role="teacher") for entry in ensemble.members]
-            if live:
-                return LiveTeacher(modules, combine=ensemble.combine)
-            logits = torch.stack([predict_module(module, self.transfer.examples) for module in modules])
-        return CachedTeacher(logits.to(data.device), combine=ensemble.combine)
 
     def finish(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Choose among the settings where there are several, test the student, write the run's files."""
@@ -185,6 +161,8 @@ class Distillation:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
         job.directory.write_student(outcome.state, record_student(spec, data.dataset, shift))
+        if job.config.generations > 1:
+            job.summary["generations"] = generations_report(self.session, job, logits)
         if job.config.peers:
             job.summary["peers"] = peers_report(self.session, job, outcomes, shift)
         self.write_pictures(job, logits, T=task.T)
@@ -215,7 +193,7 @@ class Distillation:
             **spec.identity(self.session.data.dataset.fingerprint),
             "method": job.config.method,
             "weights": [task.T, task.alpha, task.beta],
-            "teacher": job.teacher and job.teacher.fingerprint,
+            "teacher": job.taught_by and job.taught_by.fingerprint,
             "transfer": self.transfer.facts,
         }
         if job.config.peers:

@@ -20,6 +20,7 @@ from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.progress import OnEpoch, Progress
 
 KINDS = {"teacher": "teachers", "student_alone": "students alone", "student": "students"}
+KINDS |= {"assistant": "assistants"}
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ class Job:
     rundir: RunDir | None = None
     method: Method | None = None
     teacher: Ensemble | None = None
+    taught_by: Ensemble | None = None  # what teaches the student: the last of the assistants, else the teacher
+    assistants: list[Entry] = field(default_factory=list)  # between teacher and student
     alone: Entry | None = None  # the student without a teacher; of peers, the first
     peers_alone: Sequence[Entry] = ()
     identity: str = ""  # a random number of the run's own, which also names its unfinished training

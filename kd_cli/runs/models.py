@@ -35,6 +35,9 @@ from kd_cli.storage.weight_files import SAVE, WeightFile, read_weight_file
 TORCHVISION = "kd_cli.models.torchvision.torchvision_model"
 
 
+WHERE = {"teacher": "teacher", "assistant": "teacher.chain"}  # the key of a role's model, where it is not `student`
+
+
 def build_module(spec: TrainSpec, dataset: Dataset, *, role: str, device: torch.device | str = "cpu") -> nn.Module:
     """The model of a spec with its initial weights, which depend on the seed and the role alone."""
     # Built on the CPU: the same weights on every device.
@@ -56,7 +59,7 @@ def blank_module(spec: TrainSpec, dataset: Dataset, *, role: str) -> nn.Module:
 
 
 def _built(spec: TrainSpec, dataset: Dataset, role: str) -> nn.Module:
-    where = "teacher" if role == "teacher" else "student"
+    where = WHERE.get(role, "student")
     try:
         shape = seen_shape(spec.input, dataset.shape)
         built = build(spec.model, where=where, input_shape=shape, num_classes=dataset.classes)
@@ -90,7 +93,7 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str, trained: bool =
 
     ConfigError when model and data do not fit, and when the model is to be `trained` and its output has no gradient.
     """
-    where = "teacher" if role == "teacher" else "student"
+    where = WHERE.get(role, "student")
     wanted = f"images {tuple(dataset.shape)} and {dataset.classes} classes"
     try:
         module = blank_module(spec, dataset, role=role)
@@ -171,7 +174,7 @@ def load_module(spec: TrainSpec, state: dict[str, Tensor], data: DeviceData, *, 
     # Everything an mlp holds is in its state dict: no random weights need to be drawn first.
     plain = spec.model["_target_"] == "kd_cli.models.mlp.mlp" and spec.normalize == "data" and spec.input is None
     module = (blank_module if plain else build_module)(spec, data.dataset, role=role)
-    where = "teacher" if role == "teacher" else "student"
+    where = WHERE.get(role, "student")
     if problems := mismatches(module, state):
         raise CheckpointError(
             f"the weights of {where} {spec.title} do not fit it: {'; '.join(problems[:3])}",

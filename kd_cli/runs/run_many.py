@@ -9,6 +9,7 @@ from pathlib import Path
 from kd_cli.config.values import RunConfig
 from kd_cli.errors import KdError
 from kd_cli.runs.building import build_method
+from kd_cli.runs.chains import wanted_assistants
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import load_device_data
 from kd_cli.runs.jobs import Job, WarningsAsNotes, alive, failing, grouped
@@ -94,7 +95,7 @@ def dry_run(jobs: Sequence[Job]) -> list[str]:
             session.check_models(job)
             wanted = wanted_alone(session, job)
             if job.needs_teacher:
-                wanted = wanted_teacher(session, job) + wanted
+                wanted = wanted_teacher(session, job) + wanted_assistants(session, job) + wanted
             parts = []
             for one in wanted:
                 known = session.store.get(one.key) is not None

@@ -16,9 +16,10 @@ from kd_cli.learn.engine import Outcome
 from kd_cli.runs.advice import advice
 from kd_cli.runs.answering import check_answering, is_answers
 from kd_cli.runs.building import check_recipe
+from kd_cli.runs.chains import check_chain, obtain_assistants
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import DeviceData
-from kd_cli.runs.distil import Distillation, needs_live_teacher, student_tasks, unusual_weights
+from kd_cli.runs.distil import Distillation, student_tasks, unusual_weights
 from kd_cli.runs.extended import extended_spec
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
@@ -26,6 +27,7 @@ from kd_cli.runs.models import check_shape, forward_flops
 from kd_cli.runs.recipe_check import check_together, check_training
 from kd_cli.runs.stacks import Trainer
 from kd_cli.runs.summary import Report, ensemble_report, first_summary, results_on_test, validation, with_agreement
+from kd_cli.runs.teaching import needs_live_teacher, taught_by
 from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_answers, wanted_teacher
 from kd_cli.runs.transfer import TransferSet, transfer_set
 from kd_cli.runs.transfer import key_of as transfer_key
@@ -62,13 +64,15 @@ class Session:
         report_ended()
         self.teachers([job for job in opened if job.needs_teacher])
         report_ended()
+        obtain_assistants(self, [job for job in opened if job.needs_teacher])
+        report_ended()
         self.students_alone(opened)
         report_ended()
 
         def same_examples(job: Job) -> Hashable:
-            teacher = job.summary.get("teacher")
+            teacher = taught_by(job.summary)
             live = teacher is not None and needs_live_teacher(job)
-            return teacher and teacher["fingerprint"], transfer_key(job.config), job.config.diagnostics, live
+            return teacher, transfer_key(job.config), job.config.diagnostics, live
 
         ready = [job for job in opened if job.summary.get("student_alone")]
         log_unstacked(self, ready)
@@ -100,15 +104,18 @@ class Session:
 
     def check_models(self, job: Job) -> None:
         """ConfigError when a model does not take the data or its training cannot be built; each is tried once."""
-        roles = [("student", spec) for spec in job.config.peers or [job.config.student]]
-        if job.needs_teacher and is_answers(job.config.teacher):
-            assert job.method is not None
-            check_answering(job.config, job.method, augmented=Augment(**job.config.student.augment).enabled)
-            wanted_answers(self, job.config)
+        config, method = job.config, job.method
+        assert method is not None
+        check_chain(config, method)
+        roles = [("student", spec) for spec in config.peers or [config.student]]
+        roles += [("assistant", spec) for spec in config.chain]
+        if job.needs_teacher and is_answers(config.teacher):
+            check_answering(config, method, augmented=Augment(**config.student.augment).enabled)
+            wanted_answers(self, config)
         elif job.needs_teacher:
-            roles.append(("teacher", job.config.teacher))
+            roles.append(("teacher", config.teacher))
         for role, spec in roles:
-            trained = role == "student" or job.config.checkpoint is None
+            trained = role != "teacher" or config.checkpoint is None
             model = (role, fingerprint([spec.model, spec.normalize, spec.input, trained]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
             if model not in self.checked:
@@ -120,15 +127,28 @@ class Session:
             for sentence in check_training(spec, self.data.dataset, role):
                 self.note(job, sentence)
             self.checked |= {model, recipe}
-        config, examples = job.config, len(self.transfer(job.config).examples)
-        peers = [spec.model for spec in config.peers]
-        weighted = config.student.recipe.get("class_weights")
-        models = [(spec.model, spec.input) for spec in (config.student, config.teacher)]
-        pair = fingerprint([config.method, models, config.members, examples, peers, weighted])
-        if pair not in self.method_notes:
-            self.method_notes[pair] = check_method(config, self.data, self.student_spec(job), examples=examples)
-        for sentence in self.method_notes[pair]:
+        for sentence in self.try_method(job):
             self.note(job, sentence)
+
+    def try_method(self, job: Job) -> list[str]:
+        """Try the method on each pair of a teacher and its student; the notes on all of them. Raises ConfigError."""
+        notes: list[str] = []
+        examples, peers = len(self.transfer(job.config).examples), [spec.model for spec in job.config.peers]
+        for link in job.config.links():
+            models = [(spec.model, spec.input) for spec in (link.student, link.teacher)]
+            weighted = link.student.recipe.get("class_weights")
+            pair = fingerprint([link.method, models, link.members, examples, peers, weighted])
+            if pair not in self.method_notes:
+                spec = link.student if job.config.chain else self.student_spec(job)
+                try:
+                    self.method_notes[pair] = check_method(link, self.data, spec, examples=examples)
+                except ConfigError as error:
+                    if not job.config.chain:
+                        raise
+                    where = f"from {link.teacher.title} to {link.student.title}"
+                    raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+            notes += self.method_notes[pair]
+        return notes
 
     def student_spec(self, job: Job) -> TrainSpec:
         """The student as the run distils and ships it: that of the configuration, or what the method makes of it."""
@@ -162,11 +182,12 @@ class Session:
     def teachers(self, jobs: Sequence[Job]) -> None:
         """Give each job that has not ended its teacher."""
         for job, entries, from_store in Shared(self, jobs, wanted_teacher, "teacher").obtain():
-            teacher = Ensemble(entries, job.config.combine)
+            teacher = Ensemble(entries, job.config.combine, job.config.teacher)
             if teacher.fingerprint not in self.ensembles:
                 report = ensemble_report(teacher, self.data.dataset)
                 self.ensembles[teacher.fingerprint] = teacher, report
             job.teacher, report = self.ensembles[teacher.fingerprint]
+            job.taught_by = job.teacher
             job.summary["teacher"] = {**report, "from_store": from_store}
 
     def students_alone(self, jobs: Sequence[Job]) -> None:

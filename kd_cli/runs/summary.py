@@ -47,6 +47,7 @@ def first_summary(job: Job, data: DeviceData, transfer: TransferSet) -> dict[str
         },
         "notes": job.notes,
         "teacher": None,
+        **({"chain": []} if config.chain else {}),  # the models between teacher and student
         "student_alone": None,
         "student": None,
         "gap_closed": None,

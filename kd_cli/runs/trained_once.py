@@ -20,12 +20,13 @@ from kd_cli.runs.answering import answered, facts_of, is_answers, make_answers
 from kd_cli.runs.building import TrainingTask, of_labels, stream_of
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.group import Member, Stage
-from kd_cli.runs.jobs import Job, failing, grouped
+from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.model_notes import loaded_teacher_notes, output_notes
 from kd_cli.runs.models import load_module, predict_module, read_checkpoint
 from kd_cli.runs.recipe_check import ended_early
 from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error
+from kd_cli.runs.teaching import teacher_of
 from kd_cli.storage.store import Entry
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class Wanted:
     state: dict[str, Tensor] | None = None  # the user's own weights
     notes: tuple[str, ...] = ()  # what was chosen, left out or filled in when they were read
     answers: Answers | None = None  # a teacher that is no network
+    task: TrainingTask | None = None  # of a model that a teacher teaches; the others learn from the labels
+    live: bool = False  # whether that teacher runs live
+    number: int | None = None  # of several models of a run
 
     @functools.cached_property
     def key(self) -> str:
@@ -60,12 +64,11 @@ class Ensemble:
 
     members: list[Entry]
     combine: str
+    spec: TrainSpec  # of each member
 
     @property
     def fingerprint(self) -> str:
-        if len(self.members) == 1:
-            return self.members[0].fingerprint
-        return fingerprint([self.combine, *(entry.fingerprint for entry in self.members)])
+        return fingerprint_of([entry.fingerprint for entry in self.members], self.combine)
 
     @functools.cached_property
     def test(self) -> Tensor | None:
@@ -75,6 +78,11 @@ class Ensemble:
             return None
         members = torch.stack([each["test"] for each in outputs])
         return combine_logits(members, combine=self.combine, T=torch.ones(()))
+
+
+def fingerprint_of(members: Sequence[str], combine: str) -> str:
+    """The fingerprint of a teacher with these members."""
+    return members[0] if len(members) == 1 else fingerprint([combine, *members])
 
 
 # ---------------------------------------------------------------- what a job needs
@@ -192,7 +200,7 @@ class Shared:
         for key in sorted(key for key in missing if self.models[key].answers is not None):
             self._keep_answers(key)
         to_train = [model for model in self.models.values() if model.is_trained]
-        for models in grouped(to_train, lambda model: id(model.data.train)):
+        for models in grouped(to_train, lambda model: (id(model.data.train), model.facts.get("teacher"), model.live)):
             if any(model.key in missing for model in models):
                 self._train_on_same_data(models, missing)
 
@@ -202,12 +210,11 @@ class Shared:
             if not job.ended:
                 job.directory.append_metrics(self._rows(job, models[i].key, [row]))
 
-        subject = fingerprint(models[0].facts.get("transfer"))
-        stage = Stage(models[0].data, self.role, subject=subject)
+        stage = self._stage(models, missing)
         members = [
             Member(
                 key=model.key,
-                task=TrainingTask(model.spec, of_labels(self.session.data.dataset)),
+                task=model.task or TrainingTask(model.spec, of_labels(self.session.data.dataset)),
                 title=model.title,
                 name=self.users[model.key][0].path.name if model.key in self.users else model.title,
                 result=self.session.store.root / model.key / "entry.json",
@@ -217,6 +224,15 @@ class Shared:
         ]
         for i, outcome, _ in self.session.trainer.train(stage, members, on_epoch):
             self._keep(models[i].key, outcome)
+
+    def _stage(self, models: list[Wanted], missing: set[str]) -> Stage:
+        """What models on the same data, with the same teacher, are trained on."""
+        first = models[0]
+        if first.task is None:
+            return Stage(first.data, self.role, subject=fingerprint(first.facts.get("transfer")))
+        user = next(job for model in models if model.key in missing for job in alive(self.users[model.key]))
+        subject = fingerprint([first.facts["teacher"], first.facts["transfer"]])
+        return Stage(first.data, self.role, teacher=teacher_of(self.session, user), subject=subject)
 
     def _keep(self, key: str, outcome: Outcome | None) -> None:
         """Measure a model and put it into the store; when it diverged, its users fail."""
@@ -230,7 +246,7 @@ class Shared:
             assert state is not None
             module = load_module(model.spec, state, session.data, role=stream_of(self.role))
             outputs = {"test": predict_module(module, session.data.test)}
-            if self.role == "teacher":  # on all of the training data, whatever the transfer set
+            if self.role in ("teacher", "assistant"):  # on all of the training data, whatever the transfer set
                 outputs["train"] = predict_module(module, session.data.train)
             report = session.model_report(model.spec, module, outputs["test"], outcome)
             early = [] if outcome is None else ended_early(model.title, model.spec, outcome)
@@ -284,9 +300,11 @@ class Shared:
         return not job.directory.trained.intersection(keys)
 
     def _rows(self, job: Job, key: str, history: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        """A model's rows for metrics.jsonl; those of an ensemble's member with its number."""
-        keys = self.keys[id(job)]
-        return [{**row, "member": keys.index(key)} for row in history] if len(keys) > 1 else list(history)
+        """A model's rows for metrics.jsonl; those of one of several with its number."""
+        keys, number = self.keys[id(job)], self.models[key].number
+        if number is None and len(keys) > 1:
+            number = keys.index(key)
+        return list(history) if number is None else [{**row, "member": number} for row in history]
 
     def _stop_waiting(self) -> None:
         """Raises Interrupted when asked to stop while another process trains what this one needs."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from kd_cli.config.fingerprint import fingerprint
 from kd_cli.data.sentences import listed
 from kd_cli.runs.cohorts import cohort_facts, differences
-from kd_cli.runs.distil import needs_live_teacher, student_tasks
+from kd_cli.runs.distil import student_tasks
 from kd_cli.runs.jobs import Job
+from kd_cli.runs.teaching import needs_live_teacher, taught_by
 
 if TYPE_CHECKING:
     from kd_cli.runs.session import Session
@@ -45,9 +46,9 @@ def log_unstacked(session: Session, jobs: Sequence[Job]) -> None:
 
 def shared_facts(session: Session, job: Job) -> dict[str, Any]:
     """What students that are trained together have in common beside their recipe, by configuration key."""
-    teacher = job.summary["teacher"]
+    teacher = taught_by(job.summary)
     return {
-        "teacher": teacher and teacher["fingerprint"],
+        "teacher": teacher,
         "method": teacher is not None and needs_live_teacher(job),  # whether the teacher runs live
         "transfer": [session.transfer(job.config).facts, job.config.transfer.labels],
         "diagnostics": job.config.diagnostics,

@@ -25,7 +25,7 @@ from typing import Any
 
 from kd_cli.errors import StorageError
 from kd_cli.locks import Held, lock
-from kd_cli.roles import ROLES
+from kd_cli.roles import TRAINED
 from kd_cli.storage.files import (
     checksum,
     checksum_of,
@@ -153,7 +153,7 @@ class RunDir:
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:
-    return ROLES.index(row["role"]), row.get("member", 0), row["epoch"]
+    return TRAINED.index(row["role"]), row.get("member", 0), row["epoch"]
 
 
 def configuration_record(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -252,10 +252,12 @@ def checked(cfg: DictConfig, hydra: Any, written: dict[str, Any] | None = None) 
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         cfg.transfer.data = data_node(values["transfer"]["data"], folders, values["dataset"])
         written = as_written(cfg)
-    if OmegaConf.is_list(names := OmegaConf.select(cfg, "peers")):
-        cfg = copy.deepcopy(cfg)
-        cfg.peers = [list(pair) for pair in named_models(list(names), folders)]
-        written = as_written(cfg)
+    for key in ("peers", "teacher.chain"):
+        if OmegaConf.is_list(names := OmegaConf.select(cfg, key)):
+            cfg = copy.deepcopy(cfg)
+            given: Any = OmegaConf.to_container(names, resolve=True)
+            OmegaConf.update(cfg, key, [list(pair) for pair in named_models(key, given, folders)])
+            written = as_written(cfg)
     return dataclasses.replace(run_config(cfg, hydra.runtime.choices, written), record=noted)
 
 

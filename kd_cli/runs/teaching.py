@@ -1,0 +1,48 @@
+"""The teacher as the student in training meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kd_cli.learn.augment import Augment
+from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
+from kd_cli.runs.models import load_module, predict_module
+
+if TYPE_CHECKING:
+    from kd_cli.runs.jobs import Job
+    from kd_cli.runs.session import Session
+
+
+def needs_live_teacher(job: Job) -> bool:
+    """Whether a teacher of the job's student must see the student's own images, or run for its features."""
+    assert job.method is not None
+    reads_features = job.method.chooses_layers or bool(job.method.teacher_features)
+    return reads_features or Augment(**job.config.student.augment).enabled
+
+
+def taught_by(summary: Mapping[str, Any]) -> str | None:
+    """The fingerprint of the model that teaches a run's student: its last assistant, else its teacher; from a summary.
+
+    None in a run without a teacher, and while the models before the student are not known.
+    """
+    models = [summary.get("teacher"), *summary.get("chain", ())]
+    return models[-1] and str(models[-1]["fingerprint"])
+
+
+def teacher_of(session: Session, job: Job) -> Teacher | None:
+    """What teaches the job's next model: its stored logits, or live where the images are augmented."""
+    if job.taught_by is None:
+        return None
+    ensemble, data, transfer = job.taught_by, session.data, session.transfer(job.config)
+    live = needs_live_teacher(job)
+    if not live and transfer.index is not None:
+        logits = torch.stack([entry.outputs()["train"][transfer.index] for entry in ensemble.members])
+    else:
+        modules = [load_module(ensemble.spec, entry.weights(), data, role="teacher") for entry in ensemble.members]
+        if live:
+            return LiveTeacher(modules, combine=ensemble.combine)
+        logits = torch.stack([predict_module(module, transfer.examples) for module in modules])
+    return CachedTeacher(logits.to(data.device), combine=ensemble.combine)
