@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods.crd import CRD
 from kd_cli.learn.methods.pkt import pkt_loss
-from kd_cli.learn.methods.relational import angle_loss, distance_loss
+from kd_cli.learn.methods.relational import angle_loss, distance_loss, few_columns
 from kd_cli.learn.methods.similarity import similarity_loss
 
 # ---------------------------------------------------------------- relations of a batch
@@ -32,6 +32,16 @@ def test_similarity_is_that_by_hand_and_b_times_the_papers() -> None:
 def test_distances_are_those_by_hand() -> None:
     student, teacher = rows([0], [1], [3]), rows([0], [1], [2])  # over their means: .5, 1.5, 1 and .75, 1.5, .75
     assert distance_loss(student, teacher).item() == pytest.approx((0.25**2 / 2 + 0 + 0.25**2 / 2) / 3)
+
+
+@pytest.mark.parametrize("width", [3, 50])
+def test_fewer_columns_keep_distances_and_angles(width: int) -> None:
+    student, teacher = random(7, 4), random(7, width, seed=1) + 30
+    teacher[2] = teacher[5]  # two examples that are one
+    few = few_columns(teacher)
+    assert few.shape == (7, min(7, width))
+    for loss in (distance_loss, angle_loss):
+        torch.testing.assert_close(loss(student, few), loss(student, teacher))
 
 
 def test_angles_are_those_by_hand() -> None:

@@ -49,7 +49,7 @@ class Relational(FeatureMethod):
         return {"distance": self.distance, "angle": self.angle}
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
-        pairs = [(embed(ours), embed(theirs)) for ours, theirs in self.pairs(student, teacher)]
+        pairs = [(embed(ours), few_columns(embed(theirs).detach())) for ours, theirs in self.pairs(student, teacher)]
         hard = self.hard_loss(student.logits, batch.labels)
         terms: dict[str, Tensor] = {}
         relations = torch.zeros_like(hard)
@@ -89,6 +89,18 @@ def angle_loss(student: Tensor, teacher: Tensor, *, at_once: int = AT_ONCE) -> T
     else:
         total = torch.stack([checkpoint(part, student, teacher, middle, use_reentrant=False) for middle in parts]).sum()
     return total / max(1, n * (n - 1) * (n - 2))
+
+
+def few_columns(x: Tensor) -> Tensor:
+    """Rows with the same distances and angles as those of `[B,D]`, in no more than B columns; it has no gradient.
+
+    The rows of B examples span B dimensions at most: the triangular factor of the transposed matrix holds their
+    coordinates. A teacher's angles over 1,200 numbers then cost what those over 128 do.
+    """
+    if x.shape[1] <= x.shape[0]:
+        return x
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # for which there is no factorisation
+    return torch.linalg.qr((x - x.mean(0)).mT, mode="r").R.mT
 
 
 def distances(x: Tensor) -> Tensor:
