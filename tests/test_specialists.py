@@ -20,12 +20,15 @@ from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.schedules import Constant
 from kd_cli.learn.specialists import (
     Classes,
+    SoftOutside,
     SpecialistLoss,
     SpecialistTraining,
     active,
+    by_rounds,
     covariance,
     families_found,
     from_generalist,
+    grouped,
     joint_prediction,
     log_probabilities,
 )
@@ -53,17 +56,11 @@ def test_the_joint_prediction_is_that_of_a_slow_solver() -> None:
     which = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool)
     q = joint_prediction(g, specialists, own, which, tolerance=1e-13)
 
-    logits = torch.zeros(5, 9, dtype=torch.float64, requires_grad=True)  # gradient descent on logits, as in the paper
-    optimizer = torch.optim.LBFGS([logits], lr=1, max_iter=200, tolerance_grad=1e-10)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    logits = torch.zeros(5, 9, dtype=torch.float64, requires_grad=True)
+    for _ in range(2000):  # gradient descent on logits, as in the paper
         loss = total_divergence(logits.softmax(1), g, specialists, own, which).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    torch.testing.assert_close(q, logits.detach().softmax(1), atol=1e-6, rtol=0)
+        logits.data -= 0.5 * torch.autograd.grad(loss, logits)[0]
+    torch.testing.assert_close(q, logits.detach().softmax(1), atol=1e-5, rtol=0)
     torch.testing.assert_close(q.sum(1), torch.ones(5, dtype=torch.float64))
 
 
@@ -88,6 +85,8 @@ def test_one_specialist_has_a_closed_form() -> None:
     mass = (g[:, rest].sum(1) + p[:, 2]) / 2
     expected[:, rest] = g[:, rest] * (mass / g[:, rest].sum(1))[:, None]
     torch.testing.assert_close(q, expected, atol=1e-9, rtol=0)
+    rounds = by_rounds(g, [p], [own], torch.ones(4, 1, dtype=torch.bool), tolerance=1e-12)
+    torch.testing.assert_close(rounds, expected, atol=1e-9, rtol=0)
 
 
 def test_the_specialists_of_the_likeliest_classes_are_active() -> None:
@@ -150,6 +149,33 @@ def test_the_loss_is_the_cross_entropy_of_own_classes_and_dustbin() -> None:
     torch.testing.assert_close(loss, torch.stack([first, second]))
 
 
+def test_outside_its_classes_a_specialist_learns_the_generalists_soft_targets() -> None:
+    classes = Classes.of([[0], [1, 2]], torch.ones(3))
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, 3, 3, generator=generator), torch.randn(1, 3, 3, generator=generator)
+    labels = torch.arange(3)[None].expand(2, 3)
+    batch = Batch(labels, labels[..., None].float(), labels)
+    ones = torch.ones(2)
+    loss = SoftOutside(classes)(Outputs(logits), Outputs(teacher), batch, Weights(2 * ones, ones, ones))["loss"]
+    for s, own in enumerate(([0], [1, 2])):
+        parts = [
+            torch.nn.functional.cross_entropy(logits[s, i], torch.tensor(i))
+            if i in own
+            else 4 * torch.nn.functional.cross_entropy(logits[s, i] / 2, (teacher[0, i] / 2).softmax(0))
+            for i in range(3)
+        ]
+        torch.testing.assert_close(loss[s], torch.stack(parts).mean())
+
+
+def test_logits_of_all_classes_are_grouped_without_changing_their_probabilities() -> None:
+    classes = Classes.of([[3, 1], [0]], torch.ones(4))
+    logits = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    p = grouped(logits, classes).softmax(-1)
+    whole = logits.softmax(-1)
+    torch.testing.assert_close(p[0], torch.stack([whole[0, :, 3], whole[0, :, 1], whole[0, :, [0, 2]].sum(1)], 1))
+    torch.testing.assert_close(p[1], torch.stack([whole[1, :, 0], torch.zeros(5), whole[1, :, 1:].sum(1)], 1))
+
+
 def test_a_specialist_starts_with_the_generalists_rows() -> None:
     weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     found = from_generalist(weight, torch.zeros(4, 3), [4, 1])
@@ -198,6 +224,7 @@ def test_the_experiment_runs(model: str, kd_run: Callable[..., Ran], tmp_path: P
     words = [f"teacher={model}", "student=tinymlp", "training.epochs=1", "after_sweep.epochs=1"]
     words += small.get(model, ["teacher.depth=8", "teacher.widths=[4,4,8,8]", "teacher_training.epochs=1"])
     seeds = "seed=0,1" if model == "tinymlp" else "seed=0"
+    words += ["after_sweep.outside=soft"] if model == "resnet20" else []
     ran = kd_run("experiment=specialists", *words, seeds, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert ran.code == 0, ran.err
     found = json.loads((tmp_path / "sweep" / "specialists.json").read_text())

@@ -238,3 +238,15 @@ def test_a_run_on_a_table_ships_a_student_that_takes_its_rows(kd_run: Callable[.
     assert dataset_of(ran.run_dir, ran.summary).fingerprint == data.fingerprint
     names = [column["name"] for column in metadata_of(ran.run_dir, ran.summary, student)["columns"]]
     assert names == [*wine.feature_names, "taste"]
+
+
+def test_a_dry_run_says_what_is_found(kd_run: Callable[..., Ran], people: Path) -> None:
+    keys = ["dataset=table", f"dataset.file={people}", "dataset.target=class", "dataset.split=part", "dry_run=true"]
+    ran = kd_run(*TINY, *keys)
+    assert ran.code == 0, ran.err
+    assert (
+        "people: 4 training, 2 validation, 2 test examples of 6 features float32, 0.0 MB; 2 classes (a, b), "
+        "2 to 2 training examples each" in ran.err
+    )
+    assert "1 column is categorical: colour" in ran.err
+    assert "to train" in ran.out

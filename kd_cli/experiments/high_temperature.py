@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.errors import DataError
-from kd_cli.experiments.recorded import completed, configuration, stored, test_logits
+from kd_cli.experiments.recorded import completed, configuration, logits_on_test, stored
 from kd_cli.export.load import load_student
 from kd_cli.losses import logit_matching, soft_cross_entropy
 from kd_cli.report.figures import Figure
@@ -41,7 +41,7 @@ def high_temperature(folder: Path) -> list[Path]:
     images = data.dataset.test.images
 
     def outputs(run: Run, role: str) -> Tensor:
-        return test_logits(stored(store, run.summary[role]["fingerprint"], run))
+        return logits_on_test(stored(store, run.summary[role]["fingerprint"], run))
 
     with torch.no_grad():
         targets = {seed: centred(load_student(run.path)(images)) for seed, run in matched.items()}

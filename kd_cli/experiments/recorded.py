@@ -38,7 +38,7 @@ def stored(store: Store, fingerprint: str, run: Run) -> Entry:
     return entry
 
 
-def test_logits(entry: Entry) -> Tensor:
+def logits_on_test(entry: Entry) -> Tensor:
     """A stored model's logits at T = 1 on the test data: [M,C]."""
     found: Tensor = entry.outputs()["test"]
     return found

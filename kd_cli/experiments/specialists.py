@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kd_cli.learn.objective import Objective
 from kd_cli.learn.specialists import (
     Classes,
     Committee,
+    SoftOutside,
     SpecialistLoss,
     SpecialistTraining,
     covariance,
@@ -29,6 +30,8 @@ from kd_cli.learn.specialists import (
     from_generalist,
 )
 from kd_cli.learn.stacked.learner import why_not
+from kd_cli.learn.teachers import LiveTeacher, Teacher
+from kd_cli.numeric import is_number, is_whole
 from kd_cli.report.read import Run
 from kd_cli.runs.building import HARD, TrainingTask, make_learner, make_optimizer, make_plan, make_training
 from kd_cli.runs.device_data import DeviceData, load_device_data
@@ -38,6 +41,7 @@ from kd_cli.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+OUTSIDE = ("dustbin", "soft")  # what specialists learn of classes that they do not own
 TOLERANCE = 1e-5  # of the joint prediction's probabilities
 Results = dict[str, Any]
 
@@ -50,6 +54,7 @@ def specialists(
     best: int = 1,
     cluster_T: float = 1.0,
     epochs: int = 10,
+    outside: str = "dustbin",
     distil: bool = True,
 ) -> list[Path]:
     """Train specialists of each run's teacher, the generalist, and compare accuracy without and with them.
@@ -57,27 +62,23 @@ def specialists(
     `count` clusters of classes come from K-means on the columns of the covariance of the generalist's predictions on
     the training part, at the temperature `cluster_T`; a specialist has a cluster's classes, or with `size` the classes
     nearest to its centre. Each is trained for `epochs` epochs with the teacher's recipe. Those active for an image have
-    one of the generalist's `best` likeliest classes. With `distil`, q is distilled into the run's student as the
-    generalist was. Writes specialists.json and specialists.html into the folder. Raises ConfigError and DataError.
+    one of the generalist's `best` likeliest classes. `outside="soft"` gives specialists all classes, and the
+    generalist's soft targets at the run's T for those that they do not own (section 6.1). With `distil`, q is distilled
+    into the run's student as the generalist was. Writes specialists.json and specialists.html into the folder. Raises
+    ConfigError and DataError.
     """
     runs = completed(folder)
     config = configuration(runs[0])
     data = load_device_data(config)
-    check(data, count=count, size=size, best=best)
+    team = Team(count, size, best, cluster_T, epochs, outside, distil)
+    team.check(data)
     store = Store(config.store_dir)
-    found = [
-        of_run(run, data, store, count=count, size=size, best=best, cluster_T=cluster_T, epochs=epochs, distil=distil)
-        for run in runs
-    ]
+    found = [of_run(run, data, store, team) for run in runs]
     table = {
         "dataset": data.dataset.name,
         "classes": list(data.dataset.class_names),
         "families": families(data.dataset.class_names),
-        "count": count,
-        "size": size,
-        "best": best,
-        "cluster_T": cluster_T,
-        "epochs": epochs,
+        **vars(team),
         "runs": found,
     }
     write_json(folder / "specialists.json", table)
@@ -85,41 +86,53 @@ def specialists(
     return [folder / "specialists.html", folder / "specialists.json"]
 
 
-def check(data: DeviceData, *, count: int, size: int | None, best: int) -> None:
-    """Raise ConfigError for keys that the data's classes do not allow."""
-    classes = data.dataset.classes
-    if data.dataset.multilabel:
-        raise ConfigError("specialists are of classes, and the data have independent labels")
-    if not 1 <= count < classes:
-        raise ConfigError(f"after_sweep.count is {count}; it must be at least 1 and below the {classes} classes")
-    if size is not None and not 1 <= size < classes:
-        raise ConfigError(f"after_sweep.size is {size}; it must be null, or at least 1 and below the {classes} classes")
-    if not 1 <= best <= classes:
-        raise ConfigError(f"after_sweep.best is {best}; it must be from 1 to the {classes} classes")
+@dataclass(frozen=True)
+class Team:
+    """Which specialists there are, and how they are trained and asked: the keys of `specialists`."""
+
+    count: int
+    size: int | None
+    best: int
+    cluster_T: float
+    epochs: int
+    outside: str
+    distil: bool
+
+    def check(self, data: DeviceData) -> None:
+        """Raise ConfigError for keys that the data's classes do not allow."""
+        classes = data.dataset.classes
+        if data.dataset.multilabel:
+            raise ConfigError("specialists are of classes, and the data have independent labels")
+        for key, value, most in (
+            ("count", self.count, classes - 1),
+            ("size", 1 if self.size is None else self.size, classes - 1),
+            ("best", self.best, classes),
+            ("epochs", self.epochs, 10**6),
+        ):
+            if not is_whole(value) or not 1 <= value <= most:
+                raise ConfigError(f"after_sweep.{key} is {value!r}; it must be a whole number from 1 to {most:,}")
+        if not is_number(self.cluster_T) or self.cluster_T <= 0:
+            raise ConfigError(f"after_sweep.cluster_T is {self.cluster_T!r}; it must be a number above 0")
+        if self.outside not in OUTSIDE:
+            raise ConfigError(f"after_sweep.outside is {self.outside!r}; it must be {' or '.join(OUTSIDE)}")
+
+    @property
+    def whole(self) -> bool:
+        """Whether specialists have logits of all classes."""
+        return self.outside == "soft"
 
 
-def of_run(
-    run: Run,
-    data: DeviceData,
-    store: Store,
-    *,
-    count: int,
-    size: int | None,
-    best: int,
-    cluster_T: float,
-    epochs: int,
-    distil: bool,
-) -> Results:
+def of_run(run: Run, data: DeviceData, store: Store, team: Team) -> Results:
     """The results of one run's generalist with specialists."""
     config = configuration(run)
     entry = stored(store, run.summary["teacher"]["fingerprint"], run)
     generalist = load_module(config.teacher, entry.weights(), data, role="teacher")
-    predictions = (entry.outputs()["train"] / cluster_T).softmax(1)
-    groups = clusters(covariance(predictions), count, size=size, seed=config.teacher.seed)
+    predictions = (entry.outputs()["train"] / team.cluster_T).softmax(1)
+    groups = clusters(covariance(predictions), team.count, size=team.size, seed=config.teacher.seed)
     counts = torch.bincount(data.dataset.train.labels, minlength=data.dataset.classes)
     classes = Classes.of(groups, counts)
-    modules = train_specialists(config, data, generalist, classes, epochs=epochs)
-    committee = Committee(generalist, modules, classes, best=best, tolerance=TOLERANCE)
+    modules = train_specialists(config, data, generalist, classes, team)
+    committee = Committee(generalist, modules, classes, best=team.best, tolerance=TOLERANCE, whole=team.whole)
     found: Results = {"seed": run.seed, "groups": [list(some) for some in groups]}
     if (known := families(data.dataset.class_names)) is not None:
         found |= families_found(groups, known)
@@ -130,7 +143,7 @@ def of_run(
             found[part] = compared(p, q, examples.labels.cpu(), classes)
     for name, role in (("student_alone", "student_alone"), ("student_of_generalist", "student")):
         found[name] = run.test(role, "accuracy")
-    if distil:
+    if team.distil:
         logits = distilled(config, data, committee)
         found["student_of_q"] = share(logits.argmax(1) == data.test.labels.cpu())
     log.info("%s: %d specialists: %s", run.path.name, len(modules), brief(found))
@@ -150,11 +163,12 @@ def brief(found: Results) -> str:
 
 
 def train_specialists(
-    config: RunConfig, data: DeviceData, generalist: nn.Module, classes: Classes, *, epochs: int
+    config: RunConfig, data: DeviceData, generalist: nn.Module, classes: Classes, team: Team
 ) -> list[nn.Module]:
     """The specialists of these classes, started from the generalist: as one stack where the architecture allows it."""
-    local = replace(data.dataset, class_names=tuple(f"logit {k}" for k in range(classes.size)))
-    spec = replace(config.teacher, epochs=epochs)
+    size = data.dataset.classes if team.whole else classes.size
+    local = replace(data.dataset, class_names=tuple(f"logit {k}" for k in range(size)))
+    spec = replace(config.teacher, epochs=team.epochs)
     weights = generalist.state_dict()
     modules = []
     for own in classes.own:
@@ -174,7 +188,8 @@ def train_specialists(
     if reason is not None:
         log.info("specialists are trained one after another: %s", reason)
     for part in [every] if reason is None else [[m] for m in every]:
-        train_together(config, data, [modules[m] for m in part], classes, list(part), epochs=epochs)
+        teacher = LiveTeacher([generalist]) if team.whole else None
+        train_together(config, data, [modules[m] for m in part], classes.some(part), part, team, teacher)
     return modules
 
 
@@ -183,37 +198,45 @@ def train_together(
     data: DeviceData,
     modules: Sequence[nn.Module],
     classes: Classes,
-    which: list[int],
-    *,
-    epochs: int,
+    numbers: Sequence[int],
+    team: Team,
+    teacher: Teacher | None,
 ) -> None:
-    """Train the specialists of these numbers, each on its own sample; their modules get the trained weights."""
-    tasks = [
-        TrainingTask(replace(config.teacher, epochs=epochs, seed=1000 * (config.teacher.seed + 1) + m), HARD)
-        for m in which
-    ]
-    own = classes.some(which)
-    ones = torch.ones(len(which), dtype=data.dtype, device=data.device)
-    objective = Objective(SpecialistLoss(own).to(data.device), Weights(ones, 0 * ones, ones))
+    """Train specialists of these classes, each on its own sample; their modules get the trained weights.
+
+    `numbers` are theirs among all of a run, which their random numbers depend on.
+    """
+    seeds = [1000 * (config.teacher.seed + 1) + m for m in numbers]
+    tasks = [TrainingTask(replace(config.teacher, epochs=team.epochs, seed=seed), HARD) for seed in seeds]
+    ones = torch.ones(len(numbers), dtype=data.dtype, device=data.device)
+    method = SoftOutside(classes) if team.whole else SpecialistLoss(classes)
+    objective = Objective(method.to(data.device), Weights(number(config.T) * ones, ones, ones))
     learner = make_learner(data, tasks, "teacher", modules, objective)
     training = SpecialistTraining(
         data.train,
         data.val.subset(torch.arange(0)),  # whose labels are of all classes
         "specialist",
-        [task.spec.seed for task in tasks],
+        seeds,
         replace(make_plan(data, tasks[0].spec, "teacher"), keep_best=False),
         objective,
-        owned=own.owned(),
+        teacher,
+        owned=classes.owned(),
     )
     for module, outcome in zip(modules, fit(learner, training), strict=True):
         module.load_state_dict(outcome.state)
 
 
+def number(value: float | str) -> float:
+    """T or alpha of a run. Raises ConfigError for auto, which stands for several."""
+    if isinstance(value, str):
+        raise ConfigError("specialists need numbers for T and alpha, not auto")
+    return value
+
+
 def distilled(config: RunConfig, data: DeviceData, committee: Committee) -> Tensor:
     """Test logits [M,C] of the run's student, distilled from the joint prediction q with the run's T and weights."""
-    if isinstance(config.T, str) or isinstance(config.alpha, str):
-        raise ConfigError("specialists need numbers for T and alpha, not auto")
-    task = TrainingTask(config.student, config.method, T=config.T, alpha=config.alpha, beta=config.beta)
+    T, alpha = number(config.T), number(config.alpha)
+    task = TrainingTask(config.student, config.method, T=T, alpha=alpha, beta=config.beta)
     learner, training = make_training(data, [task], "student", teacher=committee)
     (outcome,) = fit(learner, training)
     return predict_module(load_module(config.student, outcome.state, data, role="student"), data.test)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_cli.data.source import Dataset
 from kd_cli.errors import DataError
-from kd_cli.experiments.recorded import completed, configuration, stored, test_logits
+from kd_cli.experiments.recorded import completed, configuration, logits_on_test, stored
 from kd_cli.export.load import load_student
 from kd_cli.learn.teachers import combine_logits
 from kd_cli.report.figures import Figure
@@ -100,13 +100,13 @@ def speech(folder: Path) -> list[Path]:
 
     def of_entries(fingerprints: Iterable[str]) -> list[Results]:
         entries = [stored(store, key, runs[0]) for key in dict.fromkeys(fingerprints)]
-        return [results(test_logits(entry)) for entry in entries]
+        return [results(logits_on_test(entry)) for entry in entries]
 
     teacher = runs[0].summary["teacher"]
     members = [stored(store, one["fingerprint"], runs[0]) for one in teacher.get("members") or [teacher]]
     found = {
         "alone": of_entries(run.summary["student_alone"]["fingerprint"] for run in runs),
-        "members": [results(test_logits(entry)) for entry in members],
+        "members": [results(logits_on_test(entry)) for entry in members],
         "ensemble": [results(ensemble_logits(members, config.combine))],
     }
     students = {T: [run for run in runs if float(run.config["T"]) == T] for T in temperatures(runs)}
@@ -130,7 +130,7 @@ def speech(folder: Path) -> list[Path]:
 
 def ensemble_logits(members: list[Entry], combine: str) -> Tensor:
     """The logits at T = 1 of the members' mean on the test data: [M,C]."""
-    return combine_logits(torch.stack([test_logits(entry) for entry in members]), combine=combine, T=torch.ones(()))
+    return combine_logits(torch.stack([logits_on_test(entry) for entry in members]), combine=combine, T=torch.ones(()))
 
 
 def temperatures(runs: Iterable[Run]) -> list[float]:

@@ -24,10 +24,10 @@ from kd_cli.learn.methods.base import Terms, Weights
 from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.randomness import generator
 from kd_cli.learn.teachers import Teacher, freeze
-from kd_cli.losses import single_precision
+from kd_cli.losses import at_temperature, log_soften, single_precision
 
 UNUSED = -1e9  # a logit that never wins
-LIMIT = 1000  # iterations of the joint prediction
+LIMIT = 1000  # rounds of the joint prediction
 
 
 def covariance(probabilities: Tensor) -> Tensor:
@@ -103,6 +103,28 @@ class SpecialistLoss(Method):
         return {"loss": weights.beta * hard, "hard": hard}
 
 
+class SoftOutside(Method):
+    """Labels for own classes, the generalist's soft targets for all others; Hinton 2015, section 6.1.
+
+    Specialists have all C logits. Mean over examples of the cross-entropy at T = 1 with the label where a specialist
+    has the label's class, and of `T^2` times that with the teacher's probabilities, both at T, where it does not.
+    """
+
+    def __init__(self, classes: Classes) -> None:
+        super().__init__()
+        self.register_buffer("owned", classes.owned(), persistent=False)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
+        assert teacher is not None
+        mine = self.get_buffer("owned").gather(1, batch.labels)
+        logits = student.logits
+        labels = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none").view_as(mine)
+        q = at_temperature(teacher.logits, weights.T).softmax(-1)
+        soft = -(q * log_soften(logits, T=weights.T)).sum(-1)
+        hard, soft = (labels * mine).mean(1), (soft * ~mine).mean(1)
+        return {"loss": weights.beta * hard + weights.alpha * weights.T**2 * soft, "hard": hard, "soft": soft}
+
+
 @dataclass(frozen=True)
 class SpecialistTraining(Training):
     """A training in which each of the S models has its own sample: half of its own classes, half of all others."""
@@ -146,6 +168,15 @@ def log_probabilities(logits: Tensor, classes: Classes) -> Tensor:
     return shifted.log_softmax(-1)
 
 
+def grouped(logits: Tensor, classes: Classes) -> Tensor:
+    """Specialists' logits of all classes [S,N,C] as logits of own classes and the dustbin, which adds up: [S,N,K]."""
+    found = torch.full((*logits.shape[:2], classes.size), UNUSED, dtype=logits.dtype, device=logits.device)
+    for row, some, own, mine in zip(found, logits, classes.own, classes.owned(), strict=True):
+        row[:, : len(own)] = some[:, list(own)]
+        row[:, -1] = some[:, (~mine).to(some.device)].logsumexp(1)
+    return found
+
+
 def joint_prediction(
     generalist: Tensor,
     specialists: Sequence[Tensor],
@@ -158,26 +189,65 @@ def joint_prediction(
 
     `generalist` g is [N,C], `specialists[m]` [N,K_m] the probabilities of the classes `own[m]` and, last, of all
     others, against which q summed over these others stands; `active` [N,S]. Hinton 2015, equation 5, which the paper
-    solves by gradient descent for one image at a time. The sum is convex in q. Here each model's probability of a group
-    of classes is divided among them as q has it, and q is the mean of what all models then say (the EM algorithm for
-    grouped observations): every round lowers the sum, until no probability changes by `tolerance`.
+    solves by gradient descent for one image at a time. The sum is convex in q; where one specialist is active, q has a
+    closed form, and `by_rounds` finds it where several are.
     """
-    classes = generalist.shape[1]
+    q = generalist.clone()
+    several = active.sum(1) > 1
+    for m, some in enumerate(own):
+        rows = (active[:, m] & ~several).nonzero()[:, 0]
+        if len(rows):
+            q[rows] = with_one(generalist[rows], specialists[m][rows], some)
+    rows = several.nonzero()[:, 0]
+    if len(rows):
+        each = [p[rows] for p in specialists]
+        q[rows] = by_rounds(generalist[rows], each, own, active[rows], tolerance=tolerance)
+    return q
+
+
+def outside(own: Sequence[int], like: Tensor) -> Tensor:
+    """1 for each class that is not own, 0 for own ones: [C] of the type of `like` [N,C]."""
+    found = torch.ones(like.shape[1], dtype=like.dtype, device=like.device)
+    found[list(own)] = 0
+    return found
+
+
+def with_one(generalist: Tensor, specialist: Tensor, own: Sequence[int]) -> Tensor:
+    """`joint_prediction` where one specialist [N,K] is active: [N,C].
+
+    Own classes have the mean of both; the others share the mean of what both leave them as the generalist does.
+    """
+    rest = generalist * outside(own, generalist)
+    mass = rest.sum(1, keepdim=True)
+    share = rest / mass.clamp_min(torch.finfo(rest.dtype).tiny)
+    q = share * (mass + specialist[:, -1:]) / 2
+    q[:, list(own)] = (generalist[:, list(own)] + specialist[:, : len(own)]) / 2
+    return q
+
+
+def by_rounds(
+    generalist: Tensor,
+    specialists: Sequence[Tensor],
+    own: Sequence[Sequence[int]],
+    active: Tensor,
+    *,
+    tolerance: float,
+) -> Tensor:
+    """`joint_prediction` by the EM algorithm for grouped observations: [N,C].
+
+    Each model's probability of a group of classes is divided among them as q has it, and q becomes the mean of what all
+    models then say. Every round lowers the sum, until no probability changes by `tolerance`.
+    """
     models = 1 + active.sum(1, keepdim=True).to(generalist)
-    own_index = [torch.tensor(list(some), device=generalist.device) for some in own]
     fixed = generalist.clone()  # what does not depend on q
-    for m, index in enumerate(own_index):
-        fixed[:, index] += specialists[m][:, : len(index)] * active[:, m, None]
-    others = []
-    for index in own_index:
-        outside = torch.ones(classes, dtype=generalist.dtype, device=generalist.device)
-        outside[index] = 0
-        others.append(outside)
-    q = 0.99 * generalist + 0.01 / classes
+    for m, some in enumerate(own):
+        fixed[:, list(some)] += specialists[m][:, : len(some)] * active[:, m, None]
+    others = [outside(some, generalist) for some in own]
+    q = 0.99 * generalist + 0.01 / generalist.shape[1]
     for _ in range(LIMIT):
         total = fixed.clone()
-        for m, outside in enumerate(others):
-            rest = q * outside
+        for m, which in enumerate(others):
+            rest = q * which
             mass = rest.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
             total += rest * (specialists[m][:, -1:] * active[:, m, None] / mass)
         new = total / models
@@ -235,10 +305,18 @@ class Committee(Teacher):
     needs_images = True
 
     def __init__(
-        self, generalist: nn.Module, specialists: Sequence[nn.Module], classes: Classes, *, best: int, tolerance: float
+        self,
+        generalist: nn.Module,
+        specialists: Sequence[nn.Module],
+        classes: Classes,
+        *,
+        best: int,
+        tolerance: float,
+        whole: bool = False,
     ) -> None:
+        """`whole` says that specialists have logits of all classes, as `SoftOutside` trains them."""
         self.modules = [freeze(module) for module in (generalist, *specialists)]
-        self.classes, self.best, self.tolerance = classes, best, tolerance
+        self.classes, self.best, self.tolerance, self.whole = classes, best, tolerance, whole
 
     def __call__(self, batch: Batch, T: Tensor) -> Outputs:
         lead = batch.images.shape[:2]
@@ -252,7 +330,9 @@ class Committee(Teacher):
         return self.joined(generalist.softmax(-1), torch.stack(specialists))
 
     def joined(self, generalist: Tensor, logits: Tensor) -> Tensor:
-        """q from the generalist's probabilities [N,C] and the specialists' logits [S,N,K]: [N,C]."""
+        """q [N,C] from the generalist's probabilities [N,C] and specialists' logits [S,N,K], [S,N,C] if `whole`."""
+        if self.whole:
+            logits = grouped(logits, self.classes)
         answers = log_probabilities(logits, self.classes).exp()
         own = self.classes.own
         each = [torch.cat([p[:, : len(some)], p[:, -1:]], 1) for p, some in zip(answers, own, strict=True)]

@@ -17,6 +17,8 @@ from kd_cli.errors import ConfigError
 from kd_cli.learn.methods import Method
 from kd_cli.runs.summary import Report, results_on_test
 
+PATHS = ("answers", "test_answers")  # of files whose contents count, wherever they lie
+
 
 def is_answers(spec: TrainSpec) -> bool:
     """Whether a teacher's spec is one of answers."""
@@ -60,7 +62,7 @@ def facts_of(answers: Answers, config: RunConfig, data: str) -> dict[str, Any]:
         code = {**code, **code_of(named)}
     return {
         "kind": "answers",
-        "by": config.teacher.model["_target_"],
+        "by": {key: value for key, value in config.teacher.model.items() if key not in PATHS},
         "data": data,
         "normalize": config.teacher.normalize,
         "seed": config.teacher.seed,

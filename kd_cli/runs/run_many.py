@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from kd_cli.config.values import RunConfig
+from kd_cli.data.sentences import listed
+from kd_cli.data.source import Dataset
 from kd_cli.errors import KdError
 from kd_cli.runs.building import build_method
 from kd_cli.runs.chains import wanted_assistants
@@ -20,6 +23,8 @@ from kd_cli.storage.run_dir import STACKS, claim
 from kd_cli.storage.stack_plan import StackPlan
 from kd_cli.storage.store import Store
 from kd_cli.storage.training_state import forget
+
+log = logging.getLogger(__name__)
 
 
 def run_many(
@@ -85,11 +90,16 @@ def partial_states(config: RunConfig) -> Path:
 
 
 def dry_run(jobs: Sequence[Job]) -> list[str]:
-    """A line for each job: what it would train and what the store has. Reads the data, trains and writes nothing."""
+    """A line for each job: what it would train and what the store has; what is found of the data goes to the log.
+
+    Reads the data, trains and writes nothing.
+    """
     lines: dict[int, str] = {}
     planned: set[str] = set()
     for same_data in grouped(jobs, lambda job: job.config.data_key()):
         session = Session(load_device_data(same_data[0].config), Store(same_data[0].config.store_dir), Checkpoints())
+        for line in (described(session.data.dataset), *session.data.dataset.notes):
+            log.info("%s", line)
         for job in same_data:
             job.method = build_method(job.config.method)
             session.check_models(job)
@@ -109,3 +119,16 @@ def dry_run(jobs: Sequence[Job]) -> list[str]:
             parts.append(f"{students} {job.config.student.title} by {job.config.method_name}: to train")
             lines[id(job)] = "; ".join(parts)
     return [lines[id(job)] for job in jobs]
+
+
+def described(dataset: Dataset) -> str:
+    """A line on a data set: its parts, its examples' shape and type, its classes, its memory."""
+    parts = {"training": dataset.train, "validation": dataset.val, "test": dataset.test}
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in parts.items())
+    memory = sum(split.images.numel() * split.images.element_size() for split in parts.values())
+    shape = "x".join(map(str, dataset.shape)) + (" features" if len(dataset.shape) == 1 else "")
+    kind = str(dataset.train.images.dtype).removeprefix("torch.")
+    classes = f"{dataset.classes} {'labels' if dataset.multilabel else 'classes'} ({listed(dataset.class_names, 5)})"
+    per_class = dataset.class_counts()["train"]
+    least = f"{min(per_class):,} to {max(per_class):,} training examples each"
+    return f"{dataset.name}: {counts} examples of {shape} {kind}, {memory / 1e6:,.1f} MB; {classes}, {least}"
