@@ -204,13 +204,16 @@ class Distillation:
             job.note("the report shows no single test examples: they have independent labels")
             return
         assert job.alone is not None
+        alone = job.alone.outputs()["test"]
+        said = {"student": logits, "student_alone": alone}
+        job.directory.write_predictions({role: one.argmax(-1).tolist() for role, one in said.items()})
         found = pictures(
             dataset.test.images,
             dataset.test.labels,
             job.teacher.test if job.teacher else None,
             logits,
             dataset.class_names,
-            alone_logits=job.alone.outputs()["test"],
+            alone_logits=alone,
             files=dataset.test.names or None,
             T=T,
         )

@@ -41,6 +41,12 @@ class Composite(Method):
         self.min_classes = max(m.min_classes for m in methods)
         self.min_batch = max(m.min_batch for m in methods)
         self.couples_models = any(m.couples_models for m in methods)
+        refresh = {m.refresh_every for m in methods if m.couples_models}
+        if len(refresh) > 1:
+            raise ConfigError(
+                f"the methods renew the peers' answers every {sorted(refresh)} steps; it must be one number"
+            )
+        self.refresh_every = max(refresh, default=1)
         self.couples_examples = any(m.couples_examples for m in methods)
         self.multilabel = all(m.multilabel for m in methods)
         self.learns_T = any(m.learns_T for m in methods) or self.learns_T
@@ -214,6 +220,6 @@ def seen_by(method: Method, student: Outputs, teacher: Outputs | None) -> tuple[
     """Outputs with the features that this method reads, and no others."""
 
     def own(outputs: Outputs, paths: Sequence[str]) -> Outputs:
-        return Outputs(outputs.logits, {str(path): outputs.features[str(path)] for path in paths})
+        return Outputs(outputs.logits, {str(path): outputs.features[str(path)] for path in paths}, outputs.shown)
 
     return own(student, method.student_features), None if teacher is None else own(teacher, method.teacher_features)
