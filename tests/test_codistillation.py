@@ -111,6 +111,35 @@ def test_each_epoch_has_the_agreement_of_a_peer_with_the_others() -> None:
     assert "val_agreement" not in validate(peers, val)[0]
 
 
+def test_a_teacher_that_learns_on_begins_with_its_own_weights(kd_run: Run) -> None:
+    keys = ["peers=1", "method.with_teacher=true", "optimizer.lr=1e-12", "hydra.run.dir=out"]
+    ran = kd_run(*PEERS, *keys)
+    assert ran.code == 0, ran.err
+    student, teacher = ran.summary["peers"]["peers"]
+    assert teacher["learned_on"]
+    assert teacher["test"]["errors"] == ran.summary["teacher"]["test"]["errors"]
+    assert teacher["test"]["nll"] == pytest.approx(ran.summary["teacher"]["test"]["nll"], rel=1e-5)
+    assert ran.summary["peers"]["mean_errors"] == student["test"]["errors"]
+    assert "teacher, having learned on as peer 1 (tinymlp)" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["method=mutual", "peers=1"], "it takes two"),
+        (["method=mutual", "peers=1", "method.with_teacher=1"], "it must be true or false"),
+        (["method=mutual", "peers=1", "method.with_teacher=true", "teacher.members=2"], "one teacher a peer"),
+        (["method=mutual", "peers=2", "method.burn_in=1"], "below 1"),
+    ],
+)
+def test_peers_that_cannot_be_are_refused_before_training(kd_run: Run, argv: list[str], said: str) -> None:
+    ran = kd_run(*argv)
+    assert ran.code == 1
+    assert said in ran.err
+    assert "loss" not in ran.err
+    assert "Traceback" not in ran.err
+
+
 # ---------------------------------------------------------------- churn
 
 

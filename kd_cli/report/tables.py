@@ -260,6 +260,9 @@ def role_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     for k, report in enumerate(summary.get("peers", {}).get("peers", ())):
         if k:
             which = f"({report['name']}, seed {report['seed']})"
+            if report.get("learned_on"):
+                rows.append(role_row(f"teacher, having learned on as peer {k} ({report['name']})", report))
+                continue
             rows.append(role_row(f"peer {k} alone {which}", report["alone"]))
             rows.append(role_row(f"peer {k} by {summary['method']} {which}", report))
     if (mean := summary.get("peers", {}).get("together")) is not None:

@@ -30,13 +30,19 @@ FOLDER = "peers"  # in a run's directory: the students beside the first, by numb
 def peers_report(session: Session, job: Job, outcomes: Sequence[Outcome], shift: Tensor) -> dict[str, Any]:
     """Test every peer and write the weights of those beside the first; `peers` in a summary.
 
-    `best` is the number of the peer with the best validation results, None without validation data; `agreement` is the
-    share of the test examples that two peers put in the same class, as a mean over the pairs, `diversity` the share
-    that they do not; `together` are the results of the mean of all peers' distributions, by `teacher.combine`.
+    `best` is the number of the student with the best validation results, None without validation data; `agreement` is
+    the share of the test examples that two peers put in the same class, as a mean over the pairs, `diversity` the share
+    that they do not; `together` are the results of the mean of all peers' distributions, by `teacher.combine`. The mean
+    errors are those of the students, without a teacher that learned on.
     """
     data, found, logits = session.data, [], []
     stored = job.summary["student_alone"]["from_store"]  # whether all of them are
-    for k, (spec, outcome, alone) in enumerate(zip(job.config.peers, outcomes, job.peers_alone, strict=True)):
+    specs, entries = list(job.config.peers), list(job.peers_alone)
+    students = len(specs)
+    if job.method is not None and job.method.teacher_joins and job.teacher is not None:
+        specs.append(job.config.teacher_as_peer())
+        entries += job.teacher.members
+    for k, (spec, outcome, alone) in enumerate(zip(specs, outcomes, entries, strict=True)):
         module = load_module(spec, outcome.state, data, role="student")
         logits.append(predict_module(module, data.test) + shift)
         report = session.model_report(spec, module, logits[-1], outcome)
@@ -46,14 +52,15 @@ def peers_report(session: Session, job: Job, outcomes: Sequence[Outcome], shift:
         found.append(
             {
                 **with_agreement(report, logits[-1], job.teacher),
-                "gap_closed": _gap_closed(job, alone.report, report),
+                "gap_closed": _gap_closed(job, alone.report, report) if k < students else None,
+                **({"learned_on": True} if k >= students else {}),  # the teacher
                 "seed": spec.seed,
                 "folder": folder if k else ".",
                 "alone": {"fingerprint": alone.fingerprint, **alone.report, "from_store": stored},
             }
         )
     pairs = [float(agreement(one, other)) for one, other in itertools.combinations(logits, 2)]
-    best = choose(outcomes) if len(data.val) else None
+    best = choose(outcomes[:students]) if len(data.val) else None
     job.say(sentence(found, best))
     mean = combine_logits(torch.stack(logits), combine=job.config.combine, T=torch.ones(()))
     together = {
@@ -67,8 +74,8 @@ def peers_report(session: Session, job: Job, outcomes: Sequence[Outcome], shift:
         "together": with_agreement(together, mean, job.teacher),
         "diversity": 1 - statistics.fmean(pairs),
         "best": best,
-        "mean_errors": statistics.fmean(one["test"]["errors"] for one in found),
-        "mean_errors_alone": statistics.fmean(one["alone"]["test"]["errors"] for one in found),
+        "mean_errors": statistics.fmean(one["test"]["errors"] for one in found[:students]),
+        "mean_errors_alone": statistics.fmean(one["alone"]["test"]["errors"] for one in found[:students]),
         "agreement": statistics.fmean(pairs),
     }
 

@@ -32,6 +32,11 @@ class Composite(Method):
                 f"{extending[0]} makes the student another network, and cannot be a part of another method",
                 hint="method=simkd by itself",
             )
+        if any(method.teacher_joins for method in methods):
+            raise ConfigError(
+                "method.with_teacher=true makes the teacher a peer, and cannot be a part of another method",
+                hint="method=mutual by itself",
+            )
         self.names = list(parts)
         self.parts, self.factors = nn.ModuleList(methods), nn.ModuleList(factors)
         self.needs_teacher = any(m.needs_teacher for m in methods)

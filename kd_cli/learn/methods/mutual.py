@@ -24,14 +24,17 @@ class Mutual(Method):
 
     Co-distillation (Anil et al. 2018) is the same with two numbers: the mutual term is absent before the share
     `burn_in` of the training, and the others answer with weights that are renewed every `refresh_every` steps, in eval
-    mode; 1 are their present answers.
+    mode; 1 are their present answers. `with_teacher` makes the trained teacher one more peer, which learns on.
     """
 
     needs_teacher = False
     couples_models = True
 
-    def __init__(self, burn_in: float = 0.0, refresh_every: int = 1) -> None:
+    def __init__(self, burn_in: float = 0.0, refresh_every: int = 1, with_teacher: bool = False) -> None:
         super().__init__()
+        if not isinstance(with_teacher, bool):
+            raise ConfigError(f"method.with_teacher is {with_teacher!r}; it must be true or false")
+        self.needs_teacher = self.teacher_joins = with_teacher
         if not is_number(burn_in) or not 0 <= burn_in < 1:
             raise ConfigError(
                 f"method.burn_in is {burn_in!r}; it must be a share of the training, from 0 to below 1",
