@@ -478,6 +478,7 @@ def write_results(out: Path, page: Path) -> None:
             lines += [f"![{name.replace('_', ' ')}](figures/{name}.svg)", ""]
         sections[title] = "\n".join(lines)
     order = [f"## {part.title}" for part in PARTS]
+    order += [title for title in sections if title not in order]  # of other papers, written by hand
     page.write_text("\n".join([head.rstrip() + "\n", *(sections[title] for title in order)]), encoding="utf-8")
     print(f"wrote {page}")
 

@@ -234,7 +234,8 @@ def test_an_epochs_metrics_are_those_of_the_labels() -> None:
     expected = evaluate_labels(learner.predict(keys["val"])[0], keys["val"].labels)
     assert outcome.history[0]["val_accuracy"] == pytest.approx(expected.accuracy)
     assert outcome.history[0]["val_nll"] == pytest.approx(expected.nll)
-    (accuracy,), (nll,) = validate(learner, keys["data"])
+    (found,) = validate(learner, keys["data"])
+    accuracy, nll = found["val_accuracy"], found["val_nll"]
     first = evaluate_labels(made.solo().predict(keys["data"])[0], keys["data"].labels)
     assert outcome.history[0]["train_accuracy"] == pytest.approx(first.accuracy)  # before the only step
     assert (accuracy, nll) != (first.accuracy, first.nll)

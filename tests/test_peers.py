@@ -17,6 +17,7 @@ from process import Ran
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_cli.data.digits import digits
 from kd_cli.export.load import load_student
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.engine import Outcome, Plan, Training, fit
@@ -25,6 +26,7 @@ from kd_cli.learn.methods import Hard, Mutual, Weights
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.peers import Peers
+from kd_cli.statistics import gap_closed
 
 Run = Callable[..., Ran]
 
@@ -158,6 +160,7 @@ def test_gradient_sizes_are_known_for_each_peer() -> None:
 
 # ---------------------------------------------------------------- runs
 
+_, _, _, IMAGES, LABELS, *_ = vars(digits(data_dir="")).values()
 PEERS = [
     *(word for word in TINY if not word.startswith("student")),
     "student=tinymlp",
@@ -191,6 +194,12 @@ def test_a_run_reports_every_peer_with_its_student_alone(kd_run: Run) -> None:
     ranks = [(-one["val"]["accuracy"], one["val"]["nll"]) for one in told["peers"]]
     assert told["best"] == ranks.index(min(ranks))
     assert 0 < told["agreement"] < 1
+    assert told["diversity"] == 1 - told["agreement"]
+    said = [load_student(ran.run_dir / one["folder"])(IMAGES).detach() for one in told["peers"]]
+    wrong = int((torch.stack(said).mean(0).argmax(-1) != LABELS).sum())
+    assert told["together"]["test"]["errors"] == wrong
+    assert "the 2 peers together, geometric mean" in ran.out
+    assert "Agreement of the peers by epoch" in (ran.run_dir / "report.html").read_text()
     assert "peer 1 by mutual (cnn, seed 1)" in ran.out
     assert "peer 1 alone (cnn, seed 1)" in ran.out
     assert "is not used" not in ran.out
@@ -217,7 +226,10 @@ def test_a_teacher_may_be_added_to_peers(kd_run: Run) -> None:
     assert ran.summary["teacher"] is not None
     (row, _) = [row for row in ran.metrics if row["role"] == "student"]
     assert row["mutual_loss" if "mutual_loss" in row else "second_mutual_loss"] > 0
-    assert ran.summary["peers"]["peers"][1]["test"]["agreement"] is not None
+    peer = ran.summary["peers"]["peers"][1]
+    assert peer["test"]["agreement"] is not None
+    counts = [ran.summary["teacher"]["test"], peer["alone"]["test"], peer["test"]]
+    assert peer["gap_closed"] == gap_closed(*(one["errors"] for one in counts))
 
 
 def test_sweeps_train_the_peers_of_each_job_together(kd_run: Run, tmp_path: Path) -> None:
@@ -227,6 +239,19 @@ def test_sweeps_train_the_peers_of_each_job_together(kd_run: Run, tmp_path: Path
     assert single.code == 0, single.err
     last = sorted(path.parent for path in (tmp_path / "out").glob("*/summary.json"))[-1]
     assert results(last)[1] == results(tmp_path / "single")[1]
+
+
+def test_a_sweep_over_methods_gives_peers_to_those_that_couple_them(kd_run: Run, tmp_path: Path) -> None:
+    argv = [word for word in PEERS if word != "method=mutual"]
+    ran = kd_run("-m", *argv, "method=soft_targets,mutual", "peers=2", "hydra.sweep.dir=out")
+    assert ran.code == 0, ran.err
+    assert "peers are not used by method=soft_targets" in ran.err
+    soft, mutual = (json.loads((run / "summary.json").read_text()) for run in ran.run_dirs)
+    assert "peers" not in soft
+    assert len(mutual["peers"]["peers"]) == 2
+    assert soft["student_alone"]["fingerprint"] == mutual["student_alone"]["fingerprint"]
+    assert "method=mutual: peer 1 (tinymlp)" in ran.out
+    assert "method=mutual: peers together" in ran.out
 
 
 KILLED = """
@@ -241,7 +266,14 @@ TrainingState.save = killed
 
 
 def test_killed_peers_continue_to_the_same_bytes(kd_run: Run, tmp_path: Path) -> None:
-    argv = [*PEERS, "peers=[tinymlp,cnn]", "training.epochs=3", "checkpoint.every=1", "hydra.run.dir=out"]
+    argv = [
+        *PEERS,
+        "peers=[tinymlp,cnn]",
+        "method.refresh_every=7",
+        "training.epochs=3",
+        "checkpoint.every=1",
+        "hydra.run.dir=out",
+    ]
     assert kd_run(*argv).code == 0
     whole = results(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")

@@ -52,7 +52,7 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
         if "lr" in checked[group]:
             check_own_keys(checked[group], OptimizerKeys, group)
     check_transfer(checked["transfer"], checked["alpha"])
-    check_peers(checked["peers"])
+    check_peers(checked["peers"], with_teacher=checked["method"].get("with_teacher") is True)
     check_chain(checked["teacher"]["chain"], checked)
     check_together(checked)
     return checked
@@ -145,8 +145,8 @@ def check_transfer(transfer: dict[str, Any], alpha: float | str) -> None:
         raise ConfigError("the transfer set has no labels and alpha is 0: there is nothing to learn from")
 
 
-def check_peers(peers: Any) -> None:
-    """ConfigError for a number or list of peers that cannot be."""
+def check_peers(peers: Any, *, with_teacher: bool = False) -> None:
+    """ConfigError for a number or list of peers that cannot be; a teacher that learns on is one more."""
     if peers is None:
         return
     n = len(peers) if isinstance(peers, list) else peers
@@ -155,7 +155,7 @@ def check_peers(peers: Any) -> None:
             f"peers is {peers!r}; it must be a whole number from 2 to {MOST_PEERS}, or a list of models",
             hint="peers=3, or peers=[smallmlp,cnn]",
         )
-    if n < 2:
+    if n < (1 if with_teacher else 2):
         raise ConfigError(f"peers is {peers!r}: peers learn from each other, and it takes two", hint="peers=2")
 
 

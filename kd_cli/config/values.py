@@ -115,6 +115,12 @@ class RunConfig:
         ]
         return [first, *taught]
 
+    def teacher_as_peer(self) -> TrainSpec:
+        """Return the teacher's model as one more of the peers, trained as they are."""
+        seed = self.student.seed + len(self.peers)
+        teacher = self.teacher
+        return replace(self.student, name=teacher.name, model=teacher.model, normalize=teacher.normalize, seed=seed)
+
     def settings(self) -> list[tuple[float, float]]:
         """Return the pairs of T and alpha to train: one pair, or the grid that "auto" chooses from."""
         temperatures = AUTO_T if isinstance(self.T, str) else (self.T,)

@@ -235,7 +235,7 @@ def epoch_rows(
     learner: Learner, training: Training, epoch: int, means: Sequence[dict[str, float | None]], seconds: float
 ) -> list[Row]:
     """The metrics of an epoch, one row for each model."""
-    accuracy, nll = validate(learner, training.val)
+    found = validate(learner, training.val, coupled=training.objective.method.couples_models)
     last = training.progress_at(epoch)
     sizes: list[dict[str, float | None]] = [{}] * learner.size
     if training.plan.diagnostics:
@@ -250,8 +250,7 @@ def epoch_rows(
             "role": training.role,
             "epoch": epoch,
             **means[s],
-            "val_accuracy": accuracy[s],
-            "val_nll": nll[s],
+            **found[s],
             "lr": rates[s],
             "examples_per_second": len(training.train) / seconds,
             **sizes[s],
@@ -322,18 +321,28 @@ def is_best(outcome: Outcome) -> bool:
 
 
 @torch.no_grad()
-def validate(learner: Learner, val: Examples) -> tuple[list[float | None], list[float | None]]:
-    """Accuracy and negative log likelihood (nats) of each model on the validation part; None when it is empty."""
+def validate(learner: Learner, val: Examples, *, coupled: bool = False) -> list[dict[str, float | None]]:
+    """`val_accuracy` and `val_nll` (nats) of each model on the validation part; None when it is empty.
+
+    Of models that learn from each other also `val_agreement`: the share of the examples that another model puts in the
+    same class, as a mean over the others.
+    """
+    columns: dict[str, list[Tensor]] = {"val_accuracy": [], "val_nll": []}
     if not len(val):
-        return [None] * learner.size, [None] * learner.size
-    accuracy, nll = [], []
+        return [dict.fromkeys(columns) for _ in range(learner.size)]
+    logits = learner.predict(val)
     # One part at a time: a sum over more numbers may be divided among threads in another way.
-    for logits_SNC in learner.predict(val).split([part.size for part in learner.parts]):
+    for logits_SNC in logits.split([part.size for part in learner.parts]):
         labels = val.labels.expand(*logits_SNC.shape[:2], *val.labels.shape[1:])
-        accuracy.append(correct(logits_SNC, labels).double().mean(-1))
+        columns["val_accuracy"].append(correct(logits_SNC, labels).double().mean(-1))
         if val.labels.dim() == 2:
-            nll.append(binary_cross_entropy(logits_SNC.double(), val.labels))
+            columns["val_nll"].append(binary_cross_entropy(logits_SNC.double(), val.labels))
         else:
             log_p = logits_SNC.double().log_softmax(-1).gather(-1, labels[..., None])
-            nll.append(-log_p[..., 0].mean(-1))
-    return torch.cat(accuracy).tolist(), torch.cat(nll).tolist()
+            columns["val_nll"].append(-log_p[..., 0].mean(-1))
+    if coupled and val.labels.dim() == 1:
+        said = logits.argmax(-1)
+        same = torch.stack([(said == one).double().mean(-1) for one in said])  # [S,S], 1 on the diagonal
+        columns["val_agreement"] = [(same.sum(1) - 1) / (len(same) - 1)]
+    values = {name: torch.cat(some).tolist() for name, some in columns.items()}
+    return [{name: column[s] for name, column in values.items()} for s in range(learner.size)]

@@ -18,11 +18,13 @@ from kd_cli.nearest import nearest
 class Outputs:
     """Logits `[S,B,C]` of S models at T = 1, and by module path the outputs `[S,B,...]` of inner modules.
 
-    A teacher that answers all S students alike has a leading axis of 1.
+    A teacher that answers all S students alike has a leading axis of 1. `shown` are the logits [S,B,C] that the other
+    students learn from, where these are not `logits`: those of earlier weights.
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
+    shown: Tensor | None = None
 
     def of(self, models: slice) -> Outputs:
         """Those of some of the S models."""

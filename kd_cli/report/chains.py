@@ -23,7 +23,7 @@ def assistants(comparison: Comparison) -> list[tuple[str, dict[str, Stat]]]:
         name = next(iter(models.values()))["name"]
         rivals = sum(place == k for place, _ in groups)
         which = f" ({_common(settings, comparison)})" if rivals > 1 else ""
-        rows.append((f"{link_name(settings[0].runs[0].summary, k)} {name}{which}", _results(models.values())))
+        rows.append((f"{link_name(settings[0].runs[0].summary, k)} {name}{which}", results(models.values())))
     return rows
 
 
@@ -33,7 +33,7 @@ def together(comparison: Comparison) -> list[tuple[str, dict[str, Stat]]]:
     for setting in comparison.settings:
         reports = [run.summary["generations"] for run in setting.runs if "generations" in run.summary]
         if reports:
-            found.append((f"{name_of(setting, comparison)}: generations together", _results(reports)))
+            found.append((f"{name_of(setting, comparison)}: generations together", results(reports)))
     return found
 
 
@@ -49,7 +49,8 @@ def _common(settings: list[Setting], comparison: Comparison) -> str:
     return label({key: first[key] for key in same})
 
 
-def _results(reports: Iterable[Mapping[str, Any]]) -> dict[str, Stat]:
+def results(reports: Iterable[Mapping[str, Any]]) -> dict[str, Stat]:
+    """The test results of several models of one kind, from their reports in summaries."""
     found = list(reports)
     values = {m: [r["test"][m] for r in found if r["test"].get(m) is not None] for m in MEASURES}
     return {m: known for m, column in values.items() if (known := stat(column)) is not None}

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from kd_cli.report.compare import Comparison, Setting, baselines, models_of
 from kd_cli.report.figures import BASELINES, Figure, Legend, by_validation
+from kd_cli.report.peers import agreement_by_epoch
 from kd_cli.report.read import Run
 from kd_cli.report.svg.lines import SERIES, Point, Series, line_chart
 from kd_cli.report.svg.scales import ticks
@@ -87,6 +88,10 @@ def run_curves(run: Run) -> list[Figure]:
                     key.append((curve.name, colour, style))
         if series:
             figures.append(Figure("", _by_epoch(series, f"{name} by epoch", name), legend=legend(key)))
+    if agreement := agreement_by_epoch(run):
+        chart = _by_epoch(agreement, "Agreement of the peers by epoch", "agreement with the others, %")
+        names = legend([(s.name, s.colour, "bare") for s in agreement])
+        figures.append(Figure("", chart, "Share of the validation examples, as a mean over the other peers.", names))
     learned = _curve("temperature", [run], "student", "T", COLOURS["student"], "bare")
     if learned.points:
         figures.append(Figure("", _by_epoch([learned], "Temperature by epoch", "T, mean of an epoch's steps")))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kd_cli.report.churn import churn
 from kd_cli.report.compare import Comparison, value_of
 from kd_cli.report.differences import from_alone, from_soft_targets, tuned_methods
 from kd_cli.report.read import Run
@@ -79,9 +80,10 @@ def settings_grid(comparison: Comparison) -> Grid:
         cells += [Cell(percent(gap), None if gap is None else f"{gap:.6g}")]
         cells += [_mean(setting.student_alone.get("errors")), _mean(setting.teacher.get("errors"))]
         cells += [_mean(setting.student.get(measure), form) for _, measure, form in _COLUMNS]
+        cells += [_number(churn(setting, role), ".1%") for role in ("student", "student_alone")]
         lines.append(Line(cells, best=setting is comparison.best))
     heads = [*comparison.keys, "n", "val accuracy", "test errors", *versus, "gap closed", "alone", "teacher"]
-    return Grid([*heads, *(head for head, _, _ in _COLUMNS)], lines, sortable=True)
+    return Grid([*heads, *(head for head, _, _ in _COLUMNS), "churn", "churn alone"], lines, sortable=True)
 
 
 def methods_grid(comparison: Comparison) -> Grid | None:

@@ -48,7 +48,7 @@ class Run:
 
     def validation(self, measure: str) -> float | None:
         """The student's val_accuracy or val_nll in the epoch whose weights were kept; None without validation data."""
-        rows = self.history.get("student", [])
+        rows = [row for row in self.history.get("student", []) if not row.get("member")]  # of peers, the first
         if self.config.get("training.keep") == "best":
             seen = [row for row in rows if row.get("val_accuracy") is not None and row.get("val_nll") is not None]
             kept = min(seen, key=lambda row: (-row["val_accuracy"], row["val_nll"]), default=None)

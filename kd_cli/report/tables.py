@@ -11,8 +11,10 @@ from typing import Any
 
 from kd_cli.report.answers import answer
 from kd_cli.report.chains import assistants, link_name, together
+from kd_cli.report.churn import churn
 from kd_cli.report.compare import AVERAGED, FIRST, MEASURES, Comparison, Setting, baselines, value_of
 from kd_cli.report.differences import from_alone, from_soft_targets, tuned_methods
+from kd_cli.report.peers import peers_of
 from kd_cli.report.read import Run
 from kd_cli.report.words import (
     changed_models,
@@ -26,6 +28,7 @@ from kd_cli.report.words import (
     percent,
     plus_minus,
     relative,
+    share,
     show,
     sizes,
     tally,
@@ -81,20 +84,22 @@ def _comparison_table(comparison: Comparison) -> str:
     if len(comparison.keys) > 1:  # a column for each key is narrower than its name in every row
         values = [[show(value) for value in setting.values.values()] for setting in comparison.settings]
         corner, *names = align([comparison.keys, *values]).splitlines()
-    rows = [[corner, "val accuracy", "test errors", *VERSUS, "accuracy", "agrees", "NLL", "ECE", "gap", "n"]]
+    measured = ("accuracy", "agrees", "NLL", "ECE", "gap", "churn")
+    rows = [[corner, "val accuracy", "test errors", *VERSUS, *measured, "n"]]
     for name, setting in zip(names, comparison.settings, strict=True):
         mark = " *" if star and setting is comparison.best else ""
         first, *more = _measures(setting.student)
         versus = [_versus(value) for value in (from_alone(setting), from_soft_targets(setting, comparison))]
-        rows.append([name + mark, first, more[0], *versus, *more[1:], percent(setting.gap_closed), counts(setting)])
-    others = together(comparison)
+        last = [percent(setting.gap_closed), share(churn(setting, "student")), counts(setting)]
+        rows.append([name + mark, first, more[0], *versus, *more[1:], *last])
+    others = together(comparison) + peers_of(comparison)
     for role in ("student_alone", "teacher"):
         others += assistants(comparison) if role == "teacher" else []
         for which, stats in baselines(comparison, role):
             others.append((f"{ROLE_NAMES[role]} ({which})" if which else ROLE_NAMES[role], stats))
     for name, stats in others:
         first, *more = _measures(stats)
-        rows.append([name, first, more[0], "", "", *more[1:], "", str(stats["errors"].n)])
+        rows.append([name, first, more[0], "", "", *more[1:], "", "", str(stats["errors"].n)])
     _narrow(rows)
     return f"{head}\n\n{align(rows)}\n{_legend(comparison)}\n{_methods(comparison)}{sentences}"
 
@@ -135,7 +140,7 @@ def _legend(comparison: Comparison) -> str:
 def _narrow(rows: list[list[str]], *more: str) -> None:
     """Delete empty columns and, while the table is too wide, the least important ones; the CSV file has them all."""
     empty = [name for i, name in enumerate(rows[0]) if i and not any(row[i] for row in rows[1:])]
-    for name in (*empty, "accuracy", "ECE", "NLL", "agrees", "gap", "val accuracy", *more):
+    for name in (*empty, "accuracy", "ECE", "NLL", "churn", "agrees", "gap", "val accuracy", *more):
         if name in rows[0] and (name in empty or align(rows).index("\n") > WIDTH):
             column = rows[0].index(name)
             for row in rows:
@@ -162,9 +167,11 @@ def sweep_csv(comparisons: Sequence[Comparison], root: Path) -> str:
     rows = []
     for comparison in comparisons:
         setting_of = {id(run): setting for setting in comparison.settings for run in setting.runs}
+        same = {id(setting): _csv_churn(setting) for setting in comparison.settings}
         for run in comparison.runs:
-            versus = _csv_versus(setting_of.get(id(run)), comparison)
-            rows.append(_csv_row(run, comparison, keys, root, automatic=automatic) | versus)
+            setting = setting_of.get(id(run))
+            more = _csv_versus(setting, comparison) | same.get(id(setting), _csv_churn(None))
+            rows.append(_csv_row(run, comparison, keys, root, automatic=automatic) | more)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -182,6 +189,12 @@ def _csv_versus(setting: Setting | None, comparison: Comparison) -> dict[str, An
         facts = (None,) * 4 if value is None else (*value, effect(value))
         row |= zip((f"vs_{name}", f"vs_{name}_ci95", f"vs_{name}_n", f"vs_{name}_shows"), facts, strict=True)
     return row
+
+
+def _csv_churn(setting: Setting | None) -> dict[str, Any]:
+    """The churn of a run's setting, the same in all its runs."""
+    roles = {"churn": "student", "churn_alone": "student_alone"}
+    return {name: None if setting is None else churn(setting, role) for name, role in roles.items()}
 
 
 def _csv_row(run: Run, comparison: Comparison, keys: Sequence[str], root: Path, *, automatic: bool) -> dict[str, Any]:
@@ -247,8 +260,13 @@ def role_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     for k, report in enumerate(summary.get("peers", {}).get("peers", ())):
         if k:
             which = f"({report['name']}, seed {report['seed']})"
+            if report.get("learned_on"):
+                rows.append(role_row(f"teacher, having learned on as peer {k} ({report['name']})", report))
+                continue
             rows.append(role_row(f"peer {k} alone {which}", report["alone"]))
             rows.append(role_row(f"peer {k} by {summary['method']} {which}", report))
+    if (mean := summary.get("peers", {}).get("together")) is not None:
+        rows.append(role_row(f"the {mean['members']} peers together, {mean['combine']} mean", mean))
     return rows
 
 

@@ -53,6 +53,10 @@ def percent(value: float | None) -> str:
     return "" if value is None else formatted(value, ".0%")
 
 
+def share(value: float | None) -> str:
+    return "" if value is None else formatted(value, ".1%")
+
+
 def effect(value: Difference) -> str:
     """What the student's errors less another's show: helps, harms, or cannot be told with n = 3."""
     return {-1: "helps", 0: f"cannot be told with n = {value.n}", 1: "harms"}[value.sign]
@@ -204,9 +208,17 @@ def peers_verdict(summary: Mapping[str, Any]) -> str:
         best = (
             f"; the best by validation is peer {facts['best']}, with {facts['peers'][facts['best']]['test']['errors']}"
         )
+    n = sum(not one.get("learned_on") for one in facts["peers"])
+    if n < len(facts["peers"]):
+        before, after = summary["teacher"]["test"]["errors"], facts["peers"][-1]["test"]["errors"]
+        best += f"; the teacher, which learned on with them, makes {after}, and made {before} before"
+    if "together" in facts:
+        best += f"; the mean of all peers' answers makes {facts['together']['test']['errors']}"
+    if shares := [one["gap_closed"] for one in facts["peers"] if one.get("gap_closed") is not None]:
+        best += f"; of the gap to the teacher they close {', '.join(map(percent, shares))}"
     return (
         f"{weights}: {facts['mean_errors_alone']:.1f} errors alone, {facts['mean_errors']:.1f} by learning from each "
-        f"other, as means of {len(facts['peers'])} peers, of which two agree on {facts['agreement']:.1%} of the test "
+        f"other, as means of {n} peer{'s' * (n > 1)}; two agree on {facts['agreement']:.1%} of the test "
         f"examples{best}"
     )
 

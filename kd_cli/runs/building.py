@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_cli.config.build import PARTIAL, build, locate
 from kd_cli.config.fingerprint import fingerprint
@@ -50,6 +50,7 @@ class TrainingTask:
     T: float = 1.0
     alpha: float = 0.0
     beta: float = 1.0
+    start: Callable[[], dict[str, Tensor]] | None = None  # gives the weights to begin with, in place of random ones
 
     def stack_key(self) -> str:
         """A fingerprint that two tasks share when they can be trained in one stack."""
@@ -241,6 +242,8 @@ def make_peers(
     learners = []
     for task in tasks:
         module = build_module(task.spec, data.dataset, role=stream_of(role), device=data.device)
+        if task.start is not None:
+            module.load_state_dict(task.start())
         frozen = frozen_parts(task.spec, module)
         optimizer = make_optimizer(task, role, [p for p in module.parameters() if p.requires_grad or not frozen])
         plain = make_objective(data, [replace(task, method=HARD)])  # features and parameters are the objective's: none

@@ -41,7 +41,11 @@ def student_tasks(session: Session, job: Job) -> list[TrainingTask]:
     beta = config.beta if session.transfer(config).labelled else 0.0
     if config.peers:
         ((T, alpha),) = config.settings()
-        return [TrainingTask(spec, config.method, T, alpha, beta) for spec in config.peers]
+        tasks = [TrainingTask(spec, config.method, T, alpha, beta) for spec in config.peers]
+        if job.method is not None and job.method.teacher_joins:
+            start = job.teacher.members[0].weights if job.teacher else None  # None while it is only checked
+            tasks.append(TrainingTask(config.teacher_as_peer(), config.method, T, alpha, beta, start))
+        return tasks
     spec = session.student_spec(job)
     return [TrainingTask(spec, config.method, T, alpha, beta) for T, alpha in config.settings()]
 
@@ -120,10 +124,11 @@ class Distillation:
                 report_ended()
 
     def stage(self) -> Stage:
+        joins = all(job.method is not None and job.method.teacher_joins for job in self.jobs)
         return Stage(
             replace(self.session.data, train=self.transfer.examples),
             "student",
-            teacher=teacher_of(self.session, alive(self.jobs)[0]),
+            teacher=None if joins else teacher_of(self.session, alive(self.jobs)[0]),
             subject=fingerprint([taught_by(self.jobs[0].summary), self.transfer.facts]),
             diagnostics=self.config.diagnostics,
         )
@@ -206,13 +211,16 @@ class Distillation:
             job.note("the report shows no single test examples: they have independent labels")
             return
         assert job.alone is not None
+        alone = job.alone.outputs()["test"]
+        said = {"student": logits, "student_alone": alone}
+        job.directory.write_predictions({role: one.argmax(-1).tolist() for role, one in said.items()})
         found = pictures(
             dataset.test.images,
             dataset.test.labels,
             job.teacher.test if job.teacher else None,
             logits,
             dataset.class_names,
-            alone_logits=job.alone.outputs()["test"],
+            alone_logits=alone,
             files=dataset.test.names or None,
             T=T,
         )

@@ -78,7 +78,8 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
     if "class_weights" in config.student.recipe:
         method.weigh_classes(torch.linspace(0.5, 2.0, data.dataset.classes, dtype=data.dtype))
     stacked = 1 if why_method_not(method) else 2
-    try_method(method, setting, size=max(1, len(config.peers)) if method.couples_models else stacked)
+    coupled = max(1, len(config.peers)) + method.teacher_joins
+    try_method(method, setting, size=coupled if method.couples_models else stacked)
     if method.couples_models and any(True for _ in method.parameters()):
         raise ConfigError(f"{method.title} couples peers and has parameters of its own, which is not supported")
     return [*method.notes, *([] if student is None else parts_note(student))]
@@ -98,6 +99,11 @@ def check_peers(config: RunConfig, method: Method) -> None:
         raise ConfigError(
             "T=auto and alpha=auto choose among students that are trained by themselves, and peers are given",
             hint="sweep over T: kd-run -m T=1,2,4",
+        )
+    if method.teacher_joins and config.members > 1:
+        raise ConfigError(
+            f"method.with_teacher=true makes one teacher a peer, and teacher.members is {config.members}",
+            hint="teacher.members=1",
         )
     if method.student_features or method.teacher_features or method.chooses_layers:
         raise ConfigError(f"method={name} couples peers and reads features, which is not supported")

@@ -16,6 +16,7 @@ from kd_cli.runs.chains import wanted_assistants
 from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.device_data import load_device_data
 from kd_cli.runs.jobs import Job, WarningsAsNotes, alive, failing, grouped
+from kd_cli.runs.peers import without_unused_peers
 from kd_cli.runs.session import Session
 from kd_cli.runs.threads import choose_threads
 from kd_cli.runs.trained_once import wanted_alone, wanted_teacher
@@ -57,6 +58,7 @@ def run_many(
         for job in alive(jobs):
             with failing([job]):
                 job.open()
+        without_unused_peers(jobs)
         report_ended()
         plan = StackPlan(claimed_folders(jobs)[0] / STACKS) if jobs else StackPlan(None)
         for same_data in grouped(jobs, lambda job: job.config.data_key()):
@@ -102,6 +104,8 @@ def dry_run(jobs: Sequence[Job]) -> list[str]:
             log.info("%s", line)
         for job in same_data:
             job.method = build_method(job.config.method)
+        without_unused_peers(same_data)
+        for job in same_data:
             session.check_models(job)
             wanted = wanted_alone(session, job)
             if job.needs_teacher:

@@ -19,7 +19,7 @@ import contextlib
 import json
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,12 @@ SUMMARY = "summary.json"
 WEIGHTS = "student.safetensors"
 STUDENT = "student.json"
 EXAMPLES = "examples.json"
+PREDICTIONS = "predictions.json"  # the class of each test example, by the student and by the student alone
 REPORT = "report.html"
 STACKS = ".stacks.json"  # while a run or sweep is unfinished: which models were trained together
 CLAIM = ".lock"  # while a process works there
 SUMS = ".checksums.json"
-SUMMED = (METRICS, WEIGHTS, STUDENT, EXAMPLES)
+SUMMED = (METRICS, WEIGHTS, STUDENT, EXAMPLES, PREDICTIONS)
 
 
 def refuse_other_run(path: Path) -> None:
@@ -130,6 +131,10 @@ class RunDir:
     def write_pictures(self, examples: dict[str, Any]) -> None:
         """Write what report.html shows of single test examples."""
         write_text(self.path / EXAMPLES, finite_json(examples) + "\n")  # one line keeps it small; programs read it
+
+    def write_predictions(self, classes: Mapping[str, Sequence[int]]) -> None:
+        """Write the number of the predicted class of each test example, by role."""
+        write_text(self.path / PREDICTIONS, json.dumps(classes, separators=(",", ":")) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary, the last file of a run, and before it the checksums that detect later damage."""

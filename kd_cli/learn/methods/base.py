@@ -92,6 +92,8 @@ class Method(nn.Module, ABC):
     multilabel: bool = False  # whether logits and labels are [S,B,L], of independent labels, and not of classes
     extends_student: bool = False  # whether the method adds parts to the student that are shipped with it
     couples_models: bool = False  # whether a student's loss depends on the other students
+    teacher_joins: bool = False  # whether the trained teacher is one more of these students, and learns on
+    refresh_every: int = 1  # steps after which the weights whose answers the other students see are renewed
     couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
     class_weights: Tensor | None = None  # of the labels' loss, [C]; set before training where they are asked for
     recordable: bool = False  # whether a step can be replayed without Python: nothing in forward changes but tensors

@@ -31,6 +31,11 @@ class Composite(Method):
                 f"{extending[0]} makes the student another network, and cannot be a part of another method",
                 hint="method=simkd by itself",
             )
+        if any(method.teacher_joins for method in methods):
+            raise ConfigError(
+                "method.with_teacher=true makes the teacher a peer, and cannot be a part of another method",
+                hint="method=mutual by itself",
+            )
         self.names = list(parts)
         self.parts, self.factors = nn.ModuleList(methods), nn.ModuleList(factors)
         self.needs_teacher = any(m.needs_teacher for m in methods)
@@ -40,6 +45,12 @@ class Composite(Method):
         self.min_classes = max(m.min_classes for m in methods)
         self.min_batch = max(m.min_batch for m in methods)
         self.couples_models = any(m.couples_models for m in methods)
+        refresh = {m.refresh_every for m in methods if m.couples_models}
+        if len(refresh) > 1:
+            raise ConfigError(
+                f"the methods renew the peers' answers every {sorted(refresh)} steps; it must be one number"
+            )
+        self.refresh_every = max(refresh, default=1)
         self.couples_examples = any(m.couples_examples for m in methods)
         self.multilabel = all(m.multilabel for m in methods)
         self.learns_T = any(m.learns_T for m in methods) or self.learns_T
@@ -215,6 +226,6 @@ def seen_by(method: Method, student: Outputs, teacher: Outputs | None) -> tuple[
     """Outputs with the features that this method reads, and no others."""
 
     def own(outputs: Outputs, paths: Sequence[str]) -> Outputs:
-        return Outputs(outputs.logits, {str(path): outputs.features[str(path)] for path in paths})
+        return Outputs(outputs.logits, {str(path): outputs.features[str(path)] for path in paths}, outputs.shown)
 
     return own(student, method.student_features), None if teacher is None else own(teacher, method.teacher_features)
