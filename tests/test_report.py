@@ -234,6 +234,26 @@ def test_one_teacher_from_a_file_is_no_swept_key(tmp_path: Path) -> None:
     assert [setting.n for setting in only(tmp_path).settings] == [2]
 
 
+def test_runs_of_code_that_was_edited_between_them_are_settings_of_their_own(tmp_path: Path) -> None:
+    for seed, checksum in enumerate(["11", "11", "22"]):
+        run = made_run(tmp_path / str(seed), seed=seed)
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"code": {"mine": checksum, "parts": "33"}}))
+    comparison = only(tmp_path)
+    assert sorted(setting.n for setting in comparison.settings) == [1, 2]
+    assert all(setting.label.startswith("own code=") for setting in comparison.settings)
+
+
+def test_code_that_was_not_edited_is_no_swept_key(tmp_path: Path) -> None:
+    for seed in range(2):
+        run = made_run(tmp_path / str(seed), seed=seed)
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"code": {"mine": "11"}}))
+    (setting,) = only(tmp_path).settings
+    assert setting.n == 2
+    assert "own code" not in setting.label
+
+
 def test_teachers_trained_under_different_seeds_are_averaged(tmp_path: Path) -> None:
     for seed in range(2):
         made_run(tmp_path / str(seed), seed=seed, **{"teacher_training.seed": seed})

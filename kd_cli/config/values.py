@@ -104,6 +104,11 @@ class RunConfig:
             ]
         )
 
+    def own_code(self) -> dict[str, str]:
+        """Return the user's own modules that models, method, optimisers and schedules come from, with checksums."""
+        specs = [self.teacher, self.student, *self.peers, *self.chain]
+        return code_version([self.method, *([spec.model, spec.optimizer, spec.schedule] for spec in specs)])
+
     def links(self) -> list[RunConfig]:
         """Return the run as one teacher and one student at a time: each of the `chain`, and last the run's student."""
         own = [replace(self, student=spec, chain=(), peers=()) for spec in self.chain]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_cli.numeric import is_number
+from kd_cli.report.hidden import MARKS, hidden_differences
 from kd_cli.report.read import Run
 from kd_cli.report.words import label, show
 from kd_cli.roles import ROLES
@@ -26,7 +27,6 @@ NO_SETTING = (
     *("resume", "dry_run", "fail_fast"),
 )
 FIRST = ("T", "alpha", "beta", "method", "student", "teacher")  # the order in which keys are shown; the rest follow
-TEACHER_FILE = "teacher.checkpoint content"  # swept where one path held several weights; its value is a fingerprint
 MEASURES = ("errors", "accuracy", "nll", "ece", "agreement")
 
 
@@ -151,36 +151,15 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
         if inside and len(by_option) > 1:
             varied = {key for key in inside if any(_varies(some, key) for some in by_option.values())}
             differ = (differ - inside) | varied | {group}
-    if _replaced_checkpoints(runs):
-        differ.add(TEACHER_FILE)
+    differ |= hidden_differences(runs)
     return sorted(differ, key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key))
 
 
 def value_of(run: Run, key: str) -> Any:
-    """A run's value of a swept key: from its configuration, the option of a group, or what its teacher's file held."""
-    if key == TEACHER_FILE:
-        mark = _teacher_mark(run) if run.config.get("teacher.checkpoint") is not None else None
-        return mark and mark[:8]
+    """A run's value of a swept key: from its configuration, the option of a group, or what the key does not show."""
+    if key in MARKS:
+        return MARKS[key](run)
     return run.config[key] if key in run.config else run.choices.get(key)
-
-
-def _teacher_mark(run: Run) -> str | None:
-    """The fingerprint of a run's teacher; None while there is no teacher."""
-    report = run.summary.get("teacher")
-    return report["fingerprint"] if report else None
-
-
-def _replaced_checkpoints(runs: Iterable[Run]) -> bool:
-    """Whether runs with equal keys of the teacher had different weights from one `teacher.checkpoint`.
-
-    The fingerprint of such a teacher does not depend on seeds: the file's content, or the model's code, has changed.
-    """
-    marks: dict[str, set[str]] = {}
-    for run in runs:
-        if run.config.get("teacher.checkpoint") is not None and (mark := _teacher_mark(run)) is not None:
-            teacher = {k: v for k, v in sorted(run.config.items()) if k.startswith("teacher.") or k == "precision"}
-            marks.setdefault(json.dumps(teacher, default=str), set()).add(mark)
-    return any(len(found) > 1 for found in marks.values())
 
 
 def settings(runs: Sequence[Run], keys: Sequence[str]) -> list[Setting]:

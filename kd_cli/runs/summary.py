@@ -61,6 +61,7 @@ def first_summary(job: Job, data: DeviceData, transfer: TransferSet) -> dict[str
         "device": device_name(data.device),
         "precision": config.precision,
         "versions": versions().copy(),
+        **({"code": code} if (code := config.own_code()) else {}),  # the user's own files, by module
     }
 
 
