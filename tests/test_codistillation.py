@@ -127,7 +127,7 @@ def test_a_teacher_that_learns_on_begins_with_its_own_weights(kd_run: Run) -> No
     ("argv", "said"),
     [
         (["method=mutual", "peers=1"], "it takes two"),
-        (["method=mutual", "peers=1", "method.with_teacher=1"], "it must be true or false"),
+        (["method=mutual", "peers=2", "method.with_teacher=1"], "it must be true or false"),
         (["method=mutual", "peers=1", "method.with_teacher=true", "teacher.members=2"], "one teacher a peer"),
         (["method=mutual", "peers=2", "method.burn_in=1"], "below 1"),
     ],

@@ -33,8 +33,13 @@ def together(comparison: Comparison) -> list[tuple[str, dict[str, Stat]]]:
     for setting in comparison.settings:
         reports = [run.summary["generations"] for run in setting.runs if "generations" in run.summary]
         if reports:
-            found.append((f"{name_of(setting, comparison)}: generations together", results(reports)))
+            found.append((f"{setting_prefix(setting, comparison)}generations together", results(reports)))
     return found
+
+
+def setting_prefix(setting: Setting, comparison: Comparison) -> str:
+    """A setting's name before that of one of its models; nothing where there is no other setting."""
+    return f"{name_of(setting, comparison)}: " if len(comparison.settings) > 1 else ""
 
 
 def link_name(summary: Mapping[str, Any], k: int) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from kd_cli.report.chains import results
+from kd_cli.report.chains import results, setting_prefix
 from kd_cli.report.compare import Comparison
 from kd_cli.report.read import Run
 from kd_cli.report.svg.lines import SERIES, Point, Series
-from kd_cli.report.words import name_of
 from kd_cli.statistics import Stat
 
 
@@ -15,12 +14,12 @@ def peers_of(comparison: Comparison) -> list[tuple[str, dict[str, Stat]]]:
     found = []
     for setting in comparison.settings:
         facts = [run.summary["peers"] for run in setting.runs if "peers" in run.summary]
-        name = name_of(setting, comparison)
+        where = setting_prefix(setting, comparison)
         for k in range(1, max((len(one["peers"]) for one in facts), default=0)):
             reports = [one["peers"][k] for one in facts if len(one["peers"]) > k]
-            found.append((f"{name}: peer {k} ({reports[0]['name']})", results(reports)))
+            found.append((f"{where}peer {k} ({reports[0]['name']})", results(reports)))
         if together := [one["together"] for one in facts if "together" in one]:  # earlier versions have none
-            found.append((f"{name}: peers together", results(together)))
+            found.append((f"{where}peers together", results(together)))
     return found
 
 

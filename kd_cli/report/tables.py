@@ -140,7 +140,7 @@ def _legend(comparison: Comparison) -> str:
 def _narrow(rows: list[list[str]], *more: str) -> None:
     """Delete empty columns and, while the table is too wide, the least important ones; the CSV file has them all."""
     empty = [name for i, name in enumerate(rows[0]) if i and not any(row[i] for row in rows[1:])]
-    for name in (*empty, "accuracy", "ECE", "NLL", "churn", "agrees", "gap", "val accuracy", *more):
+    for name in (*empty, "accuracy", "ECE", "NLL", "agrees", "churn", "gap", "val accuracy", *more):
         if name in rows[0] and (name in empty or align(rows).index("\n") > WIDTH):
             column = rows[0].index(name)
             for row in rows:
