@@ -14,7 +14,7 @@ from kd_cli.config.ranges import check_number, interval, normalisation
 from kd_cli.config.schema import NODES, Allowed, DatasetKeys, OptimizerKeys, Schema, TeacherKeys
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
-from kd_cli.numeric import is_whole
+from kd_cli.numeric import is_number, is_whole
 
 # What the former group `loss` had, and the option of `preset` that it has become.
 MOST_PEERS = 100
@@ -52,6 +52,8 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
             check_own_keys(checked[group], OptimizerKeys, group)
     check_transfer(checked["transfer"], checked["alpha"])
     check_peers(checked["peers"])
+    for section in ("training", "teacher_training"):
+        check_lr_factors(section, checked[section]["lr_factors"])
     check_together(checked)
     return checked
 
@@ -153,6 +155,18 @@ def check_peers(peers: Any) -> None:
         )
     if n < 2:
         raise ConfigError(f"peers is {peers!r}: peers learn from each other, and it takes two", hint="peers=2")
+
+
+def check_lr_factors(section: str, factors: Any) -> None:
+    """ConfigError for factors of the learning rate that are no numbers above 0, by the paths of modules."""
+    if factors is None:
+        return
+    sound = isinstance(factors, dict) and factors and all(isinstance(path, str) for path in factors)
+    if not sound or not all(is_number(factor) and factor > 0 for factor in factors.values()):
+        raise ConfigError(
+            f"{section}.lr_factors is {factors!r}; it must give modules numbers above 0",
+            hint=f"'{section}.lr_factors={{features: 0.1}}'; {section}.freeze does not train a part at all",
+        )
 
 
 def check_together(v: dict[str, Any]) -> None:
