@@ -16,6 +16,7 @@ from process import Ran
 from torch import nn
 from torch.nn import functional as F
 
+from kd_cli.config.values import TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch, draw_balanced, shares_of_steps
 from kd_cli.learn.engine import Interrupted, Outcome, Plan, ended_early
@@ -27,6 +28,7 @@ from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.recipe import AveragedWeights, Recipe, freeze_up_to
 from kd_cli.learn.schedules import Cosine
 from kd_cli.losses import balanced_weights, hard_cross_entropy
+from kd_cli.runs.parameters import trained_parameters
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 LARGE = partial(torch.optim.SGD, lr=0.5, momentum=0.9)  # steps that soon make validation worse
@@ -173,6 +175,44 @@ def test_everything_registered_up_to_the_path_is_frozen() -> None:
         freeze_up_to(Net(), "head")
 
 
+# ---------------------------------------------------------------- learning rates by module
+
+
+def spec_of(**recipe: Any) -> TrainSpec:
+    optimizer = {"_target_": "torch.optim.SGD", "lr": 0.4}
+    return TrainSpec("net", {"_target_": "x"}, 1, 8, {}, optimizer, {}, 0, "float32", recipe=recipe)
+
+
+def test_a_modules_factor_multiplies_its_learning_rate() -> None:
+    module = made.model(made.Moody).eval()
+    groups = trained_parameters(module, Hard(), spec_of(lr_factors={"layers": 0.5, "layers.5": 2.0}))
+    assert [(len(group["params"]), group["lr"]) for group in groups] == [(4, 0.2), (2, 0.8)]
+    assert groups[1]["params"][0] is module.layers[5].weight
+    before = copy.deepcopy(module.state_dict())
+    images, labels = made.pictures(8)
+    optimizer = torch.optim.SGD(groups, lr=0.4)
+    F.cross_entropy(module(images), labels).backward()
+    optimizer.step()
+    for name, p in module.named_parameters():
+        rate = 0.8 if name.startswith("layers.5") else 0.2
+        torch.testing.assert_close(p.detach(), before[name] - rate * p.grad)
+
+
+def test_the_others_keep_the_optimisers_own_rate() -> None:
+    module = made.model(made.Own)
+    rest, first = trained_parameters(module, Hard(), spec_of(lr_factors={"first": 0.1}))
+    assert "lr" not in rest
+    assert len(rest["params"]) == 4
+    assert first["lr"] == pytest.approx(0.04)
+    flat = trained_parameters(module, Hard(), spec_of())
+    assert [id(p) for p in flat] == [id(p) for p in module.parameters()]
+    freeze_up_to(module, "first")
+    assert len(trained_parameters(module, Hard(), spec_of(freeze="first"))) == 4
+    with pytest.raises(ConfigError, match="lr_factors names 'firts'") as refused:
+        trained_parameters(made.model(made.Own), Hard(), spec_of(lr_factors={"firts": 0.1}))
+    assert refused.value.hint == "did you mean first?"
+
+
 # ---------------------------------------------------------------- patience
 
 
@@ -293,6 +333,11 @@ def test_a_run_takes_all_of_the_keys_and_says_what_they_did(kd_run: Callable[...
     assert f"by soft_targets ended after {n} of 40 epochs: 1 without a better validation accuracy" in notes
     for arguments, said in (
         (["training.freeze=first"], "training.freeze: student tinymlp: there is no module 'first' to freeze up to"),
+        (
+            ["training.lr_factors={first: 0}"],
+            "training.lr_factors is {'first': 0}; it must give modules numbers above 0",
+        ),
+        (["training.lr_factors={first: 0.1}"], "training.lr_factors: student tinymlp: lr_factors names 'first'"),
         (["training.patience=1", "dataset.val_fraction=0"], "training.patience chooses on validation data"),
         (["training.patience=1", "peers=2", "method=mutual"], "peers take every step together, and training.patience"),
         (["training.sampling=balanced", "transfer.labels=false"], "needs the labels of the transfer set"),

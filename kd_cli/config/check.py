@@ -14,7 +14,7 @@ from kd_cli.config.ranges import check_number, input_view, interval, normalisati
 from kd_cli.config.schema import NODES, Allowed, DatasetKeys, OptimizerKeys, Schema, StudentKeys, TeacherKeys
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
-from kd_cli.numeric import is_whole
+from kd_cli.numeric import is_number, is_whole
 
 # What the former group `loss` had, and the option of `preset` that it has become.
 MOST_PEERS = 100
@@ -54,6 +54,8 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
     check_transfer(checked["transfer"], checked["alpha"])
     check_peers(checked["peers"], with_teacher=checked["method"].get("with_teacher") is True)
     check_chain(checked["teacher"]["chain"], checked)
+    for section in ("training", "teacher_training"):
+        check_lr_factors(section, checked[section]["lr_factors"])
     check_together(checked)
     return checked
 
@@ -176,6 +178,18 @@ def check_chain(chain: Any, v: dict[str, Any]) -> None:
         )
     if v["teacher"]["generations"] > 1:
         raise ConfigError("teacher.chain and teacher.generations are both given", hint="give one of them")
+
+
+def check_lr_factors(section: str, factors: Any) -> None:
+    """ConfigError for factors of the learning rate that are no numbers above 0, by the paths of modules."""
+    if factors is None:
+        return
+    sound = isinstance(factors, dict) and factors and all(isinstance(path, str) for path in factors)
+    if not sound or not all(is_number(factor) and factor > 0 for factor in factors.values()):
+        raise ConfigError(
+            f"{section}.lr_factors is {factors!r}; it must give modules numbers above 0",
+            hint=f"'{section}.lr_factors={{features: 0.1}}'; {section}.freeze does not train a part at all",
+        )
 
 
 def check_together(v: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ PIXELS = allowed(whole=True, least=0, most=256, what="a number of pixels")
 SEED = allowed(whole=True, least=0, most=2**63 - 1)
 
 
-RECIPE = ("patience", "ema", "accumulate", "clip", "freeze", "sampling", "class_weights")
+RECIPE = ("patience", "ema", "accumulate", "clip", "freeze", "lr_factors", "sampling", "class_weights")
 
 
 @dataclass
@@ -71,6 +71,7 @@ class Training:
     accumulate: int = field(default=1, metadata=allowed(whole=True, least=1, most=10**6, what="a number of batches"))
     clip: float = field(default=0.0, metadata=allowed(least=0, what="a norm", example="1.0"))
     freeze: str | None = None
+    lr_factors: Any = None  # factors of the learning rate by a module's path: `check_lr_factors`
     sampling: str = field(default="shuffled", metadata=allowed(choices=("shuffled", "balanced")))
     class_weights: str = field(default="none", metadata=allowed(choices=("none", "balanced")))
 

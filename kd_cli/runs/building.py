@@ -34,6 +34,7 @@ from kd_cli.learn.teachers import Teacher
 from kd_cli.losses import balanced_weights
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.models import build_module
+from kd_cli.runs.parameters import trained_parameters
 
 PER_MODEL = ("lr", "weight_decay")  # optimiser options that may differ between the models of a stack
 SMALL = 500_000  # parameters up to which one dense network's closed form is more than 15 % faster than autograd
@@ -122,20 +123,6 @@ def why_recipe_not(spec: TrainSpec) -> str | None:
 def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.optim.Optimizer:
     with without_compiler():
         return build(task.spec.optimizer, parameters, where=key_of("optimizer", role))
-
-
-def trained_parameters(module: nn.Module, method: Method, *, frozen: bool = False) -> list[Any]:
-    """The parameters of a model and its method, as an optimiser takes them; those without weight decay as a group.
-
-    With `frozen`, some of the model's are not trained, nor decayed.
-    """
-    parameters = [*(p for p in module.parameters() if p.requires_grad or not frozen), *method.parameters()]
-    undecayed = method.undecayed()
-    if not undecayed:
-        return parameters
-    others = {id(parameter) for parameter in undecayed}
-    decayed = [parameter for parameter in parameters if id(parameter) not in others]
-    return [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
 
 
 def of_labels(dataset: Dataset) -> Node:
@@ -245,8 +232,8 @@ def make_peers(
         if task.start is not None:
             module.load_state_dict(task.start())
         frozen = frozen_parts(task.spec, module)
-        optimizer = make_optimizer(task, role, [p for p in module.parameters() if p.requires_grad or not frozen])
         plain = make_objective(data, [replace(task, method=HARD)])  # features and parameters are the objective's: none
+        optimizer = make_optimizer(task, role, trained_parameters(module, plain.method, task.spec))
         autocast = Autocast(data.device, data.precision)
         own: Any = {"autocast": autocast, "recipe": recipe_of(task.spec), "frozen": frozen}
         learners.append(ModuleLearner(module, optimizer, seed=task.spec.seed, objective=plain, **own))
@@ -276,7 +263,7 @@ def make_learner(
     autocast = Autocast(data.device, data.precision)
     if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):
         spec = tasks[0].spec
-        trained = trained_parameters(modules[0], objective.method, frozen=bool(frozen))
+        trained = trained_parameters(modules[0], objective.method, spec)
         own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen}
         return ModuleLearner(
             modules[0], make_optimizer(tasks[0], role, trained), seed=spec.seed, objective=objective, **own

@@ -6,7 +6,7 @@ from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.data.source import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Outcome
-from kd_cli.learn.recipe import freeze_up_to
+from kd_cli.runs.building import HARD, build_method, frozen_parts, trained_parameters
 from kd_cli.runs.models import blank_module
 
 BY_CLASS = ("sampling", "class_weights")  # keys that need one class for each example
@@ -18,17 +18,22 @@ def check_training(spec: TrainSpec, dataset: Dataset, role: str) -> list[str]:
     for key in BY_CLASS:
         if key in spec.recipe and dataset.multilabel:
             raise ConfigError(f"{section}.{key} is for data with classes, and {dataset.name} has independent labels")
+    if not {"freeze", "lr_factors"} & set(spec.recipe):
+        return []
+    module, key = blank_module(spec, dataset, role=role), "freeze"
+    try:
+        frozen_parts(spec, module)
+        key = "lr_factors"
+        trained_parameters(module, build_method(HARD), spec)
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{key}: {role} {spec.title}: {error.message}", hint=error.hint) from error
     if "freeze" not in spec.recipe:
         return []
-    module = blank_module(spec, dataset, role=role)
-    try:
-        freeze_up_to(module, spec.recipe["freeze"])
-    except ConfigError as error:
-        raise ConfigError(f"{section}.freeze: {role} {spec.title}: {error.message}", hint=error.hint) from error
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.parameters())
-    said = f"{section}.freeze={spec.recipe['freeze']}: {trained:,} of the {total:,} weights of {spec.title} are trained"
-    return [said]
+    return [
+        f"{section}.freeze={spec.recipe['freeze']}: {trained:,} of the {total:,} weights of {spec.title} are trained"
+    ]
 
 
 def check_together(config: RunConfig, *, labelled: bool) -> None:
