@@ -53,7 +53,7 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
     check_transfer(checked["transfer"], checked["alpha"])
     check_peers(checked["peers"])
     for section in ("training", "teacher_training"):
-        check_lr_factors(section, checked[section]["lr_factors"])
+        checked[section]["lr_factors"] = check_lr_factors(section, checked[section]["lr_factors"])
     check_together(checked)
     return checked
 
@@ -157,16 +157,17 @@ def check_peers(peers: Any) -> None:
         raise ConfigError(f"peers is {peers!r}: peers learn from each other, and it takes two", hint="peers=2")
 
 
-def check_lr_factors(section: str, factors: Any) -> None:
-    """ConfigError for factors of the learning rate that are no numbers above 0, by the paths of modules."""
+def check_lr_factors(section: str, factors: Any) -> dict[str, float] | None:
+    """Return factors of the learning rate by the paths of modules. ConfigError for what are no numbers above 0."""
     if factors is None:
-        return
-    sound = isinstance(factors, dict) and factors and all(isinstance(path, str) for path in factors)
+        return None
+    sound = isinstance(factors, dict) and factors
     if not sound or not all(is_number(factor) and factor > 0 for factor in factors.values()):
         raise ConfigError(
             f"{section}.lr_factors is {factors!r}; it must give modules numbers above 0",
             hint=f"'{section}.lr_factors={{features: 0.1}}'; {section}.freeze does not train a part at all",
         )
+    return {str(path): factor for path, factor in factors.items()}  # 0 is a path in nn.Sequential
 
 
 def check_together(v: dict[str, Any]) -> None:
