@@ -323,7 +323,7 @@ def test_a_method_that_takes_no_class_weights_is_refused() -> None:
 def test_a_run_takes_all_of_the_keys_and_says_what_they_did(kd_run: Callable[..., Ran]) -> None:
     keys = ["training.epochs=40", "training.patience=1", "training.ema=0.5", "training.accumulate=2"]
     keys += ["training.clip=0.5", "training.freeze=1", "training.class_weights=balanced", "training.keep=best"]
-    keys += ["teacher_training.sampling=balanced"]
+    keys += ["teacher_training.sampling=balanced", "training.lr_factors={3: 0.5}"]
     ran = kd_run(*[word for word in TINY if "training.epochs" not in word], "teacher_training.epochs=1", *keys)
     assert ran.code == 0, ran.err
     notes = " ".join(ran.summary["notes"])

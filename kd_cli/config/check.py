@@ -55,7 +55,7 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
     check_peers(checked["peers"], with_teacher=checked["method"].get("with_teacher") is True)
     check_chain(checked["teacher"]["chain"], checked)
     for section in ("training", "teacher_training"):
-        check_lr_factors(section, checked[section]["lr_factors"])
+        checked[section]["lr_factors"] = check_lr_factors(section, checked[section]["lr_factors"])
     check_together(checked)
     return checked
 
@@ -180,16 +180,17 @@ def check_chain(chain: Any, v: dict[str, Any]) -> None:
         raise ConfigError("teacher.chain and teacher.generations are both given", hint="give one of them")
 
 
-def check_lr_factors(section: str, factors: Any) -> None:
-    """ConfigError for factors of the learning rate that are no numbers above 0, by the paths of modules."""
+def check_lr_factors(section: str, factors: Any) -> dict[str, float] | None:
+    """Return factors of the learning rate by the paths of modules. ConfigError for what are no numbers above 0."""
     if factors is None:
-        return
-    sound = isinstance(factors, dict) and factors and all(isinstance(path, str) for path in factors)
+        return None
+    sound = isinstance(factors, dict) and factors
     if not sound or not all(is_number(factor) and factor > 0 for factor in factors.values()):
         raise ConfigError(
             f"{section}.lr_factors is {factors!r}; it must give modules numbers above 0",
             hint=f"'{section}.lr_factors={{features: 0.1}}'; {section}.freeze does not train a part at all",
         )
+    return {str(path): factor for path, factor in factors.items()}  # 0 is a path in nn.Sequential
 
 
 def check_together(v: dict[str, Any]) -> None:
