@@ -29,6 +29,10 @@ SLOW = pytest.mark.slow
 pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
 
 
+def export(argv: list[str]) -> None:
+    kd_export.main([*argv, "--no-cost"])  # which tests/test_export_cost.py measures
+
+
 def needs(form: str) -> None:
     if form == "onnx":
         pytest.importorskip("onnxscript")
@@ -60,7 +64,7 @@ def differences(student: Student, form: str, folder: Path, examples: int = 2) ->
 def test_an_export_reports_what_the_run_reported(tiny: Callable[..., Ran], form: str, tmp_path: Path) -> None:
     needs(form)
     ran = tiny()
-    kd_export.main([str(ran.run_dir), f"--{form}", "--to", str(tmp_path / "shipped")])
+    export([str(ran.run_dir), f"--{form}", "--to", str(tmp_path / "shipped")])
     record = json.loads((tmp_path / "shipped" / "export.json").read_text())
     trained = ran.summary["student"]["test"]
     (row,) = record["forms"].values()
@@ -78,7 +82,7 @@ def test_an_export_reports_what_the_run_reported(tiny: Callable[..., Ran], form:
 @SLOW
 def test_a_student_of_one_label_is_compared_by_its_decisions(tiny: Callable[..., Ran], tmp_path: Path) -> None:
     ran = tiny("method=binary", "dataset.positive=3")
-    kd_export.main([str(ran.run_dir), "--pt2", "--to", str(tmp_path / "shipped")])
+    export([str(ran.run_dir), "--pt2", "--to", str(tmp_path / "shipped")])
     record = json.loads((tmp_path / "shipped" / "export.json").read_text())
     assert record["student"]["errors"] == ran.summary["student"]["test"]["errors"]
     assert record["student"]["nll"] == pytest.approx(ran.summary["student"]["test"]["nll"], abs=1e-6)
@@ -93,7 +97,7 @@ def test_an_onnx_file_names_its_run_and_classes_and_no_path_of_the_machine(
     import onnx
 
     ran = tiny()
-    kd_export.main([str(ran.run_dir), "--onnx", "--to", str(tmp_path / "shipped")])
+    export([str(ran.run_dir), "--onnx", "--to", str(tmp_path / "shipped")])
     content = (tmp_path / "shipped" / "student.onnx").read_bytes()
     model = onnx.load_from_string(content)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -183,9 +187,13 @@ def test_a_form_that_differs_is_refused_and_leaves_no_file(
     (tmp_path / "shipped" / "student.pt2").write_bytes(b"an earlier export")
     monkeypatch.setattr("kd_cli.export.parity.TOLERANCE", -1.0)  # which even equal logits are beyond
     with pytest.raises(SystemExit) as ended:
-        kd_export.main([str(ran.run_dir), "--pt2", "--to", str(tmp_path / "shipped")])
+        export([str(ran.run_dir), "--pt2", "--to", str(tmp_path / "shipped")])
     assert "student.pt2 differs from the PyTorch student" in str(ended.value)
-    assert list((tmp_path / "shipped").iterdir()) == []
+    assert [path.name for path in (tmp_path / "shipped").iterdir()] == ["export.json"]
+    record = json.loads((tmp_path / "shipped" / "export.json").read_text())
+    assert record["forms"] == {}
+    assert record["refused"]["pt2"]["errors"] == ran.summary["student"]["test"]["errors"]
+    assert "differs from the PyTorch student" in record["refused"]["pt2"]["why"]
 
 
 def test_differences_are_measured_against_known_numbers() -> None:
@@ -202,7 +210,7 @@ def test_differences_are_measured_against_known_numbers() -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no summary\.json"):
-        kd_export.main([str(tmp_path), "--pt2"])
+        export([str(tmp_path), "--pt2"])
 
 
 MINE = """
@@ -228,8 +236,8 @@ def test_a_users_own_model_is_exported_with_trust(
     assert ran.code == 0, ran.err
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="code that kd_cli does not ship"):
-        kd_export.main([str(ran.run_dir), "--pt2"])
-    kd_export.main([str(ran.run_dir), "--pt2", "--trust"])
+        export([str(ran.run_dir), "--pt2"])
+    export([str(ran.run_dir), "--pt2", "--trust"])
     assert f"{ran.summary['student']['test']['errors']} of 516" in capsys.readouterr().out
 
 
@@ -238,7 +246,7 @@ def test_another_data_set_than_the_runs_is_refused(tiny: Callable[..., Ran], tmp
     config = ran.run_dir / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("split: hand", "split: random"))
     with pytest.raises(SystemExit, match="is not the one of the run"):
-        kd_export.main([str(ran.run_dir), "--pt2", "--to", str(tmp_path / "shipped")])
+        export([str(ran.run_dir), "--pt2", "--to", str(tmp_path / "shipped")])
     assert not (tmp_path / "shipped").exists()
 
 

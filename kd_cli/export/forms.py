@@ -136,16 +136,21 @@ def clean_node(node: Any) -> None:
 
 def run_onnx(path: Path) -> Predict:
     """Predict with a .onnx file through ONNX Runtime on the CPU."""
+    session = onnx_session(path)
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+def onnx_session(path: Path) -> Any:
+    """A .onnx file in ONNX Runtime on the CPU, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class
         raise ExportError(f"ONNX Runtime does not run the exported file: {first_line(error)}") from error
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
 class narrow_warnings(warnings.catch_warnings):

@@ -92,14 +92,14 @@ def with_metadata(content: bytes, source: bytes) -> bytes:
     return serialised
 
 
-def check_int8(found: Parity, student: Parity, name: str) -> None:
+def check_int8(found: Parity, student: Parity, name: str, role: str = "student") -> None:
     """ExportError when an int8 form disagrees with the student, or errs, more often than is allowed."""
     more = (found.errors - student.errors) / found.total
     if found.agreement >= AGREEMENT and more <= MORE_ERRORS:
         return
     raise ExportError(
-        f"{name} agrees with the PyTorch student on {found.agreement:.2%} of the test examples and makes "
-        f"{found.errors} errors, the student {student.errors}; at least {AGREEMENT:.0%} must agree, and at most "
+        f"{name} agrees with the PyTorch {role} on {found.agreement:.2%} of the test examples and makes "
+        f"{found.errors} errors, the {role} {student.errors}; at least {AGREEMENT:.0%} must agree, and at most "
         f"{MORE_ERRORS:.0%} of the examples may be further errors; the file was not written",
         hint="ship --onnx instead",
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_cli.config.build import build
 from kd_cli.config.fingerprint import code_version
@@ -73,7 +74,7 @@ def load_student(run_dir: str | Path, *, trust: bool = False, same_code: bool = 
         if not intact(folder / STUDENT):
             raise ValueError(f"{STUDENT} was changed since the run wrote it")
         model = with_current_names(rebuild["model"])
-        check_targets(model, folder, trust=trust)
+        check_targets(model, f"the student in {folder}", trust=trust)
         if same_code:
             check_code(model, rebuild.get("code"), folder)
         content = (folder / WEIGHTS).read_bytes()
@@ -81,24 +82,18 @@ def load_student(run_dir: str | Path, *, trust: bool = False, same_code: bool = 
             raise ValueError(f"{WEIGHTS} was changed since the run wrote it")
         state = load(content)
         shape, classes = tuple(rebuild["input_shape"]), tuple(rebuild["classes"])
-        view = rebuild.get("view")
-        network = prepared(
-            build(model, where="model", input_shape=seen_shape(view, shape), num_classes=len(classes)),
-            target=model["_target_"],
+        network = network_of(
+            model,
+            state,
             shape=shape,
             classes=len(classes),
             normalize=rebuild.get("normalize", "data"),
-            view=view,
-            data_mean=rebuild["mean"],
-            data_std=rebuild["std"],
+            view=rebuild.get("view"),
+            statistics=(rebuild["mean"], rebuild["std"]),
+            dtype=(dtype := dtype_of(rebuild["precision"])),
         )
-        dtype = dtype_of(rebuild["precision"])
-        network.to(dtype)
-        if problems := mismatches(network, state):
-            raise ValueError("; ".join(problems[:3]))
-        network.load_state_dict(state)
         return Student(
-            freeze(network),
+            network,
             mean=tuple(rebuild["mean"]),
             std=tuple(rebuild["std"]),
             classes=classes,
@@ -115,6 +110,36 @@ def load_student(run_dir: str | Path, *, trust: bool = False, same_code: bool = 
         if explained is None:
             raise
         raise explained from error
+
+
+def network_of(
+    model: dict[str, Any],
+    state: dict[str, Tensor],
+    *,
+    shape: tuple[int, ...],
+    classes: int,
+    normalize: Any,
+    view: Mapping[str, Any] | None,
+    statistics: tuple[Sequence[float], Sequence[float]],
+    dtype: torch.dtype,
+) -> nn.Module:
+    """A model with trained weights, frozen; `statistics` are mean and deviation of the data. ValueError on a misfit."""
+    mean, std = statistics
+    network = prepared(
+        build(model, where="model", input_shape=seen_shape(view, shape), num_classes=classes),
+        target=model["_target_"],
+        shape=shape,
+        classes=classes,
+        normalize=normalize,
+        view=view,
+        data_mean=mean,
+        data_std=std,
+    )
+    network.to(dtype)
+    if problems := mismatches(network, state):
+        raise ValueError("; ".join(problems[:3]))
+    network.load_state_dict(state)
+    return freeze(network)
 
 
 def refusal(folder: Path, error: Exception) -> CheckpointError | None:
@@ -146,19 +171,19 @@ def check_code(model: Any, recorded: Any, folder: Path) -> None:
     )
 
 
-def check_targets(node: Any, folder: Path, *, trust: bool) -> None:
+def check_targets(node: Any, what: str, *, trust: bool) -> None:
     """CheckpointError when the description of a model names code other than this package's models."""
     if isinstance(node, list):
         for item in node:
-            check_targets(item, folder, trust=trust)
+            check_targets(item, what, trust=trust)
     if not isinstance(node, dict):
         return
     target = node.get("_target_")
     if target is not None and target not in OWN_MODELS and not trust:
         raise CheckpointError(
-            f"the student in {folder} is built by {target}, which is code that kd_cli does not ship",
-            hint="load_student(DIR, trust=True) imports and runs it: for your own runs, and for those of people whose "
-            "code you would run",
+            f"{what} is built by {target}, which is code that kd_cli does not ship",
+            hint="trust=True in Python, --trust on the command line, imports and runs it: for your own runs, and for "
+            "those of people whose code you would run",
         )
     for value in node.values():
-        check_targets(value, folder, trust=trust)
+        check_targets(value, what, trust=trust)

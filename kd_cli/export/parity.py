@@ -66,10 +66,10 @@ def compare(logits: Tensor, reference: Tensor, test: Split) -> Parity:
     )
 
 
-def check_parity(parity: Parity, name: str) -> None:
+def check_parity(parity: Parity, name: str, role: str = "student") -> None:
     """ExportError beyond the tolerance, which numbers that are not finite are beyond, too."""
     if not parity.relative <= TOLERANCE:
         raise ExportError(
-            f"{name} differs from the PyTorch student by {parity.relative:.3g} of max(1, |logit|), and {TOLERANCE:g} "
+            f"{name} differs from the PyTorch {role} by {parity.relative:.3g} of max(1, |logit|), and {TOLERANCE:g} "
             f"is allowed; {parity.agreement:.2%} of the test examples agree; the file was not written"
         )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kd_cli.config.build import build
 from kd_cli.config.moved import with_current_names
+from kd_cli.config.options import conf_dir
 from kd_cli.config.read import folder as data_folder
 from kd_cli.config.schema import DATASET_KEYS
 from kd_cli.data.prepare import prepare
@@ -14,14 +18,12 @@ from kd_cli.data.source import Dataset
 from kd_cli.errors import DataError, StorageError
 from kd_cli.storage.run_dir import read_summary
 
-OWN_DATA = (
-    "kd_cli.data.digits.digits",
-    "kd_cli.data.folders.imagefolder",
-    "kd_cli.data.lists.imagelist",
-    "kd_cli.data.table.table",
-    "kd_cli.data.torchvision.torchvision_dataset",
-    "kd_cli.data.torchvision_any.any_dataset",
-)
+
+@functools.cache
+def shipped_readers() -> frozenset[str]:
+    """The functions that the shipped options of `dataset` name: what is called without trust."""
+    options = (conf_dir() / "dataset").glob("*.yaml")
+    return frozenset(yaml.safe_load(option.read_text(encoding="utf-8"))["_target_"] for option in options)
 
 
 def finished_summary(folder: Path) -> dict[str, Any]:
@@ -35,21 +37,16 @@ def finished_summary(folder: Path) -> dict[str, Any]:
 
 def dataset_of(folder: Path, summary: dict[str, Any], *, trust: bool = False) -> Dataset:
     """The data set of a run. Raises DataError when it is not the one that the run used, or is read by unknown code."""
-    from omegaconf import OmegaConf
-
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise StorageError(f"{path} is missing, so the data set of this run is not known")
-    config = OmegaConf.load(path)
-    node = with_current_names(OmegaConf.to_container(config.dataset, resolve=True))
+    config = configuration_of(folder)
+    node = with_current_names(config["dataset"])
     preparation = {key: node.pop(key) for key in DATASET_KEYS if key in node}
     for target in targets(node):
-        if target not in OWN_DATA and not trust:
+        if target not in shipped_readers() and not trust:
             raise DataError(
                 f"the data set of {folder} is read by {target}, which is code that kd_cli does not ship",
                 hint="--trust imports and runs it: for your own runs, and for those of people whose code you would run",
             )
-    data_dir = data_folder(config.data_dir, "KD_DATA", "data")
+    data_dir = data_folder(config["data_dir"], "KD_DATA", "data")
     dataset = prepare(build(node, where="dataset", data_dir=data_dir), **preparation)
     if dataset.fingerprint != summary["dataset"]["fingerprint"]:
         raise DataError(
@@ -58,6 +55,25 @@ def dataset_of(folder: Path, summary: dict[str, Any], *, trust: bool = False) ->
             hint="bring the data back as they were; an export is compared on the run's own test set",
         )
     return dataset
+
+
+def configuration_of(folder: Path) -> dict[str, Any]:
+    """A run's composed configuration, references in it resolved. StorageError where the run did not leave it."""
+    from omegaconf import OmegaConf
+
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise StorageError(f"{path} is missing, so data set and teacher of this run are not known")
+    config = OmegaConf.load(path)
+    return {key: resolved(config, key) for key in ("dataset", "teacher", "data_dir", "store_dir", "precision")}
+
+
+def resolved(config: Any, key: str) -> Any:
+    """One value of a configuration as plain values; other parts may hold references that only Hydra resolves."""
+    from omegaconf import OmegaConf
+
+    value = config.get(key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def targets(node: Any) -> list[str]:

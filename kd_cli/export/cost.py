@@ -1,0 +1,78 @@
+"""What teacher, student and each exported form cost: latency, throughput, file size, peak memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_cli.export.forms import INPUT, OUTPUT, onnx_session, run_pt2
+from kd_cli.export.latency import Call, all_threads, side_by_side, threads
+from kd_cli.export.memory import peak_memory
+from kd_cli.export.student import Student
+
+BATCHES = (1, 128)
+SIDE_BY_SIDE = "all models took turns; other work on the machine, if there was any, met all of them"
+
+
+def measured_cost(models: Mapping[str, Student], files: Mapping[str, Path], images: Tensor) -> dict[str, Any]:
+    """Latencies and memory of PyTorch models and of exported files, by name, on examples of the test set.
+
+    `files` are by form: onnx, int8, pt2. Each model is measured with batches of BATCHES and with one thread and all.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # of other work, as before the measurement
+    rows: dict[str, dict[str, Any]] = {name: {"latency": []} for name in (*models, *files)}
+    for count in sorted({1, all_threads()}):
+        with threads(count), torch.inference_mode():
+            for size in BATCHES:
+                batch = images[torch.arange(size) % len(images)].contiguous()
+                calls = {name: in_torch(model, batch) for name, model in models.items()}
+                calls |= {name: in_file(name, path, batch) for name, path in files.items()}
+                for name, found in side_by_side(calls, batch=size).items():
+                    rows[name]["latency"].append({"batch": size, "threads": count, **found})
+    for name, model in models.items():
+        with tempfile.TemporaryDirectory() as folder:
+            rows[name]["peak_memory"] = memory_of_module(model, Path(folder) / "model.pt", images)
+    for name, path in files.items():
+        rows[name]["peak_memory"] = memory("pt2" if name == "pt2" else "onnx", path, images)
+    where = {"machine": platform.machine(), "cores": all_threads(), "device": "cpu", "how": SIDE_BY_SIDE, "load": load}
+    return {**where, "memory_batch": BATCHES[-1], "rows": rows}
+
+
+def in_torch(model: Student, batch: Tensor) -> Call:
+    """One batch through a PyTorch model, without the checks of its values."""
+    return lambda: model.unchecked(batch)
+
+
+def in_file(form: str, path: Path, batch: Tensor) -> Call:
+    """One batch through an exported file."""
+    if form == "pt2":
+        predict = run_pt2(path)
+        return lambda: predict(batch)
+    session, array = onnx_session(path), batch.numpy()
+    return lambda: session.run([OUTPUT], {INPUT: array})
+
+
+def memory(form: str, path: Path, images: Tensor) -> dict[str, int] | None:
+    kind = str(images.dtype).removeprefix("torch.")
+    return peak_memory(form, path, batch=BATCHES[-1], shape=tuple(images.shape[1:]), kind=kind)
+
+
+def memory_of_module(model: Student, path: Path, images: Tensor) -> dict[str, int] | None:
+    """Peak memory of a PyTorch model; None where its module cannot be pickled."""
+    try:
+        torch.save(model, path)
+    except Exception:  # what a user's module makes of being pickled
+        return None
+    return memory("module", path, images)
+
+
+def size_of(model: Student) -> int:
+    """The bytes of a model's weights and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.network.state_dict().values())

@@ -1,0 +1,81 @@
+"""How long a model takes: measured on this machine, side by side with what it is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]  # one batch through a model
+ROUNDS = 5  # in which what is compared takes turns
+CALLS = 200  # of one model, at most
+FEWEST = 10  # of a quick measurement
+
+
+def all_threads() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run torch with this many threads, then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def side_by_side(calls: Mapping[str, Call], *, batch: int, seconds: float = 0.4) -> dict[str, dict[str, float]]:
+    """Latencies of several models, which take turns, so that other work on the machine meets all of them.
+
+    Every model gets about this many seconds, ROUNDS calls at least and CALLS at most, after two that do not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+        call()
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            times[name] += timed(call, seconds / ROUNDS, fewest=1, most=CALLS // ROUNDS)
+    return {name: described(found, batch) for name, found in times.items()}
+
+
+def timed(call: Call, seconds: float, *, fewest: int, most: int) -> list[float]:
+    """The seconds of each of several calls."""
+    found: list[float] = []
+    begun = time.perf_counter()
+    while len(found) < most and (len(found) < fewest or time.perf_counter() - begun < seconds):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def described(times: list[float], batch: int) -> dict[str, float]:
+    """Median and 95th percentile in milliseconds, and examples per second at the median, of calls in seconds."""
+    median = statistics.median(times)
+    p95 = statistics.quantiles(times, n=20, method="inclusive")[-1] if len(times) > 1 else median
+    return {
+        "median_ms": round(1000 * median, 4),
+        "p95_ms": round(1000 * p95, 4),
+        "per_second": round(batch / median, 1),
+        "calls": len(times),
+    }
+
+
+def quick_latency(call: Call, *, batch: int, seconds: float) -> dict[str, Any] | None:
+    """The latency of one model within this many seconds; None where FEWEST calls would take longer."""
+    call()
+    start = time.perf_counter()
+    call()
+    if (time.perf_counter() - start) * FEWEST > seconds:
+        return None
+    return described(timed(call, seconds, fewest=FEWEST, most=CALLS // 4), batch)

@@ -1,0 +1,81 @@
+"""What kd-export measured of a run: errors against latency, as a picture and as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kd_cli.report.curves import COLOURS
+from kd_cli.report.figures import Figure, is_logarithmic
+from kd_cli.report.grids import Grid, plain
+from kd_cli.report.read import Run
+from kd_cli.report.svg.lines import Point, Series, line_chart
+from kd_cli.report.svg.small import legend
+from kd_cli.storage.files import read_json
+
+NAMES = {"teacher": "teacher", "student": "student", "onnx": "ONNX", "int8": "int8", "pt2": ".pt2"}
+FORMS = {"onnx": "c1", "int8": "c2", "pt2": "c3"}
+
+
+def read_cost(run: Run) -> dict[str, Any] | None:
+    """The costs in the run's export folder; None where nothing was measured of this run's student."""
+    try:
+        record = read_json(run.path / "export" / "export.json")
+        if record["fingerprint"] != run.summary["student"]["fingerprint"]:
+            return None  # it is another run's
+        cost: dict[str, Any] = record["cost"]
+        return cost if cost["rows"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def cost_figure(run: Run, cost: dict[str, Any]) -> Figure:
+    """Test errors against the median latency at batch 1 with one thread, which no other work's threads delay."""
+    found = {NAMES[name]: (row, COLOURS.get(name) or FORMS[name]) for name, row in cost["rows"].items()}
+    alone = run.summary.get("student_alone")
+    if alone and "student" in cost["rows"]:  # the same architecture, so the same latency
+        row = {**cost["rows"]["student"], "errors": alone["test"]["errors"]}
+        found["student alone"] = row, COLOURS["student_alone"]
+    series = []
+    for name, (row, colour) in found.items():
+        one = row["latency"][0]
+        tip = f"{name}: {row['errors']:,} errors, {one['median_ms']:g} ms (95th percentile {one['p95_ms']:g} ms)"
+        series.append(Series(name, [Point(one["median_ms"], row["errors"], None, tip)], colour))
+    values = sorted({point.x for one in series for point in one.points})
+    log = is_logarithmic(values)
+    chart = line_chart(
+        series,
+        title="errors against latency",
+        x_label="milliseconds for one example, one thread" + (" (logarithmic)" if log else ""),
+        y_label="test errors",
+        log_x=log,
+    )
+    note = f"Medians of a measurement on a machine of {cost['cores']} cores: {cost['how']}. One seed."
+    return Figure("Errors against latency", chart, note, legend([(s.name, s.colour, "block") for s in series]))
+
+
+def cost_grid(cost: dict[str, Any]) -> Grid:
+    """A row for each model: latencies by batch size and threads, size, memory, FLOPs, parameters."""
+    first = next(iter(cost["rows"].values()))["latency"]
+    threads = {one["threads"]: f"{one['threads']} thread" + "s" * (one["threads"] > 1) for one in first}
+    heads = ["", *(f"ms, {one['batch']} on {threads[one['threads']]}" for one in first)]
+    rows = []
+    for name, row in cost["rows"].items():
+        peak = row["peak_memory"]
+        rows.append(
+            [
+                NAMES[name],
+                *(f"{one['median_ms']:.3f} ({one['p95_ms']:.3f})" for one in row["latency"]),
+                f"{row['latency'][-1]['per_second']:,.0f}",
+                f"{row['bytes']:,}",
+                f"{peak['model'] / 2**20:,.1f}" if peak else "",
+                f"{row['flops'] / 1e6:,.2f}",
+                f"{row['parameters']:,}",
+            ]
+        )
+    return plain([*heads, "examples per second", "bytes", "memory, MiB", "MFLOPs", "parameters"], rows)
+
+
+def cost_of(run: Run) -> dict[str, Any] | None:
+    """Figure and table for a run's page."""
+    cost = read_cost(run)
+    return cost and {"figure": cost_figure(run, cost), "grid": cost_grid(cost), "batch": cost["memory_batch"]}
