@@ -7,7 +7,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 
@@ -69,13 +68,3 @@ def described(times: list[float], batch: int) -> dict[str, float]:
         "per_second": round(batch / median, 1),
         "calls": len(times),
     }
-
-
-def quick_latency(call: Call, *, batch: int, seconds: float) -> dict[str, Any] | None:
-    """The latency of one model within this many seconds; None where FEWEST calls would take longer."""
-    call()
-    start = time.perf_counter()
-    call()
-    if (time.perf_counter() - start) * FEWEST > seconds:
-        return None
-    return described(timed(call, seconds, fewest=FEWEST, most=CALLS // 4), batch)

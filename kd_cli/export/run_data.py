@@ -68,6 +68,11 @@ def configuration_of(folder: Path) -> dict[str, Any]:
     return {key: resolved(config, key) for key in ("dataset", "teacher", "data_dir", "store_dir", "precision")}
 
 
+def background_of(folder: Path) -> Any:
+    """The colour under transparent pixels, as the run read its pictures; None for a run that read no pictures."""
+    return configuration_of(folder)["dataset"].get("background")
+
+
 def resolved(config: Any, key: str) -> Any:
     """One value of a configuration as plain values; other parts may hold references that only Hydra resolves."""
     from omegaconf import OmegaConf

@@ -14,7 +14,7 @@ from kd_cli.export.forms import INPUT, OUTPUT, PACKAGES, check_packages, onnx_by
 from kd_cli.export.int8 import AGREEMENT, MORE_ERRORS, check_int8, int8_bytes
 from kd_cli.export.load import load_student
 from kd_cli.export.parity import TOLERANCE, Parity, check_parity, compare, logits_of
-from kd_cli.export.run_data import dataset_of, finished_summary
+from kd_cli.export.run_data import background_of, dataset_of, finished_summary
 from kd_cli.export.student import Student
 from kd_cli.export.teacher import load_teacher
 from kd_cli.storage.files import read_json, replacing, write_json
@@ -160,6 +160,7 @@ def metadata_of(run_dir: Path, summary: Mapping[str, Any], model: Student, teach
         "classes": list(model.classes),
         **({"multilabel": True} if model.multilabel else {}),
         **({} if model.encoding is None else {"columns": model.encoding.record()}),
+        **({"background": background} if (background := background_of(run_dir)) is not None else {}),
         "versions": summary["versions"],
         "exported_with": versions(),
     }

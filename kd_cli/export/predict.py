@@ -1,0 +1,151 @@
+"""Predict files: with a run's student or an exported .onnx file, as training's evaluation sees them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd_cli.data.folders import as_reading
+from kd_cli.data.pictures import decode_all, is_picture, shown
+from kd_cli.errors import DataError
+from kd_cli.export.forms import check_packages, run_onnx
+from kd_cli.export.load import load_student
+from kd_cli.export.run_data import background_of
+from kd_cli.numeric import is_number
+
+WHITE = "white"  # as in conf/dataset/imagefolder.yaml
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with what its input must look like; `logits` takes bytes or floats [B, *input_shape]."""
+
+    logits: Callable[[Tensor], Tensor]
+    input_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    multilabel: bool
+    background: str | Sequence[int]
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probabilities [B, classes]; independent labels have their own."""
+        logits = self.logits(images)
+        return logits.sigmoid() if self.multilabel else logits.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file or row: its name, the label that its folder gives it, and probabilities by class."""
+
+    name: str
+    label: int | None
+    probabilities: Tensor
+
+
+def predictor_of(model: Path, *, trust: bool = False) -> Predictor:
+    """The predictor of a run's directory or of a .onnx file that kd-export wrote. Raises DataError for other files."""
+    if model.is_dir():
+        student = load_student(model, trust=trust)
+        background = background_of(model) or WHITE
+        return Predictor(student, student.input_shape, student.classes, student.multilabel, background)
+    if model.suffix != ".onnx" or not model.is_file():
+        raise DataError(f"{model} is neither the directory of a run nor a .onnx file")
+    check_packages()
+    import onnx
+
+    try:
+        found = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
+        shape, classes = tuple(json.loads(found["input_shape"])[1:]), tuple(json.loads(found["classes"]))
+    except Exception as error:  # protobuf's errors have no common class
+        raise DataError(f"{model} is not a file that kd-export wrote") from error
+    predict, takes_bytes = run_onnx(model), found["values"] == "bytes"
+
+    def logits(images: Tensor) -> Tensor:
+        is_bytes = images.dtype == torch.uint8
+        if takes_bytes and not is_bytes:
+            raise DataError(f"{model} takes bytes, and the input holds floats")
+        return predict(images.float() / 255 if is_bytes and not takes_bytes else images)
+
+    background = json.loads(found.get("background", f'"{WHITE}"'))
+    return Predictor(logits, shape, classes, json.loads(found.get("multilabel", "false")), background)
+
+
+@torch.no_grad()
+def predictions(model: Predictor, paths: Sequence[Path], *, batch: int) -> Iterator[Prediction]:
+    """Predictions of pictures, of all pictures in folders, and of the rows of CSV files. DataError for other files."""
+    pictures = []
+    for path in paths:
+        if path.suffix.lower() == ".csv":
+            yield from of_rows(model, path, batch)
+        elif path.is_dir():
+            found = [file for file in sorted(path.rglob("*")) if file.is_file() and is_picture(file)]
+            if not found:
+                raise DataError(f"{path} holds no pictures")
+            pictures += found
+        elif path.is_file() and is_picture(path):
+            pictures.append(path)
+        else:
+            raise DataError(
+                f"{path} is no picture, no folder and no CSV file" if path.exists() else f"{path} does not exist",
+                hint="sound is not read: no data set of kd-cli holds any" if path.suffix.lower() == ".wav" else None,
+            )
+    if pictures:
+        yield from of_pictures(model, pictures, batch)
+
+
+def of_pictures(model: Predictor, files: Sequence[Path], batch: int) -> Iterator[Prediction]:
+    """Predictions of picture files, which are cropped and scaled as dataset=imagefolder does."""
+    if len(model.input_shape) != 3 or model.input_shape[1] != model.input_shape[2]:
+        raise DataError(f"the model takes {list(model.input_shape)}, and pictures are read as squares with channels")
+    reading = as_reading(model.input_shape[1], model.input_shape[0], model.background)
+    numbers = {name: i for i, name in enumerate(model.classes)}
+    for start in range(0, len(files), batch):
+        part = files[start : start + batch]
+        images, _ = decode_all(part, reading)
+        for file, row in zip(part, model.probabilities(images), strict=True):
+            label = None if model.multilabel else numbers.get(file.parent.name)
+            yield Prediction(shown(file), label, row)
+
+
+def of_rows(model: Predictor, path: Path, batch: int) -> Iterator[Prediction]:
+    """Predictions of a CSV file's rows of numbers; a first row that holds other text is a heading."""
+    if len(model.input_shape) != 1:
+        raise DataError(f"{path}: the model takes {list(model.input_shape)}, and a row of a table is one of numbers")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
+    rows = [(number, [as_number(cell) for cell in row]) for number, row in lines]
+    if rows and all(value is None for value in rows[0][1]):
+        del rows[0]
+    for number, row in rows:
+        if len(row) != model.input_shape[0] or None in row:
+            raise DataError(f"{path}, line {number}: the model takes {model.input_shape[0]} numbers in a row")
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        found = model.probabilities(torch.tensor([row for _, row in part]))
+        for (number, _), probabilities in zip(part, found, strict=True):
+            yield Prediction(f"{shown(path)}:{number}", None, probabilities)
+
+
+def as_number(cell: str) -> float | None:
+    """The finite number in a cell, or None."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if is_number(value) and math.isfinite(value) else None
+
+
+def confusion(found: Sequence[Prediction], classes: int) -> Tensor | None:
+    """How often examples of a class (rows) are put in another (columns): [classes, classes]; None without labels."""
+    if not found or any(one.label is None for one in found):
+        return None
+    matrix = torch.zeros(classes, classes, dtype=torch.int64)
+    for one in found:
+        matrix[one.label, int(one.probabilities.argmax())] += 1
+    return matrix
