@@ -13,7 +13,6 @@ import torch
 Call = Callable[[], object]  # one batch through a model
 ROUNDS = 5  # in which what is compared takes turns
 CALLS = 200  # of one model, at most
-FEWEST = 10  # of a quick measurement
 
 
 def all_threads() -> int:
