@@ -30,7 +30,7 @@ OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besid
         ["seed=0", "T=4", "alpha=1", "method=attention,feature,hints,similarity,relational,pkt,crd,review"],
     ],
 }
-OF_OTHER_DATA = {"speech", "speech_regulariser", "specialists", "specialists_omniglot"}
+OF_OTHER_DATA = {"speech", "specialists", "specialists_omniglot"}
 OF_OTHER_DATA |= {"privileged_synthetic", "privileged_mnist"}  # run by tests of their own
 ALL = {file.stem for file in (conf_dir() / "experiment").glob("*.yaml")} - OF_THE_FIELD.keys()
 EXPERIMENTS = sorted(ALL - OF_OTHER_DATA)
