@@ -32,7 +32,7 @@ OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besid
     ],
     "teacher_assistant": [["seed=0", "T=4", "teacher.hidden=[8]", "student.hidden=[8]"]],
 }
-OF_OTHER_DATA = {"speech", "speech_regulariser", "specialists", "specialists_omniglot"}
+OF_OTHER_DATA = {"speech", "specialists", "specialists_omniglot"}
 OF_OTHER_DATA |= {"privileged_synthetic", "privileged_mnist"}  # run by tests of their own
 ALL = {file.stem for file in (conf_dir() / "experiment").glob("*.yaml")} - OF_THE_FIELD.keys()
 EXPERIMENTS = sorted(ALL - OF_OTHER_DATA)
