@@ -20,7 +20,7 @@ def bench(folder: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_prints_ratios_on_made_data_of_mnists_shape_and_writes_every_round(tmp_path: Path) -> None:
-    said = bench(tmp_path, *TINY, "--rounds", "2", "--teacher", "smallmlp", "--no-startup", "--json", "numbers.json")
+    said = bench(tmp_path, *TINY, "--rounds", "1", "--teacher", "smallmlp", "--no-startup", "--json", "numbers.json")
 
     assert "256 examples of made data of MNIST's shape" in said
     assert re.search(r"^bare loop +[\d,]+ +\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) +goal 2\.4", said, re.M), said
@@ -30,7 +30,7 @@ def test_prints_ratios_on_made_data_of_mnists_shape_and_writes_every_round(tmp_p
 
     epoch = json.loads((tmp_path / "numbers.json").read_text())["epoch"]
     assert {"kd-cli", "plain loop", "bare loop", "products"} <= set(epoch["seconds"])
-    assert all(len(values) == 2 and min(values) > 0 for values in epoch["seconds"].values())
+    assert all(len(values) == 1 and min(values) > 0 for values in epoch["seconds"].values())
     assert epoch["once"]["teacher_logits"] > 0
 
 

@@ -326,5 +326,7 @@ def test_a_folder_that_becomes_read_only_in_the_middle_ends_the_run_and_it_can_g
 
 def test_every_finished_run_notes_what_it_wrote(finished: Ran) -> None:
     noted = json.loads((finished.run_dir / ".checksums.json").read_text())
-    assert set(noted) == {"metrics.jsonl", "student.safetensors", "student.json", "examples.json", "summary.json"}
+    assert set(noted) == {
+        *("metrics.jsonl", "student.safetensors", "student.json", "examples.json", "predictions.json", "summary.json")
+    }
     assert {name: checksum(finished.run_dir / name) for name in noted} == noted

@@ -20,6 +20,7 @@ from stacks import teacher
 from torch import nn
 
 from kd_cli import losses
+from kd_cli.config.values import TrainSpec
 from kd_cli.errors import ConfigError
 from kd_cli.learn.engine import Interrupted
 from kd_cli.learn.methods import (
@@ -215,10 +216,11 @@ def test_a_resumed_training_has_the_same_temperatures_and_bytes() -> None:
 
 def test_weight_decay_does_not_reach_the_temperature() -> None:
     method, module = Sum(a=learned(), b=DKD()), nn.Linear(2, 2)
-    decayed, undecayed = trained_parameters(module, method)
+    spec = TrainSpec("net", {"_target_": "x"}, 1, 8, {}, {}, {}, 0, "float32")
+    decayed, undecayed = trained_parameters(module, method, spec)
     assert decayed["params"] == list(module.parameters())
     assert undecayed == {"params": [method.parts[0].offset], "weight_decay": 0.0}
-    plain = trained_parameters(module, SoftTargets())
+    plain = trained_parameters(module, SoftTargets(), spec)
     assert plain == list(module.parameters())
 
 

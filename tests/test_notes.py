@@ -154,6 +154,8 @@ def test_every_message_that_is_no_note_is_about_progress() -> None:
     for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "info":
+                if ast.unparse(node.func.value) == "soundfile":
+                    continue
                 message = node.args[0]
                 assert isinstance(message, ast.Constant), file
                 if message.value != "%s":  # a sentence that was made elsewhere: a job's note, or its result

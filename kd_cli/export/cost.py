@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_cli.export.forms import INPUT, OUTPUT, onnx_session, run_pt2
+from kd_cli.errors import ExportError
+from kd_cli.export.forms import INPUT, OUTPUT, onnx_session, pt2_bytes, run_pt2
 from kd_cli.export.latency import Call, all_threads, side_by_side, threads
 from kd_cli.export.memory import peak_memory
 from kd_cli.export.student import Student
@@ -38,7 +39,7 @@ def measured_cost(models: Mapping[str, Student], files: Mapping[str, Path], imag
                     rows[name]["latency"].append({"batch": size, "threads": count, **found})
     for name, model in models.items():
         with tempfile.TemporaryDirectory() as folder:
-            rows[name]["peak_memory"] = memory_of_module(model, Path(folder) / "model.pt", images)
+            rows[name]["peak_memory"] = memory_of_module(model, Path(folder) / "model.pt2", images)
     for name, path in files.items():
         rows[name]["peak_memory"] = memory("pt2" if name == "pt2" else "onnx", path, images)
     where = {"machine": platform.machine(), "cores": all_threads(), "device": "cpu", "how": SIDE_BY_SIDE, "load": load}
@@ -65,12 +66,12 @@ def memory(form: str, path: Path, images: Tensor) -> dict[str, int] | None:
 
 
 def memory_of_module(model: Student, path: Path, images: Tensor) -> dict[str, int] | None:
-    """Peak memory of a PyTorch model; None where its module cannot be pickled."""
+    """Peak memory of a PyTorch model as a program of torch.export; None where it cannot be one."""
     try:
-        torch.save(model, path)
-    except Exception:  # what a user's module makes of being pickled
+        path.write_bytes(pt2_bytes(model))
+    except ExportError:
         return None
-    return memory("module", path, images)
+    return memory("pt2", path, images)
 
 
 def size_of(model: Student) -> int:

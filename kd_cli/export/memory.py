@@ -21,7 +21,7 @@ STATUS = Path("/proc/self/status")  # of Linux; elsewhere memory is not measured
 def peak_memory(form: str, path: Path, *, batch: int, shape: tuple[int, ...], kind: str) -> dict[str, int] | None:
     """Peak memory in bytes of three batches of one model; None where the system does not say or the process fails.
 
-    `form` is onnx, pt2 or module, a Student that torch.save wrote; `kind` is the type of the input: uint8, float32.
+    `form` is onnx or pt2; `kind` is the type of the input: uint8, float32.
     """
     if not STATUS.is_file():
         return None
@@ -62,8 +62,7 @@ def measured(form: str, path: Path, images: Any) -> dict[str, int]:
     torch.set_num_threads(1)  # several change the time, which is measured elsewhere
     batch = torch.from_numpy(images)
     before = peak()
-    # the file of a module was written by this process's parent
-    predict = torch.export.load(path).module() if form == "pt2" else torch.load(path, weights_only=False).unchecked
+    predict = torch.export.load(path).module()
     with torch.no_grad():
         for _ in range(3):
             predict(batch)
