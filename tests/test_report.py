@@ -196,6 +196,16 @@ def test_settings_within_one_standard_deviation_of_the_best_are_named(tmp_path: 
     assert "Validation does not tell it from T=2 (" in answer(comparison)[1]
 
 
+def test_a_key_that_an_earlier_version_did_not_have_is_what_it_meant_then(tmp_path: Path) -> None:
+    made_run(tmp_path / "then", seed=0)
+    now = {"training.patience": 0, "teacher.chain": None, "student.input": None, "training.batchnorm": "running"}
+    made_run(tmp_path / "now", seed=1, **now)
+    (setting,) = only(tmp_path).settings
+    assert setting.n == 2
+    made_run(tmp_path / "other", seed=2, **(now | {"training.patience": 5}))
+    assert [setting.n for setting in only(tmp_path).settings] == [2, 1]
+
+
 def test_a_repeated_run_is_no_new_evidence(tmp_path: Path) -> None:
     for folder in ("monday/0", "tuesday/0"):
         made_run(tmp_path / folder, seed=0)

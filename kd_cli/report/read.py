@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import re
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kd_cli.config.schema import StudentKeys, TeacherKeys, TeacherTraining, Training, Transfer
 from kd_cli.errors import DataError, first_line
 from kd_cli.roles import ROLES
 from kd_cli.storage.files import read_json
@@ -142,7 +145,24 @@ def _configuration(path: Path, summary: dict[str, Any]) -> tuple[dict[str, Any],
         raise ValueError(f"{source} is missing: stopped before it began?")
     if not {"T", "alpha", "beta", "seed"} <= config.keys():
         raise ValueError(f"{source} is not a kd-run configuration")
-    return config, choices
+    return values_before() | config, choices
+
+
+@functools.cache
+def values_before() -> dict[str, Any]:
+    """What keys meant before they existed, by dotted key: a run of an earlier version compares with one of today's."""
+    sections: dict[str, Any] = {
+        "training": Training(batchnorm="running"),
+        "teacher_training": TeacherTraining(batchnorm="running"),
+        "transfer": Transfer(),
+        "teacher": TeacherKeys(),
+        "student": StudentKeys(),
+    }
+    return {
+        f"{section}.{key}": value
+        for section, keys in sections.items()
+        for key, value in dataclasses.asdict(keys).items()
+    }
 
 
 def _hydra_configuration(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
