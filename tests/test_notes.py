@@ -19,6 +19,8 @@ from kd_cli.models.torchvision import notes_on_building
 # All messages that are no notes: they tell how far the work is or how fast it goes. A message on what the tool left
 # out, changed, filled in, guessed or took from elsewhere is a note of the job (or a warning, which becomes one).
 PROGRESS = {
+    "%s: %d specialists: %s",
+    "%s: %s of %s pictures decoded",
     "specialists are trained one after another: %s",
     "%d jobs in %.1f s",
     "%d jobs in %s",
