@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from findings import alone, said
-
 from kd_cli.report.compare import FIRST, Comparison, baselines, compare
 from kd_cli.report.differences import Tuned, from_alone, from_soft_targets, tuned_methods
 from kd_cli.report.read import collect
@@ -22,7 +21,15 @@ from kd_cli.report.words import show
 from kd_cli.statistics import Difference
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
-HEADS = ("method", "at its best", "validation", "errors", "against the student alone", "against tuned soft targets", "n")
+HEADS = (
+    "method",
+    "at its best",
+    "validation",
+    "errors",
+    "against the student alone",
+    "against tuned soft targets",
+    "n",
+)
 
 
 def main(name: str, folders: list[Path]) -> None:
