@@ -43,6 +43,9 @@ def pixels(image: np.ndarray | Image.Image, size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(square.resize((size, size), Image.Resampling.BILINEAR))).permute(2, 0, 1)
 
 
+GREY = "1 picture is grey and is read as three equal channels (key channels)"
+
+
 def only_picture(
     tmp_path: Path, name: str, save: Callable[[Path], None], **keys: object
 ) -> tuple[torch.Tensor, list[str]]:
@@ -255,7 +258,8 @@ def test_transparency_shows_the_ground_and_not_the_colour_beneath(tmp_path, mode
         picture = picture.convert(mode)
     image, notes = only_picture(tmp_path, "a.png", lambda file: picture.save(file, **how), image_size=8)
     assert image.equal(on_ground(10, 255))
-    assert notes == ["1 picture is transparent and is laid on the colour #ffffff (key background)"]
+    said = ["1 picture is transparent and is laid on the colour #ffffff (key background)"]
+    assert notes == said + [GREY] * mode.startswith("L")
 
 
 @pytest.mark.parametrize(("background", "ground"), [("black", 0), ("#404040", 64), ([7, 7, 7], 7)])
@@ -298,7 +302,17 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, ending):
     values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     image, notes = only_picture(tmp_path, f"a.{ending}", Image.fromarray(values).save, image_size=8)
     assert image.equal(torch.from_numpy(np.round(values / 257).astype(np.uint8)).expand(3, 8, 8))
-    assert notes == ["1 picture has 16 bits per channel, scaled to 8 (65,535 becomes 255)"]
+    assert notes == ["1 picture has 16 bits per channel, scaled to 8 (65,535 becomes 255)", GREY]
+
+
+def test_grey_pictures_are_counted_where_three_channels_are_read(tmp_path):
+    values = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    image, notes = only_picture(tmp_path, "a.png", Image.fromarray(values).save, image_size=8)
+    assert image.equal(torch.from_numpy(values).expand(3, 8, 8))
+    assert notes == [GREY]
+    grey = read(tmp_path / "only", image_size=8, channels=1)
+    assert grey.train_images[0].equal(torch.from_numpy(values)[None])
+    assert grey.notes == []
 
 
 def test_twelve_bits_in_sixteen_are_said_to_be_dark(tmp_path):

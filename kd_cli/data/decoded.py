@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_cli.data.pictures import Reading, decode_all, shown
+from kd_cli.data.pictures import FACTS, Reading, decode_all, shown
 
 log = logging.getLogger(__name__)
 
 WORTH = 1.0  # seconds of decoding from which the pixels are kept
-VERSION = 1  # raised when the same files must be decoded anew
+VERSION = 2  # raised when the same files must be decoded anew
 
 
 def decoded(
@@ -73,7 +73,7 @@ def _load(pixels: Path, about: Path, stamp: str) -> tuple[Tensor, np.ndarray] | 
         array = np.load(pixels, mmap_mode="c")  # c: pages are read when they are used
         if array.dtype != np.uint8 or _digest(array.data) != entry["pixels"] or len(array) != len(entry["facts"]):
             return None
-        return torch.from_numpy(array), np.array(entry["facts"], dtype=np.uint8)
+        return torch.from_numpy(array), np.array(entry["facts"], dtype=FACTS)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SGI", "TIFF", "WEBP")
 EVERY = 10.0  # seconds between two lines of progress
 LARGE = 512  # pixels on the shorter side; smaller pictures are decoded in full, in about a millisecond
+GREY_MODES = ("1", "L", "I", "F")  # beginnings: LA and I;16 too
 DARK = 4096  # of 65,536: 12-bit pictures in 16-bit files stay below
 
 
@@ -39,6 +40,9 @@ class Reading:
     size: int
     channels: int
     background: tuple[int, int, int]
+
+
+FACTS = np.uint16  # the type of an array of `Fact`s
 
 
 class Fact(enum.IntFlag):
@@ -52,6 +56,7 @@ class Fact(enum.IntFlag):
     CROPPED = 32
     ENLARGED = 64
     FRAMES = 128
+    GREY = 256
 
 
 SAID = {
@@ -63,6 +68,7 @@ SAID = {
     Fact.CROPPED: "{n} {pictures} {is} not square, and only the square in the centre is used",
     Fact.ENLARGED: "{n} {pictures} {is} smaller than {size} pixels and {is} enlarged",
     Fact.FRAMES: "{n} {pictures} {has} several frames, and only the first is used",
+    Fact.GREY: "{n} {pictures} {is} grey and {is} read as three equal channels (key channels)",
 }
 
 
@@ -104,7 +110,7 @@ def decode_all(files: Sequence[Path], reading: Reading) -> tuple[Tensor, np.ndar
     from PIL import Image
 
     images = torch.empty(len(files), reading.channels, reading.size, reading.size, dtype=torch.uint8)
-    facts = np.zeros(len(files), dtype=np.uint8)
+    facts = np.zeros(len(files), dtype=FACTS)
 
     def decode_one(i: int) -> None:
         images[i], facts[i] = decode(files[i], reading)
@@ -153,6 +159,8 @@ def _squared(opened: Image.Image, reading: Reading) -> tuple[Tensor, Fact]:
         facts |= Fact.CROPPED
     if side < reading.size:
         facts |= Fact.ENLARGED
+    if reading.channels == 3 and opened.mode.startswith(GREY_MODES):
+        facts |= Fact.GREY
     if side >= LARGE:
         # A JPEG decoder scales by 1/2, 1/4 or 1/8 in a fraction of the time, to no less than twice the size.
         opened.draft(opened.mode, (2 * reading.size, 2 * reading.size))
