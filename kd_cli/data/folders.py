@@ -70,7 +70,7 @@ def source_of(
     """
     if tree.unlabelled:
         everything = Split(images, torch.zeros(len(names), dtype=torch.int64), names)
-        return _source(folder, (), everything, Split(images[:0], everything.labels[:0]), None, said)
+        return of_parts(folder, (), everything, Split(images[:0], everything.labels[:0]), None, said)
     splits, start = {}, 0
     for part, classes in tree.parts.items():
         labels = _labels(classes)
@@ -79,13 +79,13 @@ def source_of(
         start = end
     class_names = tuple(next(iter(tree.parts.values())))
     if "all" not in splits:
-        return _source(folder, class_names, splits["train"], splits["test"], splits.get("val"), said)
+        return of_parts(folder, class_names, splits["train"], splits["test"], splits.get("val"), said)
     train, test = _test_part(folder, splits["all"], test_fraction, noun)
     said.append(
         f"{shown(folder.name)} has no test part: {len(test)} of its {len(names)} {noun}s test, the same share of each "
         "class"
     )
-    return _source(folder, class_names, train, test, None, said)
+    return of_parts(folder, class_names, train, test, None, said)
 
 
 def files_of(tree: Tree) -> list[Path]:
@@ -119,18 +119,19 @@ def _listed(files: str, folder: Path, reading: Reading, data_dir: Path, test_fra
             ),
         )
     if (parts := named_parts(lines, shown(path))) is not None:
-        splits = {part: _take(everything, positions) for part, positions in parts.items()}
-        return _source(folder, class_names, splits["train"], splits["test"], splits.get("val"), said)
+        splits = {part: take(everything, positions) for part, positions in parts.items()}
+        return of_parts(folder, class_names, splits["train"], splits["test"], splits.get("val"), said)
     train, test = _test_part(folder, everything, test_fraction, "picture")
     said.append(
         f"{path.name} names no test part: {len(test)} of its {len(lines)} pictures test, the same share of each class"
     )
-    return _source(folder, class_names, train, test, None, said)
+    return of_parts(folder, class_names, train, test, None, said)
 
 
-def _source(
+def of_parts(
     folder: Path, class_names: tuple[str, ...], train: Split, test: Split, val: Split | None, said: list[str]
 ) -> Source:
+    """The data set of a folder's parts."""
     return Source(
         name=shown(folder.name),
         train_images=train.images,
@@ -154,14 +155,21 @@ def _test_part(folder: Path, everything: Split, test_fraction: float, noun: str)
     count = round(total * test_fraction)
     held, kept = set_aside_by_class(everything.labels, count)
     if count in (0, total) or not len(held):
-        raise DataError(
-            f"{shown(folder)} has {total} {noun}s, and test_fraction={test_fraction} makes {count} the test part",
-            hint=f"it needs some to test on and some to train on: more {noun}s, or another test_fraction",
-        )
-    return _take(everything, kept), _take(everything, held)
+        raise too_few(shown(folder), total, test_fraction, noun)
+    return take(everything, kept), take(everything, held)
 
 
-def _take(split: Split, positions: Tensor) -> Split:
+def too_few(where: str, total: int, test_fraction: float, noun: str) -> DataError:
+    """Why a share of so many examples cannot be the test part."""
+    return DataError(
+        f"{where} has {total} {noun}s, and test_fraction={test_fraction} makes {round(total * test_fraction)} the test "
+        "part",
+        hint=f"it needs some to test on and some to train on: more {noun}s, or another test_fraction",
+    )
+
+
+def take(split: Split, positions: Tensor) -> Split:
+    """The examples at some positions, with their names."""
     names = tuple(split.names[i] for i in positions.tolist())
     return Split(split.images[positions], split.labels[positions], names)
 
