@@ -78,6 +78,8 @@ def table(record: dict[str, Any]) -> str:
 
 def cost_table(cost: dict[str, Any]) -> str:
     """What every model costs: a line each, a column for each batch size and number of threads."""
+    from kd_cli.report.cost import latencies, sizes
+
     first = next(iter(cost["rows"].values()))["latency"]
     heads = [f"{one['batch']} on {one['threads']}" for one in first]
     lines = [
@@ -86,16 +88,9 @@ def cost_table(cost: dict[str, Any]) -> str:
         f"{'':9}" + "".join(f"{head:>18}" for head in heads) + "".join(f"{head:>13}" for head in COLUMNS),
     ]
     for name, row in cost["rows"].items():
-        spans = (f"{one['median_ms']:.3f} ({one['p95_ms']:.3f})" for one in row["latency"])
-        times = "".join(f"{span:>18}" for span in spans)
-        peak = row["peak_memory"]
-        cells = (
-            f"{row['latency'][-1]['per_second']:,.0f}",
-            f"{row['bytes']:,}",
-            f"{peak['model'] / 2**20:,.1f} MiB" if peak else "",
-            f"{row['flops'] / 1e6:,.2f}",
-            f"{row['parameters']:,}",
-        )
+        times = "".join(f"{span:>18}" for span in latencies(row))
+        rate, size, memory, *rest = sizes(row)
+        cells = (rate, size, f"{memory} MiB" if memory else "", *rest)
         lines.append(f"{name:9}{times}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
 

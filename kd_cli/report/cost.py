@@ -58,21 +58,25 @@ def cost_grid(cost: dict[str, Any]) -> Grid:
     first = next(iter(cost["rows"].values()))["latency"]
     threads = {one["threads"]: f"{one['threads']} thread" + "s" * (one["threads"] > 1) for one in first}
     heads = ["", *(f"ms, {one['batch']} on {threads[one['threads']]}" for one in first)]
-    rows = []
-    for name, row in cost["rows"].items():
-        peak = row["peak_memory"]
-        rows.append(
-            [
-                NAMES[name],
-                *(f"{one['median_ms']:.3f} ({one['p95_ms']:.3f})" for one in row["latency"]),
-                f"{row['latency'][-1]['per_second']:,.0f}",
-                f"{row['bytes']:,}",
-                f"{peak['model'] / 2**20:,.1f}" if peak else "",
-                f"{row['flops'] / 1e6:,.2f}",
-                f"{row['parameters']:,}",
-            ]
-        )
+    rows = [[NAMES[name], *latencies(row), *sizes(row)] for name, row in cost["rows"].items()]
     return plain([*heads, "examples per second", "bytes", "memory, MiB", "MFLOPs", "parameters"], rows)
+
+
+def latencies(row: dict[str, Any]) -> list[str]:
+    """A model's median latencies with their 95th percentiles, in milliseconds."""
+    return [f"{one['median_ms']:.3f} ({one['p95_ms']:.3f})" for one in row["latency"]]
+
+
+def sizes(row: dict[str, Any]) -> list[str]:
+    """A model's examples per second, bytes, memory in MiB, MFLOPs and parameters."""
+    peak = row["peak_memory"]
+    return [
+        f"{row['latency'][-1]['per_second']:,.0f}",
+        f"{row['bytes']:,}",
+        f"{peak['model'] / 2**20:,.1f}" if peak else "",
+        f"{row['flops'] / 1e6:,.2f}",
+        f"{row['parameters']:,}",
+    ]
 
 
 def cost_of(run: Run) -> dict[str, Any] | None:
