@@ -42,7 +42,8 @@ def load_teacher(run_dir: Path, summary: Mapping[str, Any], data: Dataset, *, tr
     config = configuration_of(run_dir)
     node = with_current_names(config["teacher"])
     own = {key: node.pop(key, default) for key, default in OWN_KEYS["teacher"].items()}
-    if str(node["_target_"]).startswith("kd_cli.answers."):
+    report = summary.get("teacher")
+    if report is not None and report["parameters"] is None:
         raise ExportError(f"the teacher of {run_dir} is answers and no network: there is nothing to export")
     check_targets(node, f"the teacher of {run_dir}", trust=trust)
     entries = entries_of(summary, Store(store_folder(config.get("store_dir"), "KD_STORE", "")))
