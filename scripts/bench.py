@@ -4,6 +4,7 @@
     python scripts/bench.py --no-startup --rounds 11
     python scripts/bench.py --sweep               # students of a sweep, one by one against stacked
     python scripts/bench.py --growth              # how the cost grows with examples, epochs, classes, students
+    python scripts/bench.py --cohort              # students side by side: the options of bench_cohort.py
     python scripts/bench.py --device cuda         # any of them on a GPU
 
 Compared are epochs of one distillation: a 2x1200 teacher, a 2x800 student, soft and hard targets, the same optimiser.
@@ -34,6 +35,7 @@ import json
 import math
 import os
 import platform
+import runpy
 import statistics
 import subprocess
 import sys
@@ -48,7 +50,8 @@ import torch
 import yaml
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, RandomSampler, Subset
+from torch.utils.data import DataLoader, Subset
+from torchdistill_box import torchdistill_box
 
 from kd_cli.commands import cores
 from kd_cli.config.build import build
@@ -449,39 +452,13 @@ def quickest_workers(setting: Setting) -> int:
 
 
 def torchdistill_epoch(setting: Setting, workers: int) -> Contender:
-    """torchdistill's box, loss and DataLoader, in the loop of its examples without that loop's logging."""
-    from torchdistill.core.distillation import get_distillation_box  # type: ignore[import-not-found]
-
     name, kwargs = setting.optimizer["_target_"], {k: v for k, v in setting.optimizer.items() if k != "_target_"}
-    loss = {"student_module_path": ".", "student_module_io": "output", "temperature": T, "alpha": BETA, "beta": ALPHA}
-    loss |= {"teacher_module_path": ".", "teacher_module_io": "output"}  # its alpha weighs the hard term
-    terms = {"kd": {"criterion": {"key": "KDLoss", "kwargs": loss}, "weight": 1.0}}
-    config = {
-        "num_epochs": 1,
-        "train_data_loader": {
-            "dataset_id": "mnist",
-            "sampler": {"class_or_func": RandomSampler},
-            "kwargs": {"batch_size": setting.batch, "num_workers": workers, "persistent_workers": workers > 0},
-        },
-        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
-        "student": {"forward_proc": "forward_batch_only"},
-        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}},
-        "optimizer": {"key": name.rpartition(".")[2], "kwargs": kwargs},
-    }
-    where = setting.device
-    student = setting.model(setting.student, 1)
-    box = get_distillation_box(
-        setting.live_teacher(), student, {"mnist": setting.images}, config, where, None, False, lr_factor=1
+    networks = setting.live_teacher(), setting.model(setting.student, 1)
+    optimizer = {"key": name.rpartition(".")[2], "kwargs": kwargs}
+    loader = {"batch_size": setting.batch, "num_workers": workers, "persistent_workers": workers > 0}
+    return torchdistill_box(
+        networks, setting.images, loader, optimizer, {"T": T, "alpha": ALPHA, "beta": BETA}, setting.device
     )
-
-    def epoch() -> None:
-        box.pre_epoch_process(epoch=0)
-        for images, labels, extra in box.train_data_loader:
-            loss = box.forward_process(images.to(where), labels.to(where), extra)
-            box.post_forward_process(loss=loss)
-        box.post_epoch_process()
-
-    return epoch
 
 
 def products_alone(setting: Setting, *, size: int = 1, reuse: bool = False) -> Contender:
@@ -699,10 +676,11 @@ def seconds_alone(args: argparse.Namespace) -> float:
 
 # Begins a script as the command begins, so that processes find each other.
 AS_COMMAND = """
-import os, runpy, sys
+import os, pathlib, runpy, sys
 from kd_cli.commands import cores
 cores.share(os.environ)
 del sys.argv[0]
+sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -1016,10 +994,19 @@ def say_run(store: str, found: Mapping[str, Any]) -> None:
         print(f"    {name:20}{seconds:.2f}")
 
 
-if __name__ == "__main__":
+def as_the_command() -> None:
+    """Continue with the environment and the allocator of kd-run; libraries read their variables when they load."""
     environment = dict(os.environ)
     cores.share(environment)
-    if environment != dict(os.environ):  # the command's; read once, by libraries that are loaded by now
+    if environment != dict(os.environ):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     cores.keep_memory()
-    main()
+
+
+if __name__ == "__main__":
+    as_the_command()
+    if "--cohort" in sys.argv:  # everything else on the command line is for that script
+        sys.argv.remove("--cohort")
+        runpy.run_path(str(Path(__file__).with_name("bench_cohort.py")), run_name="__main__")
+    else:
+        main()

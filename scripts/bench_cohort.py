@@ -15,6 +15,10 @@ Eight temperatures of one student are taught live by one teacher, with crop and 
 
 The contenders take turns within each round; a ratio is taken within its round, and its median and range over the rounds
 are printed. Speed does not depend on what the images show, nor on the teacher's weights, which are random.
+
+--limits measures instead what any arrangement could gain at most: the teacher's pass t and the student's step s, on all
+threads and on one. One teacher's pass for n students takes (t + n s) where n runs take n (t + s); threads that lose
+nothing to each other take (t + n s) / threads of the times on one thread.
 """
 
 from __future__ import annotations
@@ -27,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Contender, installed, machine, ratios, say_machine, spread, take_turns
+from bench import Contender, as_the_command, installed, machine, ratios, say_machine, spread, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import RandomSampler, Subset
+from torch.utils.data import Subset
+from torchdistill_box import torchdistill_box
 
 from kd_cli.data.normalisation import Normalisation
 from kd_cli.learn.augment import Augment
@@ -51,6 +56,7 @@ ALPHA, BETA, RATE = 1.0, 0.5, 0.05
 SHAPE, CLASSES = (3, 32, 32), 10
 MEAN, DEVIATION = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]  # of CIFAR-10's training images
 AUGMENT = Augment(crop=4, flip=True)
+LIMIT_STEPS = 10  # in a round of --limits
 GOALS = {("shufflenet_v2_x0_5", "resnet34"): "3.0", ("mobilenet_v3_small", "resnet18"): "1.8"}  # for eight
 
 
@@ -81,6 +87,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     setting, origin = prepare(args)
     say_machine(found := machine(args))
+    if args.limits:
+        say_limits(limits(setting, args.threads, args.rounds), len(setting.temperatures), args.threads)
+        return
     n = len(setting.temperatures)
     temperatures = ", ".join(f"{T:g}" for T in setting.temperatures)
     print(
@@ -115,6 +124,7 @@ def arguments() -> argparse.Namespace:
     add("--batch", type=int, default=64, help="examples in a step (%(default)s)")
     add("--rounds", type=int, default=3, help="rounds in which every contender trains one epoch (%(default)s)")
     add("--threads", type=int, default=2, help="threads for torch (%(default)s)")
+    add("--limits", action="store_true", help="measure what sharing and threads could gain at most instead")
     add("--json", type=Path, metavar="FILE", help="write the numbers, every round's too")
     args = parser.parse_args()
     args.device = "cpu"
@@ -222,35 +232,59 @@ def plain_loop(setting: Setting) -> Contender:
 
 
 def torchdistill_epoch(setting: Setting) -> Contender:
-    """torchdistill's box, loss and DataLoader for one student, in its examples' loop without that loop's logging."""
-    from torchdistill.core.distillation import get_distillation_box  # type: ignore[import-not-found]
-
-    loss = {"student_module_path": ".", "student_module_io": "output", "alpha": BETA, "beta": ALPHA}
-    loss |= {"teacher_module_path": ".", "teacher_module_io": "output", "temperature": TEMPERATURES[0]}
-    terms = {"kd": {"criterion": {"key": "KDLoss", "kwargs": loss}, "weight": 1.0}}
-    config = {
-        "num_epochs": 1,
-        "train_data_loader": {
-            "dataset_id": "pictures",
-            "sampler": {"class_or_func": RandomSampler},
-            "kwargs": {"batch_size": setting.batch, "num_workers": 0},
-        },
-        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
-        "student": {"forward_proc": "forward_batch_only"},
-        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}},
-        "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9, "weight_decay": 5e-4}},
-    }
     networks = setting.live_teacher(), setting.network(setting.student, 0)
-    cpu = torch.device("cpu")
-    box = get_distillation_box(*networks, {"pictures": setting.files}, config, cpu, None, False, lr_factor=1)
+    optimizer = {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9, "weight_decay": 5e-4}}
+    loader, weights = (
+        {"batch_size": setting.batch, "num_workers": 0},
+        {"T": TEMPERATURES[0], "alpha": ALPHA, "beta": BETA},
+    )
+    return torchdistill_box(networks, setting.files, loader, optimizer, weights, torch.device("cpu"))
 
-    def epoch() -> None:
-        box.pre_epoch_process(epoch=0)
-        for images, labels, extra in box.train_data_loader:
-            box.post_forward_process(loss=box.forward_process(images, labels, extra))
-        box.post_epoch_process()
 
-    return epoch
+# ---------------------------------------------------------------- what could be gained at most
+
+
+def limits(setting: Setting, threads: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of the teacher's pass, t, and of the student's step, s, on all threads, and on one, t1 and s1."""
+    teacher, module = setting.live_teacher(), setting.network(setting.student, 0)
+    optimizer = setting.optimizer(module)
+    images, labels = torch.randn(setting.batch, *SHAPE), torch.arange(setting.batch) % CLASSES
+    soft_targets = torch.full((setting.batch, CLASSES), 1 / CLASSES)
+
+    def answer() -> None:
+        with torch.no_grad():
+            teacher(images)
+
+    def step() -> None:
+        logits = module.train()(images)
+        soft = F.kl_div(F.log_softmax(logits, dim=1), soft_targets, reduction="batchmean")
+        optimizer.zero_grad()
+        (ALPHA * soft + BETA * F.cross_entropy(logits, labels)).backward()
+        optimizer.step()
+
+    def repeated(work: Contender, used: int) -> Contender:
+        def run() -> None:
+            torch.set_num_threads(used)
+            for _ in range(LIMIT_STEPS):
+                work()
+
+        return run
+
+    parts = {"t": (answer, threads), "s": (step, threads), "t1": (answer, 1), "s1": (step, 1)}
+    seconds = take_turns({name: repeated(*part) for name, part in parts.items()}, rounds)
+    torch.set_num_threads(threads)
+    return {name: [one / LIMIT_STEPS for one in values] for name, values in seconds.items()}
+
+
+def say_limits(seconds: dict[str, list[float]], n: int, threads: int) -> None:
+    for name, what in (("t", "the teacher's pass"), ("s", "the student's step")):
+        many, one = ([1000 * value for value in seconds[key]] for key in (name, name + "1"))
+        print(f"{what:20}{spread(many, '.1f')} ms on {threads} threads, {spread(one, '.1f')} ms on one")
+    rows = list(zip(*(seconds[name] for name in ("t", "s", "t1", "s1")), strict=True))
+    shared = [n * (t + s) / (t + n * s) for t, s, _, _ in rows]
+    ideal = [n * (t + s) * threads / (t1 + n * s1) for t, s, t1, s1 in rows]
+    print(f"{n} students at most, one teacher's pass for all: {spread(shared, '.2f')} times as fast as one by one")
+    print(f"and on threads that lose nothing to each other: {spread(ideal, '.2f')}")
 
 
 # ---------------------------------------------------------------- results
@@ -272,4 +306,5 @@ def say(seconds: dict[str, list[float]], n: int, goal: str) -> None:
 
 
 if __name__ == "__main__":
+    as_the_command()
     main()

@@ -14,7 +14,7 @@ from kd_cli.locks import fcntl, try_lock
 
 __all__ = ["allowance", "keep_memory", "others", "share", "threads"]
 
-SPIN = 3000  # GNU OpenMP's spin count: enough to bridge the time between two layers
+SPIN, SHORT_SPIN = 3_000, 1000  # GNU OpenMP's spin counts: see share
 _held: list[int] = []  # file handles that stay open, and with them their locks, until the process ends
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -44,7 +44,7 @@ def share(environment: MutableMapping[str, str], *, several: bool = False) -> No
     alike by itself and in a stack.
     """
     if "GOMP_SPINCOUNT" not in environment:
-        environment["GOMP_SPINCOUNT"] = str(SPIN // 3 if others() or several else SPIN)
+        environment["GOMP_SPINCOUNT"] = str(SHORT_SPIN if others() or several else SPIN)
     environment.setdefault("MKL_CBWR", "AUTO")
     if (count := threads(environment)) is not None:
         environment["OMP_NUM_THREADS"] = str(count)

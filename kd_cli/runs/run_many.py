@@ -31,11 +31,12 @@ log = logging.getLogger(__name__)
 def run_many(
     jobs: Sequence[Job],
     *,
+    opened: Callable[[], None] = lambda: None,
     finished: Callable[[Job], None] = lambda job: None,
     fail_fast: bool = False,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run jobs together; `finished` is called once for each job when it ends.
+    """Run jobs together; `opened` is called when their methods are known, `finished` once for each job when it ends.
 
     A job that fails keeps its error and fails no other, unless `fail_fast` stops those that have not ended. When
     `stopping()` is true, training stops at the end of the epoch, its state is saved, and Interrupted is raised.
@@ -59,6 +60,7 @@ def run_many(
             with failing([job]):
                 job.open()
         without_unused_peers(jobs)
+        opened()
         report_ended()
         plan = StackPlan(claimed_folders(jobs)[0] / STACKS) if jobs else StackPlan(None)
         for same_data in grouped(jobs, lambda job: job.config.data_key()):

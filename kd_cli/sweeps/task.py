@@ -10,7 +10,7 @@ import logging.config
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,9 +103,7 @@ class Task(SweepTask):
             print(line if number is None else f"{path.name}: {line}")
             leave_nothing(path)
             return None
-        for line in announcement([config], [dataset_name(config, hydra)]):
-            log.info("%s", line)
-        return run_one(job)
+        return run_one(job, dataset_name(config, hydra))
 
     def read(self, job: SweepJob, cfg: DictConfig, hydra: Any, written: dict[str, Any]) -> None:
         """Take a job's configuration as plain values, and whether its failure stops the others."""
@@ -146,10 +144,13 @@ class Task(SweepTask):
                 job.note(sentence)
             todo.append(job)
             owners[id(job)] = sweep_job
-            for line in announcement([job.config], [sweep_job.plain.dataset]):
-                sweep_job.records.append(record(logging.INFO, line))
-        for line in announcement([job.config for job in todo], [job.plain.dataset for job in sweep_jobs]):
-            log.info("%s", line)
+
+        def opened() -> None:
+            for job, sweep_job in zip(todo, sweep_jobs, strict=True):
+                for line in announcement([job], [sweep_job.plain.dataset]):
+                    sweep_job.records.append(record(logging.INFO, line))
+            for line in announcement(todo, [job.plain.dataset for job in sweep_jobs]):
+                log.info("%s", line)
 
         def finished(job: Job) -> None:
             sweep_job = owners[id(job)]
@@ -158,7 +159,7 @@ class Task(SweepTask):
                 report_failure(sweep_job)
             sweep_job.end()
 
-        run_jobs(todo, finished=finished, fail_fast=fail_fast)
+        run_jobs(todo, opened=opened, finished=finished, fail_fast=fail_fast)
         for job in todo:  # `finished` is not called for those that fail_fast has stopped
             owners[id(job)].error = job.error
 
@@ -197,9 +198,14 @@ def foresee(jobs: Sequence[Job]) -> list[str]:
     return run_many.dry_run(jobs)
 
 
-def run_one(job: Job) -> dict[str, Any]:
-    """Run a job by itself and return its summary; raises its error."""
-    run_jobs([job])
+def run_one(job: Job, dataset: str) -> dict[str, Any]:
+    """Run a job by itself, on the data set of that name, and return its summary; raises its error."""
+
+    def opened() -> None:
+        for line in announcement([job], [dataset]):
+            log.info("%s", line)
+
+    run_jobs([job], opened=opened)
     if job.error is not None:
         raise job.error
     return job.summary
@@ -266,21 +272,22 @@ def dataset_name(config: RunConfig, hydra: Any) -> str:
     return option_name("dataset", config.dataset, hydra.runtime.choices)
 
 
-def announcement(configs: Sequence[RunConfig], datasets: Sequence[str]) -> list[str]:
-    """Return the line on what will be trained on what; no line on a terminal, where a progress bar shows it."""
-    if not configs or sys.stderr.isatty():
+def announcement(jobs: Sequence[Job], datasets: Sequence[str]) -> list[str]:
+    """Return the line on what open jobs train on what; no line on a terminal, where a progress bar shows it."""
+    jobs = [job for job in jobs if job.method is not None and job.error is None]
+    if not jobs or sys.stderr.isatty():
         return []
     from kd_cli.runs.device_data import resolve_device
 
-    def listed(values: Sequence[str]) -> str:
+    def listed(values: Iterable[str]) -> str:
         return ", ".join(dict.fromkeys(values))
 
-    parts = [
-        listed(datasets),
-        "teacher " + listed([_announced(c) for c in configs]),
-        "student " + listed([f"{c.student.title} ({plural(c.student.epochs)})" for c in configs]),
-        listed([str(resolve_device(c.device)) for c in configs]),
-    ]
+    configs = [job.config for job in jobs]
+    parts = [listed(datasets)]
+    if taught := [job.config for job in jobs if job.needs_teacher]:
+        parts.append("teacher " + listed(_announced(c) for c in taught))
+    parts.append("student " + listed(f"{c.student.title} ({plural(c.student.epochs)})" for c in configs))
+    parts.append(listed(str(resolve_device(c.device)) for c in configs))
     return ["; ".join(parts)]
 
 
@@ -319,9 +326,7 @@ def resume_run(path: Path) -> None:
     config = checked(cfg, recorded.hydra)
     logging.config.dictConfig(logs)  # type: ignore[arg-type]
     Task.folder = path
-    for line in announcement([config], [dataset_name(config, recorded.hydra)]):
-        log.info("%s", line)
-    print_run(run_one(new_job(config, path)), path)
+    print_run(run_one(new_job(config, path), dataset_name(config, recorded.hydra)), path)
 
 
 def print_run(summary: dict[str, Any], path: Path) -> None:
