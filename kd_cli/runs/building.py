@@ -27,6 +27,7 @@ from kd_cli.learn.outputs import sample_outputs
 from kd_cli.learn.peers import Peers
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.recipe import Recipe, freeze_up_to
+from kd_cli.learn.replacement import Replacement, ReplacingLearner
 from kd_cli.learn.stacked.closed_forms import has_closed_form
 from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner
 from kd_cli.learn.stacked.structure import is_trained_dense
@@ -184,7 +185,11 @@ def make_training(
     with global_stream(spec.seed, stream_of(role), "method", device=data.device):
         objective.method.setup(setting)
     objective.method.to(data.device, data.dtype)
-    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen)
+    replacement = None
+    if teacher is not None and objective.method.replaces_modules:
+        replacement = Replacement(*objective.method.cut(modules[0], teacher.modules[0], data.train.first(2)))
+        frozen, teacher = replacement.frozen, None  # the teacher takes part in the steps and is not asked
+    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen, replacement=replacement)
     seeds = [task.spec.seed for task in tasks]
     return learner, Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
 
@@ -258,16 +263,21 @@ def make_learner(
     objective: Objective,
     *,
     frozen: Sequence[nn.Module] = (),
+    replacement: Replacement | None = None,
 ) -> UniformLearner:
     """Several models as a stack; one as an ordinary module, unless its closed form is faster."""
     autocast = Autocast(data.device, data.precision)
     if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):
         spec = tasks[0].spec
         trained = trained_parameters(modules[0], objective.method, spec)
-        own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen}
-        return ModuleLearner(
-            modules[0], make_optimizer(tasks[0], role, trained), seed=spec.seed, objective=objective, **own
-        )
+        own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen, "seed": spec.seed}
+        optimizer = make_optimizer(tasks[0], role, trained)
+        if replacement is not None:
+            chance = objective.method.probability
+            return ReplacingLearner(
+                modules[0], optimizer, replacement=replacement, probability=chance, objective=objective, **own
+            )
+        return ModuleLearner(modules[0], optimizer, objective=objective, **own)
     return StackedLearner(
         modules,
         lambda groups: make_optimizer(tasks[0], role, groups),

@@ -20,7 +20,7 @@ def needs_live_teacher(job: Job) -> bool:
     """Whether a teacher of the job's student must see the student's own images, or run for its features."""
     assert job.method is not None
     reads_features = job.method.chooses_layers or bool(job.method.teacher_features)
-    return reads_features or Augment(**job.config.student.augment).enabled
+    return reads_features or job.method.replaces_modules or Augment(**job.config.student.augment).enabled
 
 
 def taught_by(summary: Mapping[str, Any]) -> str | None:
