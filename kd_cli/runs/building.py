@@ -117,7 +117,7 @@ def recipe_of(spec: TrainSpec) -> Recipe:
 
 def why_recipe_not(spec: TrainSpec) -> str | None:
     """Why models with this recipe are trained one by one and not in a stack, or None."""
-    keys = [f"training.{key}" for key in spec.recipe if key != "sampling"]
+    keys = [f"training.{key}" for key in spec.recipe if key not in ("sampling", "label_smoothing")]
     return f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} for one model" if keys else None
 
 
@@ -126,8 +126,10 @@ def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.opti
         return build(task.spec.optimizer, parameters, where=key_of("optimizer", role))
 
 
-def of_labels(dataset: Dataset) -> Node:
+def of_labels(dataset: Dataset, spec: TrainSpec) -> Node:
     """The method of a model that learns from the labels alone: a teacher, a student alone."""
+    if smoothing := spec.recipe.get("label_smoothing"):
+        return {"_target_": "kd_cli.learn.methods.LabelSmoothing", "smoothing": smoothing}
     return BINARY_HARD if dataset.multilabel else HARD
 
 

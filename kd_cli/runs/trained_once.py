@@ -214,7 +214,7 @@ class Shared:
         members = [
             Member(
                 key=model.key,
-                task=model.task or TrainingTask(model.spec, of_labels(self.session.data.dataset)),
+                task=model.task or TrainingTask(model.spec, of_labels(self.session.data.dataset, model.spec)),
                 title=model.title,
                 name=self.users[model.key][0].path.name if model.key in self.users else model.title,
                 result=self.session.store.root / model.key / "entry.json",
