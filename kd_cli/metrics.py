@@ -14,10 +14,12 @@ from torch import Tensor
 from kd_cli.errors import DataError
 
 __all__ = [
+    "Clusters",
     "ReliabilityBin",
     "TestResult",
     "agreement",
     "calibration_error",
+    "clusters",
     "confusion",
     "evaluate_logits",
     "reliability",
@@ -154,6 +156,42 @@ def _refuse_empty(logits: Tensor) -> None:
             f"there are no examples to evaluate: logits {list(logits.shape)}",
             hint="look at the split and at any filter on classes; a result needs at least one example",
         )
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """How examples lie about their classes' means: mean Euclidean distances in the units of the features.
+
+    `within` is that of an example to its class's mean, `between` that of two classes' means.
+    """
+
+    within: float
+    between: float
+
+    @property
+    def ratio(self) -> float:
+        """`within / between`: small for tight clusters far from each other, whatever the scale of the features."""
+        return self.within / self.between
+
+
+def clusters(features: Tensor, labels: Tensor) -> Clusters:
+    """The clusters that the classes of labels `[N]` form in features `[N, D]`; classes without examples do not count.
+
+    Raises DataError where fewer than two classes have examples, ValueError for other shapes.
+    """
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"expected features [N, D] and labels [N], got {list(features.shape)} and {list(labels.shape)}"
+        )
+    _refuse_empty(features)
+    features = features.detach().to("cpu", torch.float64)
+    _, place, counts = labels.detach().cpu().unique(return_inverse=True, return_counts=True)
+    if len(counts) < 2:
+        raise DataError("the distance between classes needs examples of two classes or more")
+    means = torch.zeros(len(counts), features.shape[1], dtype=torch.float64).index_add_(0, place, features)
+    means /= counts[:, None]
+    within = (features - means[place]).norm(dim=1).mean()
+    return Clusters(float(within), float(torch.pdist(means).mean()))
 
 
 def matching_shift(logits: Tensor, classes: Sequence[int], *, frequency: float) -> float:

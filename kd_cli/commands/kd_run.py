@@ -153,14 +153,15 @@ def interrupted(interrupt: KeyboardInterrupt) -> str:
 
 
 def prepare(argv: Sequence[str]) -> None:
-    """Register with Hydra what it must know before it composes: schema, shared options, launcher, resolvers."""
+    """Register with Hydra what it must know before it composes: schema, shared options, plug-ins, resolvers."""
     from kd_cli.config.schema import Schema
+    from kd_cli.sweeps import launcher, searcher
     from kd_cli.sweeps.hydra_internals.registration import store_node
-    from kd_cli.sweeps.launcher import register
     from kd_cli.sweeps.names import register_resolvers
 
     register_resolvers()
-    register()
+    launcher.register()
+    searcher.register()
     store_node("kd_schema", Schema)
     folders = conf_dirs(argv)
     refuse_shadowed(folders, split_arguments(argv)[1])

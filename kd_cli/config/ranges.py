@@ -43,7 +43,7 @@ def allowed_numbers(allowed: Allowed) -> str:
 
 def bounds(allowed: Allowed) -> str:
     """Return the bounds of a number in words."""
-    if allowed.what:
+    if allowed.what and allowed.most is not None:
         return f"from {shown(allowed.least)} to {shown(allowed.most)}"
     if allowed.least == 0 and allowed.most is allowed.below is None:
         return "0 or more"

@@ -15,7 +15,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from kd_cli.config.check import check_config
 from kd_cli.config.moved import with_current_names
 from kd_cli.config.ranges import interval, normalisation
-from kd_cli.config.schema import OWN_KEYS, RECIPE, Training, Transfer
+from kd_cli.config.schema import OWN_KEYS, RECIPE, TeacherTraining, Training, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 
@@ -94,6 +94,10 @@ def train_spec(
         normalize = normalisation(f"{role}.input.normalize", view.pop("normalize"))
     prefix = "teacher_" if role == "teacher" else ""
     training = v[f"{prefix}training"]
+    kind = TeacherTraining if role == "teacher" else Training
+    own = {key: training[key] for key in RECIPE}
+    if role == "teacher":
+        own["label_smoothing"] = training.get("label_smoothing", 0.0)  # which earlier versions did not have
     return TrainSpec(
         name=option_name(role, model, choices),
         model=model,
@@ -108,7 +112,7 @@ def train_spec(
         batchnorm=training["batchnorm"],
         normalize=normalize,
         input=view or None,
-        recipe=Training(**{key: training[key] for key in RECIPE}).recipe(),
+        recipe=kind(**own).recipe(),
     )
 
 

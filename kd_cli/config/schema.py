@@ -84,6 +84,13 @@ class Training:
 @dataclass
 class TeacherTraining(Training):
     seed: int = field(default=0, metadata=SEED)
+    label_smoothing: float = field(
+        default=0.0, metadata=allowed(least=0, below=1, what="a share of the targets", example="0.1")
+    )
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the later keys that are not their defaults, those of the teacher alone included."""
+        return super().recipe() | ({"label_smoothing": self.label_smoothing} if self.label_smoothing else {})
 
 
 @dataclass

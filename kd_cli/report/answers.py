@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kd_cli.report.compare import Comparison, Setting
 from kd_cli.report.differences import from_alone, from_soft_targets
-from kd_cli.report.words import WORSE, difference, effect, name_of, percent, plus_minus, seeds, tally
+from kd_cli.report.words import difference, effect, name_of, percent, plus_minus, seeds, tally, what_to_try
 
 
 def answer(comparison: Comparison) -> tuple[str, str]:
@@ -39,7 +39,7 @@ def _errors(setting: Setting, comparison: Comparison) -> str:
 
 def _gap(setting: Setting) -> str:
     if setting.gap_closed is not None and setting.gap_closed <= 0:
-        return f"; on average no better than alone. {WORSE}."
+        return f"; on average no better than alone. {what_to_try(setting.runs[0].summary)}."
     if setting.gap_closed is not None:
         return f": {percent(setting.gap_closed)} of the gap to the teacher closed."
     if setting.gap_n:

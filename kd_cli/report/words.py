@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from kd_cli.report.compare import Comparison, Setting
     from kd_cli.report.read import Run
 
-WORSE = "Try T=auto, more epochs or a smaller alpha, and choose by the validation accuracy"
 BELOW = 0.2  # how far below the accuracy a class's recall must be to be named
 
 
@@ -231,8 +230,15 @@ def next_step(summary: Mapping[str, Any]) -> str:
     alone, student = (report["test"]["errors"] for report in reports)
     if student <= alone:
         return ""
-    advice = WORSE.replace("T=auto, ", "") if "auto" in summary else WORSE
-    return f"advice: distillation made this student worse. {advice}{_validation(*reports)}"
+    return f"advice: distillation made this student worse. {what_to_try(summary)}{_validation(*reports)}"
+
+
+def what_to_try(summary: Mapping[str, Any]) -> str:
+    """What may help a student that got worse, of the keys that its method has."""
+    unused = summary.get("unused", ())
+    words = ["T=auto"] if "auto" not in summary and "T" not in unused else []
+    words += ["more epochs", *(["a smaller alpha"] if "alpha" not in unused else [])]
+    return f"Try {' or '.join(filter(None, [', '.join(words[:-1]), words[-1]]))}, and choose by the validation accuracy"
 
 
 def _validation(alone: Mapping[str, Any], student: Mapping[str, Any]) -> str:

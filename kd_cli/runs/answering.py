@@ -42,6 +42,11 @@ def check_answering(config: RunConfig, method: Method, *, augmented: bool) -> No
             f"method={config.method_name} reads the teacher's features, and {name} has answers only",
             hint="method=soft_targets, dkd or another of logits",
         )
+    if method.replaces_modules:
+        raise ConfigError(
+            f"method={config.method_name} puts modules of the teacher into the student, and {name} has answers only",
+            hint="method=soft_targets, dkd or another of logits",
+        )
     if augmented:
         keys = [f"training.{key}={str(value).lower()}" for key, value in config.student.augment.items() if value]
         off = " ".join(f"{key.partition('=')[0]}={'false' if key.endswith('true') else 0}" for key in keys)

@@ -27,6 +27,7 @@ from kd_cli.learn.outputs import sample_outputs
 from kd_cli.learn.peers import Peers
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.recipe import Recipe, freeze_up_to
+from kd_cli.learn.replacement import Replacement, ReplacingLearner
 from kd_cli.learn.stacked.closed_forms import has_closed_form
 from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner
 from kd_cli.learn.stacked.structure import is_trained_dense
@@ -116,7 +117,7 @@ def recipe_of(spec: TrainSpec) -> Recipe:
 
 def why_recipe_not(spec: TrainSpec) -> str | None:
     """Why models with this recipe are trained one by one and not in a stack, or None."""
-    keys = [f"training.{key}" for key in spec.recipe if key != "sampling"]
+    keys = [f"training.{key}" for key in spec.recipe if key not in ("sampling", "label_smoothing")]
     return f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} for one model" if keys else None
 
 
@@ -125,8 +126,10 @@ def make_optimizer(task: TrainingTask, role: str, parameters: Any) -> torch.opti
         return build(task.spec.optimizer, parameters, where=key_of("optimizer", role))
 
 
-def of_labels(dataset: Dataset) -> Node:
+def of_labels(dataset: Dataset, spec: TrainSpec) -> Node:
     """The method of a model that learns from the labels alone: a teacher, a student alone."""
+    if smoothing := spec.recipe.get("label_smoothing"):
+        return {"_target_": "kd_cli.learn.methods.LabelSmoothing", "smoothing": smoothing}
     return BINARY_HARD if dataset.multilabel else HARD
 
 
@@ -184,7 +187,11 @@ def make_training(
     with global_stream(spec.seed, stream_of(role), "method", device=data.device):
         objective.method.setup(setting)
     objective.method.to(data.device, data.dtype)
-    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen)
+    replacement = None
+    if teacher is not None and objective.method.replaces_modules:
+        replacement = Replacement(*objective.method.cut(modules[0], teacher.modules[0], data.train.first(2)))
+        frozen, teacher = replacement.frozen, None  # the teacher takes part in the steps and is not asked
+    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen, replacement=replacement)
     seeds = [task.spec.seed for task in tasks]
     return learner, Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
 
@@ -258,16 +265,21 @@ def make_learner(
     objective: Objective,
     *,
     frozen: Sequence[nn.Module] = (),
+    replacement: Replacement | None = None,
 ) -> UniformLearner:
     """Several models as a stack; one as an ordinary module, unless its closed form is faster."""
     autocast = Autocast(data.device, data.precision)
     if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):
         spec = tasks[0].spec
         trained = trained_parameters(modules[0], objective.method, spec)
-        own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen}
-        return ModuleLearner(
-            modules[0], make_optimizer(tasks[0], role, trained), seed=spec.seed, objective=objective, **own
-        )
+        own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen, "seed": spec.seed}
+        optimizer = make_optimizer(tasks[0], role, trained)
+        if replacement is not None:
+            chance = objective.method.probability
+            return ReplacingLearner(
+                modules[0], optimizer, replacement=replacement, probability=chance, objective=objective, **own
+            )
+        return ModuleLearner(modules[0], optimizer, objective=objective, **own)
     return StackedLearner(
         modules,
         lambda groups: make_optimizer(tasks[0], role, groups),

@@ -19,7 +19,7 @@ from kd_cli.runs.answering import is_answers
 from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.jobs import Job
 from kd_cli.runs.summary import results_on_test, with_agreement
-from kd_cli.runs.teaching import needs_live_teacher
+from kd_cli.runs.teaching import way_of_teaching
 from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, fingerprint_of, wanted_teacher
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def wanted_assistants(session: Session, job: Job) -> list[Wanted]:
                 title_of(config, k),
                 replace(session.data, train=transfer.examples),
                 task=TrainingTask(spec, config.method, T, alpha, beta),
-                live=needs_live_teacher(job),
+                taught=way_of_teaching(job),
                 number=k,
             )
         )

@@ -45,6 +45,8 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
             f"method={config.method_name} joins parts of both networks, and {role}.input gives them different inputs",
             hint="leave teacher.input and student.input out, or another method",
         )
+    if method.replaces_modules:
+        check_replacement(config)
     if method.changes_T and config.members > 1 and config.combine != "geometric":
         raise ConfigError(
             f"method={config.method_name} changes T, and the teachers' mean probabilities are taken at the run's T",
@@ -52,12 +54,14 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
         )
     images = data.train.first(2).cpu()
     student = teacher = None
-    if method.student_features or method.chooses_layers:
+    if method.student_features or method.chooses_layers or method.replaces_modules:
         student = build_module(spec, data.dataset, role=stream_of("student"))
-    if method.teacher_features or method.chooses_layers:
+    if method.teacher_features or method.chooses_layers or method.replaces_modules:
         teacher = build_module(config.teacher, data.dataset, role=stream_of("teacher"))
     if method.chooses_layers and student is not None and teacher is not None:
         method.choose_layers(student, teacher, images)
+    if method.replaces_modules and student is not None and teacher is not None:
+        method.cut(student, teacher, images)
     blank = Outputs(torch.zeros(1, 2, data.dataset.classes, dtype=data.dtype))
 
     def outputs(module: nn.Module | None, paths: Sequence[str], role: str) -> Outputs:
@@ -83,6 +87,20 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
     if method.couples_models and any(True for _ in method.parameters()):
         raise ConfigError(f"{method.title} couples peers and has parameters of its own, which is not supported")
     return [*method.notes, *([] if student is None else parts_note(student))]
+
+
+def check_replacement(config: RunConfig) -> None:
+    """ConfigError where the teacher's modules cannot take part in the student's network."""
+    name = f"method={config.method_name} puts modules of the teacher into the student"
+    if config.members > 1:
+        raise ConfigError(f"{name}, and teacher.members is {config.members}", hint="teacher.members=1")
+    if config.student.input or config.teacher.input or config.student.normalize != config.teacher.normalize:
+        raise ConfigError(
+            f"{name}, and the two have different inputs: normalisations, sizes or features",
+            hint="leave teacher.input, student.input and teacher.normalize out",
+        )
+    if "freeze" in config.student.recipe:
+        raise ConfigError(f"{name} and freezes what follows them, and training.freeze is given", hint="leave it out")
 
 
 def check_peers(config: RunConfig, method: Method) -> None:

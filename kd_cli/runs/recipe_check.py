@@ -9,7 +9,7 @@ from kd_cli.learn.engine import Outcome
 from kd_cli.runs.building import HARD, build_method, frozen_parts, trained_parameters
 from kd_cli.runs.models import blank_module
 
-BY_CLASS = ("sampling", "class_weights")  # keys that need one class for each example
+BY_CLASS = ("sampling", "class_weights", "label_smoothing")  # keys that need one class for each example
 
 
 def check_training(spec: TrainSpec, dataset: Dataset, role: str) -> list[str]:

@@ -27,7 +27,7 @@ from kd_cli.runs.models import check_shape, forward_flops
 from kd_cli.runs.recipe_check import check_together, check_training
 from kd_cli.runs.stacks import Trainer
 from kd_cli.runs.summary import Report, ensemble_report, first_summary, results_on_test, validation, with_agreement
-from kd_cli.runs.teaching import needs_live_teacher, taught_by
+from kd_cli.runs.teaching import taught_by, way_of_teaching
 from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_answers, wanted_teacher
 from kd_cli.runs.transfer import TransferSet, transfer_set
 from kd_cli.runs.transfer import key_of as transfer_key
@@ -71,8 +71,8 @@ class Session:
 
         def same_examples(job: Job) -> Hashable:
             teacher = taught_by(job.summary)
-            live = teacher is not None and needs_live_teacher(job)
-            return teacher, transfer_key(job.config), job.config.diagnostics, live
+            way = teacher and way_of_teaching(job)
+            return teacher, transfer_key(job.config), job.config.diagnostics, way
 
         ready = [job for job in opened if job.summary.get("student_alone")]
         log_unstacked(self, ready)

@@ -57,12 +57,19 @@ def first_summary(job: Job, data: DeviceData, transfer: TransferSet) -> dict[str
         "alpha": config.alpha,
         "beta": config.beta,
         "method": config.method_name,
+        **({"unused": unused} if (unused := unused_keys(job)) else {}),  # keys that the method does not have
         "seed": config.student.seed,
         "device": device_name(data.device),
         "precision": config.precision,
         "versions": versions().copy(),
         **({"code": code} if (code := config.own_code()) else {}),  # the user's own files, by module
     }
+
+
+def unused_keys(job: Job) -> list[str]:
+    """Those of T and alpha that the job's method does not depend on."""
+    assert job.method is not None
+    return [key for key, has in (("T", job.method.has_T), ("alpha", job.method.has_alpha)) if not has]
 
 
 def transfer_summary(transfer: TransferSet, config: RunConfig) -> dict[str, Any]:

@@ -20,7 +20,15 @@ def needs_live_teacher(job: Job) -> bool:
     """Whether a teacher of the job's student must see the student's own images, or run for its features."""
     assert job.method is not None
     reads_features = job.method.chooses_layers or bool(job.method.teacher_features)
-    return reads_features or Augment(**job.config.student.augment).enabled
+    return reads_features or job.method.replaces_modules or Augment(**job.config.student.augment).enabled
+
+
+def way_of_teaching(job: Job) -> str:
+    """How the job's student meets its teacher; students that are trained together share it."""
+    assert job.method is not None
+    if job.method.replaces_modules:
+        return "by its modules"  # whose hooks would keep features of the mixed networks for others
+    return "live" if needs_live_teacher(job) else "by its stored logits"
 
 
 def taught_by(summary: Mapping[str, Any]) -> str | None:

@@ -45,7 +45,7 @@ class Wanted:
     notes: tuple[str, ...] = ()  # what was chosen, left out or filled in when they were read
     answers: Answers | None = None  # a teacher that is no network
     task: TrainingTask | None = None  # of a model that a teacher teaches; the others learn from the labels
-    live: bool = False  # whether that teacher runs live
+    taught: str = ""  # how, see `way_of_teaching`
     number: int | None = None  # of several models of a run
 
     @functools.cached_property
@@ -200,7 +200,7 @@ class Shared:
         for key in sorted(key for key in missing if self.models[key].answers is not None):
             self._keep_answers(key)
         to_train = [model for model in self.models.values() if model.is_trained]
-        for models in grouped(to_train, lambda model: (id(model.data.train), model.facts.get("teacher"), model.live)):
+        for models in grouped(to_train, lambda model: (id(model.data.train), model.facts.get("teacher"), model.taught)):
             if any(model.key in missing for model in models):
                 self._train_on_same_data(models, missing)
 
@@ -214,7 +214,7 @@ class Shared:
         members = [
             Member(
                 key=model.key,
-                task=model.task or TrainingTask(model.spec, of_labels(self.session.data.dataset)),
+                task=model.task or TrainingTask(model.spec, of_labels(self.session.data.dataset, model.spec)),
                 title=model.title,
                 name=self.users[model.key][0].path.name if model.key in self.users else model.title,
                 result=self.session.store.root / model.key / "entry.json",

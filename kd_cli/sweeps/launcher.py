@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_cli.sweeps.hydra_internals.checks import usable
 from kd_cli.sweeps.hydra_internals.compositions import sweep_config_loader
-from kd_cli.sweeps.hydra_internals.registration import register_launcher, store_node
+from kd_cli.sweeps.hydra_internals.registration import register_plugin, store_node
 from kd_cli.sweeps.jobs import HydraJobs, Jobs, SweepJob, SweepTask, resolved
 
 log = logging.getLogger(__name__)
@@ -96,4 +96,4 @@ class FusedLauncher(Launcher):
 
 def register() -> None:
     """Make `hydra/launcher=fused` known to Hydra."""
-    store_node(NAME, {"_target_": register_launcher(FusedLauncher)}, group="hydra/launcher")
+    store_node(NAME, {"_target_": register_plugin(FusedLauncher)}, group="hydra/launcher")

@@ -25,6 +25,7 @@ from kd_cli.learn.methods.similarity import Similarity
 from kd_cli.learn.methods.simkd import SimKD
 from kd_cli.learn.methods.soft_targets import Logits, SoftTargets
 from kd_cli.learn.methods.teacher_free import TeacherFree
+from kd_cli.learn.methods.theseus import Theseus
 from kd_cli.learn.methods.ttm import TTM
 from kd_cli.learn.methods.wsld import WSLD
 
@@ -63,5 +64,6 @@ __all__ = [
     "Sum",
     "TeacherFree",
     "Terms",
+    "Theseus",
     "Weights",
 ]

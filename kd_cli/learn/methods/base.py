@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.outputs import Outputs
 from kd_cli.losses import hard_cross_entropy
+
+if TYPE_CHECKING:
+    from kd_cli.learn.blocks import Cut
 
 UNUSUAL = 3.0  # how many times a published weight must be exceeded, or fall short of, to be named
 
@@ -91,6 +94,9 @@ class Method(nn.Module, ABC):
     stackable: Sequence[str] = ()  # constructor's keys that may differ between the students of a stack
     multilabel: bool = False  # whether logits and labels are [S,B,L], of independent labels, and not of classes
     extends_student: bool = False  # whether the method adds parts to the student that are shipped with it
+    replaces_modules: bool = (
+        False  # whether the student is trained inside the teacher's network, see learn/replacement.py
+    )
     couples_models: bool = False  # whether a student's loss depends on the other students
     teacher_joins: bool = False  # whether the trained teacher is one more of these students, and learns on
     refresh_every: int = 1  # steps after which the weights whose answers the other students see are renewed
@@ -116,6 +122,14 @@ class Method(nn.Module, ABC):
         They must depend on the architectures alone. Raises ConfigError.
         """
         raise NotImplementedError(f"{self.title} extends the student and does not say how")
+
+    def cut(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[Cut, Cut]:
+        """Both networks in as many blocks, in a method that `replaces_modules`; it sets `notes`. Raises ConfigError."""
+        raise NotImplementedError(f"{self.title} replaces modules and does not say which")
+
+    def probability(self, progress: float) -> float:
+        """The probability that a block is the student's after this share of all steps, where modules are replaced."""
+        return 1.0
 
     def adopt(self, student: nn.Module, teacher: nn.Module) -> None:
         """Copy weights of the trained teacher to the extended student, before it is trained."""

@@ -31,6 +31,11 @@ class Composite(Method):
                 f"{extending[0]} makes the student another network, and cannot be a part of another method",
                 hint="method=simkd by itself",
             )
+        if replacing := [method.title for method in methods if method.replaces_modules]:
+            raise ConfigError(
+                f"{replacing[0]} trains the student inside its teacher, and cannot be a part of another method",
+                hint="method=theseus by itself",
+            )
         if any(method.teacher_joins for method in methods):
             raise ConfigError(
                 "method.with_teacher=true makes the teacher a peer, and cannot be a part of another method",

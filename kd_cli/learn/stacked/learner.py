@@ -83,6 +83,8 @@ def why_method_not(method: Method) -> str | None:
         return f"{name} has parameters of its own"
     if method.student_features or method.teacher_features or method.chooses_layers:
         return f"{name} reads features"
+    if method.replaces_modules:
+        return f"{name} draws modules for each student"
     return None
 
 

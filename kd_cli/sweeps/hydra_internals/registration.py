@@ -1,4 +1,4 @@
-"""What is registered with Hydra before it composes: the launcher, and nodes of the configuration."""
+"""What is registered with Hydra before it composes: the launcher and the sweeper, and nodes of the configuration."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 
 PREFIX = "hydra_plugins.kd_cli."
 
 
-def register_launcher(launcher: type[Launcher]) -> str:
-    """Register a launcher and return the `_target_` that Hydra accepts for it.
+def register_plugin(plugin: type[Launcher] | type[Sweeper]) -> str:
+    """Register a launcher or a sweeper and return the `_target_` that Hydra accepts for it.
 
     Hydra 1.3 instantiates plug-ins of its own package only, so the class gets a name of that package as well. Hydra 1.4
-    accepts the class's own name. KD_HYDRA_INTERNALS=0 does not change this: 1.3 has no public way for a launcher that
+    accepts the class's own name. KD_HYDRA_INTERNALS=0 does not change this: 1.3 has no public way for a plug-in that
     is not installed as hydra_plugins.
     """
     plugins = Plugins.instance()
-    plugins.register(launcher)
+    plugins.register(plugin)
     if not hasattr(Plugins, "is_in_toplevel_plugins_module"):
-        return f"{launcher.__module__}.{launcher.__qualname__}"
-    target = PREFIX + launcher.__qualname__
-    plugins.class_name_to_class[target] = launcher
+        return f"{plugin.__module__}.{plugin.__qualname__}"
+    target = PREFIX + plugin.__qualname__
+    plugins.class_name_to_class[target] = plugin
     return target
 
 

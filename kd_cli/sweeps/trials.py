@@ -1,0 +1,151 @@
+"""The trials of a search: proposed by Optuna, recorded in a file of our own, from which a resumed search goes on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kd_cli.errors import ConfigError, StorageError
+from kd_cli.storage.files import read_json, write_json
+from kd_cli.sweeps.search_space import Choices, Interval, Space
+
+FILE = "search.json"
+
+
+def optuna() -> ModuleType:
+    """The package. Raises ConfigError that names the extra where it is missing or too old."""
+    try:
+        import optuna as package
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise ConfigError(
+            "hydra/sweeper=search needs Optuna, which is not installed", hint="pip install 'kd-cli[search]'"
+        ) from error
+    if int(package.__version__.partition(".")[0]) < 5:
+        raise ConfigError(
+            f"hydra/sweeper=search needs Optuna 5, and {package.__version__} is installed",
+            hint="pip install 'kd-cli[search]', not beside hydra-optuna-sweeper, which wants an old one",
+        )
+    package.logging.set_verbosity(package.logging.WARNING)
+    module: ModuleType = package
+    return module
+
+
+@dataclass
+class Trial:
+    """One setting: the value of each searched key, its jobs, and its objectives; None where a job did not complete."""
+
+    number: int
+    values: dict[str, Any]  # as Optuna has them
+    words: dict[str, str]  # as the command line has them
+    jobs: list[str] = field(default_factory=list)  # names of their directories
+    objectives: dict[str, float] | None = None
+
+
+class Trials:
+    """The trials of a search, by Optuna's tree-structured Parzen estimator, batch by batch.
+
+    Each batch has a sampler of its own, seeded by the search's seed and the number of trials before it, that sees the
+    recorded trials and nothing else: a resumed search proposes what an uninterrupted one would have.
+    """
+
+    def __init__(self, space: Space, objectives: Sequence[str], seed: int, folder: Path) -> None:
+        self.package = optuna()
+        self.space, self.names, self.seed, self.file = space, list(objectives), seed, folder / FILE
+        self.all: list[Trial] = []
+        kinds = self.package.distributions
+        self.distributions: dict[str, Any] = {}
+        for key, values in space.searched.items():
+            if isinstance(values, Choices):
+                self.distributions[key] = kinds.CategoricalDistribution(list(values.words))
+            elif values.step is None:
+                self.distributions[key] = kinds.FloatDistribution(values.low, values.high, log=values.log)
+            else:
+                low, high = int(values.low), int(values.high)
+                self.distributions[key] = kinds.IntDistribution(low, high, log=values.log, step=values.step)
+
+    def load(self) -> None:
+        """Go on from the trials that an earlier process recorded. Raises StorageError for those of another search."""
+        if not self.file.is_file():
+            return
+        try:
+            noted = read_json(self.file)
+            trials = [Trial(**trial) for trial in noted["trials"]]
+            same = noted["search"] == self.facts()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{self.file} cannot be read: {error}", hint="start the search anew") from error
+        if not same:
+            raise StorageError(f"{self.file} is that of a search with other words", hint="start the search anew")
+        self.all = trials
+
+    def propose(self, count: int) -> list[Trial]:
+        """The next trials. Real numbers have four significant digits."""
+        sampler = self.package.samplers.TPESampler(seed=1000 * self.seed + len(self.all))
+        study = self.package.create_study(directions=["minimize"] * len(self.names), sampler=sampler)
+        study.add_trials([self._as_optunas(trial) for trial in self.all])
+        found = []
+        for k in range(count):
+            asked = study.ask(self.distributions).params
+            values = {key: self._rounded(key, value) for key, value in asked.items()}
+            found.append(Trial(len(self.all) + k, values, {key: str(value) for key, value in values.items()}))
+        return found
+
+    def report(self, trials: Sequence[Trial]) -> None:
+        """Record a batch of finished trials."""
+        self.all += trials
+        chosen = [trial.number for trial in self.best()]
+        write_json(self.file, {"search": self.facts(), "trials": list(map(asdict, self.all)), "chosen": chosen})
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal for recorded trials to be those of this search."""
+        kinds = {key: {type(v).__name__: asdict(v)} for key, v in self.space.searched.items()}
+        plain = {key: {kind: _lists(values) for kind, values in one.items()} for key, one in kinds.items()}
+        return {"searched": plain, "seeds": self.space.seeds, "objectives": self.names, "seed": self.seed}
+
+    def best(self) -> list[Trial]:
+        """The trial with the smallest objective; of several objectives, the trials that no other one dominates."""
+        done = [trial for trial in self.all if trial.objectives is not None]
+        if len(self.names) == 1 and done:
+            return [min(done, key=lambda trial: trial.objectives[self.names[0]])]  # type: ignore[index]
+        rows = {trial.number: [trial.objectives[name] for name in self.names] for trial in done if trial.objectives}
+        return [trial for trial in done if not any(dominates(row, rows[trial.number]) for row in rows.values())]
+
+    def _rounded(self, key: str, value: Any) -> Any:
+        """A real number with few digits, where they lie in its interval."""
+        where = self.space.searched[key]
+        if not isinstance(value, float) or not isinstance(where, Interval):
+            return value
+        short = float(f"{value:.4g}")
+        return short if where.low <= short <= where.high else value
+
+    def _as_optunas(self, trial: Trial) -> Any:
+        state = self.package.trial.TrialState
+        values = None if trial.objectives is None else [trial.objectives[name] for name in self.names]
+        return self.package.trial.create_trial(
+            state=state.FAIL if values is None else state.COMPLETE,
+            params=trial.values,
+            distributions=self.distributions,
+            values=values,
+        )
+
+
+def mean_objectives(found: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+    """The means over a trial's jobs; None where one of them did not complete."""
+    rows = [values for values in found if values is not None]
+    if len(rows) < len(found):
+        return None
+    return {name: statistics.fmean(values[name] for values in rows) for name in rows[0]}
+
+
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether `one` is nowhere larger than `other`, and somewhere smaller."""
+    return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
+
+
+def _lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
