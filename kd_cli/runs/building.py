@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from kd_cli.config.build import PARTIAL, build, locate
 from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.schema import BATCHNORM_PARTS
 from kd_cli.config.values import Node, TrainSpec
 from kd_cli.data.source import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.batches import Batch, batch_sizes
 from kd_cli.learn.cohort import Cohort
+from kd_cli.learn.divided import DividedLearner
 from kd_cli.learn.engine import Plan, Training
 from kd_cli.learn.learner import Autocast, Learner, ModuleLearner, UniformLearner
 from kd_cli.learn.methods import FunctionMethod, Method, Setting, Weights
@@ -25,6 +27,7 @@ from kd_cli.learn.objective import Objective, SideBySide
 from kd_cli.learn.optimizers import without_compiler
 from kd_cli.learn.outputs import sample_outputs
 from kd_cli.learn.peers import Peers
+from kd_cli.learn.processes import Processes
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.recipe import Recipe, freeze_up_to
 from kd_cli.learn.stacked.closed_forms import has_closed_form
@@ -166,8 +169,12 @@ def make_training(
     *,
     teacher: Teacher | None = None,
     diagnostics: bool = False,
+    processes: Processes | None = None,
 ) -> tuple[UniformLearner, Training]:
-    """The models of these tasks as one learner, and what they are trained on. Several tasks make a stack."""
+    """The models of these tasks as one learner, and what they are trained on. Several tasks make a stack.
+
+    Several `processes` divide the batches of one model.
+    """
     spec = tasks[0].spec
     plan = make_plan(data, spec, role, diagnostics=diagnostics)
     modules = [build_module(task.spec, data.dataset, role=stream_of(role), device=data.device) for task in tasks]
@@ -184,7 +191,7 @@ def make_training(
     with global_stream(spec.seed, stream_of(role), "method", device=data.device):
         objective.method.setup(setting)
     objective.method.to(data.device, data.dtype)
-    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen)
+    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen, processes=processes)
     seeds = [task.spec.seed for task in tasks]
     return learner, Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
 
@@ -258,16 +265,20 @@ def make_learner(
     objective: Objective,
     *,
     frozen: Sequence[nn.Module] = (),
+    processes: Processes | None = None,
 ) -> UniformLearner:
     """Several models as a stack; one as an ordinary module, unless its closed form is faster."""
     autocast = Autocast(data.device, data.precision)
-    if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):
+    if processes is not None or (len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective)):
         spec = tasks[0].spec
         trained = trained_parameters(modules[0], objective.method, spec)
+        optimizer = make_optimizer(tasks[0], role, trained)
         own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen}
-        return ModuleLearner(
-            modules[0], make_optimizer(tasks[0], role, trained), seed=spec.seed, objective=objective, **own
-        )
+        own |= {"seed": spec.seed, "objective": objective}
+        if processes is None:
+            return ModuleLearner(modules[0], optimizer, **own)
+        synced = BATCHNORM_PARTS not in spec.recipe
+        return DividedLearner(modules[0], optimizer, processes=processes, sync_batchnorm=synced, **own)
     return StackedLearner(
         modules,
         lambda groups: make_optimizer(tasks[0], role, groups),
