@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY
 from made import InMemory
+from process import Ran
 
 from kd_cli import processes
 from kd_cli.config.read import batchnorm_parts
@@ -72,7 +76,7 @@ def losses(path: Path) -> list[float]:
 
 # The second process is killed when it enters epoch 3 of the distilled student's training.
 DYING = """
-import os, signal, sys
+import os, signal
 from kd_cli.learn.divided import DividedLearner
 training = DividedLearner.training
 def dies(self, role, epoch):
@@ -80,37 +84,55 @@ def dies(self, role, epoch):
         os.kill(os.getpid(), signal.SIGKILL)
     return training(self, role, epoch)
 DividedLearner.training = dies
-from kd_cli.commands.kd_run import entry
-entry()
 """
+
+
+@pytest.fixture
+def together(start: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Ran]]:
+    """Run `kd-run` in several processes at once, with the variables that torchrun sets, until all have ended."""
+
+    def run(n: int, *argv: str, prelude: str = "") -> list[Ran]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        place = {**PLACE, "WORLD_SIZE": str(n), "MASTER_PORT": port}
+        started = []
+        for rank in range(n):
+            for name, value in {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}.items():
+                monkeypatch.setenv(name, value)
+            started.append(start(*argv, prelude=prelude))
+        for name in place:
+            monkeypatch.delenv(name)
+        return [one.wait() for one in started]
+
+    return run
 
 
 @pytest.mark.slow
 def test_a_run_by_two_processes_is_that_of_one_and_goes_on_after_a_process_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any, together: Callable[..., list[Ran]]
 ) -> None:
     keys = [*TINY, "training.epochs=4", "training.jitter=1", "checkpoint.every=1"]
     one = tiny(*keys[len(TINY) :])
-    runs: dict[str, Path] = {}
-    (tmp_path / "dying.py").write_text(DYING)
-    for name, program in (("whole", ["-m", "kd_cli"]), ("killed", [str(tmp_path / "dying.py")])):
-        monkeypatch.setenv("KD_STORE", str(tmp_path / f"store-{name}"))
-        runs[name] = tmp_path / name
-        ran = torchrun(2, *program, *keys, f"hydra.run.dir={runs[name]}", folder=tmp_path)
-        if name == "whole":
-            assert ran.returncode == 0, ran.stderr
-            assert ran.stdout.count("student by soft_targets") == 1  # one process writes
-    assert ran.returncode != 0
-    assert "a process of this training has ended" in ran.stderr
-    assert not (runs["killed"] / "summary.json").exists()
+    runs = {name: tmp_path / name for name in ("whole", "killed")}
 
+    monkeypatch.setenv("KD_STORE", str(tmp_path / "store-whole"))
+    ran = torchrun(2, "-m", "kd_cli", *keys, f"hydra.run.dir={runs['whole']}", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("student by soft_targets") == 1  # one process writes
     assert losses(runs["whole"]) == pytest.approx(losses(one.run_dir), abs=1e-5)
     summary = json.loads((runs["whole"] / "summary.json").read_text())
     assert summary["processes"] == 2
     assert summary["command"].startswith("torchrun --nproc-per-node=2 -m kd_cli ")
 
-    resumed = torchrun(2, "-m", "kd_cli", f"resume={runs['killed']}", folder=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    monkeypatch.setenv("KD_STORE", str(tmp_path / "store-killed"))
+    left, killed = together(2, *keys, f"hydra.run.dir={runs['killed']}", prelude=DYING)
+    assert (left.code, killed.code) == (1, -signal.SIGKILL)
+    assert "error: a process of this training has ended" in left.err
+    assert not (runs["killed"] / "summary.json").exists()
+    resumed = together(2, f"resume={runs['killed']}")
+    assert [one.code for one in resumed] == [0, 0], resumed[0].err
+    assert resumed[1].out + resumed[1].err == ""
     for name in ("student.safetensors", "student.json"):
         assert (runs["killed"] / name).read_bytes() == (runs["whole"] / name).read_bytes()
     assert losses(runs["killed"]) == losses(runs["whole"])
@@ -125,11 +147,12 @@ def test_a_run_by_two_processes_is_that_of_one_and_goes_on_after_a_process_was_k
     ],
 )
 def test_what_several_processes_cannot_train_is_refused_before_training(
-    tmp_path: Path, argv: list[str], message: str
+    tmp_path: Path, argv: list[str], message: str, together: Callable[..., list[Ran]]
 ) -> None:
-    ran = torchrun(2, "-m", "kd_cli", *TINY, *argv, folder=tmp_path)
-    assert ran.returncode != 0
-    assert message in ran.stderr
+    first, other = together(2, *TINY, *argv)
+    assert (first.code, other.code) == (1, 0)
+    assert message in first.err
+    assert other.out + other.err == ""
     assert not list(tmp_path.glob("**/metrics.jsonl"))
 
 
