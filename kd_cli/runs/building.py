@@ -34,7 +34,7 @@ from kd_cli.learn.stacked.closed_forms import has_closed_form
 from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner
 from kd_cli.learn.stacked.structure import is_trained_dense
 from kd_cli.learn.teachers import Teacher
-from kd_cli.losses import balanced_weights
+from kd_cli.losses import balanced_label_weights, balanced_weights
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.models import build_module
 from kd_cli.runs.parameters import trained_parameters
@@ -306,7 +306,10 @@ def make_objective(data: DeviceData, tasks: Sequence[TrainingTask]) -> Objective
     weights = Weights(*torch.tensor(rows, dtype=data.dtype, device=data.device).T.contiguous())
     method = type(methods[0]).stack(methods)
     if tasks[0].spec.recipe.get("class_weights") == "balanced":
-        method.weigh_classes(balanced_weights(data.train.labels, data.dataset.classes).to(data.dtype))
+        labels = data.train.labels
+        multilabel = data.dataset.multilabel
+        by_class = balanced_label_weights(labels) if multilabel else balanced_weights(labels, data.dataset.classes)
+        method.weigh_classes(by_class.to(data.dtype))
     return Objective(method, weights)
 
 

@@ -44,7 +44,11 @@ class SavedTraining:
     def __init__(self, state: TrainingState, title: str, device: torch.device) -> None:
         self.state, self.title = state, title
         self.due, self.remove = state.due, state.remove
-        self.settings = {"device": device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        self.settings: dict[str, Any] = {
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
         if (together := processes.count()) > 1:
             self.settings["processes"] = together
 
@@ -62,7 +66,7 @@ class SavedTraining:
                 *(self.title, saved["device"], self.settings["device"]),
             )
             return None
-        before, now = (number(of.get("processes", 1)) for of in (saved, self.settings))
+        before, now = (number(int(of.get("processes", 1))) for of in (saved, self.settings))
         if before != now:
             log.warning(
                 "%s: saved by %s, and this is %s: training starts from its first epoch", self.title, before, now

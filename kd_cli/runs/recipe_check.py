@@ -9,15 +9,17 @@ from kd_cli.learn.engine import Outcome
 from kd_cli.runs.building import HARD, build_method, frozen_parts, trained_parameters
 from kd_cli.runs.models import blank_module
 
-BY_CLASS = ("sampling", "class_weights")  # keys that need one class for each example
+BY_CLASS = ("sampling", "class_weights")  # keys that need labels
 
 
 def check_training(spec: TrainSpec, dataset: Dataset, role: str) -> list[str]:
     """Sentences on what a training does otherwise than plainly. ConfigError for keys that its data or model exclude."""
     section = "teacher_training" if role == "teacher" else "training"
-    for key in BY_CLASS:
-        if key in spec.recipe and dataset.multilabel:
-            raise ConfigError(f"{section}.{key} is for data with classes, and {dataset.name} has independent labels")
+    if "sampling" in spec.recipe and dataset.multilabel:
+        raise ConfigError(
+            f"{section}.sampling is for data with classes, and {dataset.name} has independent labels",
+            hint=f"{section}.class_weights=balanced weighs the absence and the presence of each label",
+        )
     if not {"freeze", "lr_factors"} & set(spec.recipe):
         return []
     module, key = blank_module(spec, dataset, role=role), "freeze"
