@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "at_temperature",
+    "balanced_label_weights",
     "balanced_weights",
     "binary_cross_entropy",
     "binary_divergence",
@@ -110,6 +111,15 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
 
 
+def balanced_label_weights(labels: Tensor) -> Tensor:
+    """Weights of the absence and the presence of each of L labels, [2,L] of labels [n,L] of 0 and 1.
+
+    Each label by itself as a class and its absence are in `balanced_weights`: `n / (2 n_1)` where it is present, `n /
+    (2 n_0)` where it is not.
+    """
+    return torch.stack([balanced_weights(column, 2) for column in labels.long().unbind(-1)], 1)
+
+
 def logit_matching(student: Tensor, teacher: Tensor, *, center: bool = True) -> Tensor:
     """Half the squared distance of the logits, `1/2 sum_i (z_i - v_i)^2` (Ba & Caruana 2014).
 
@@ -132,11 +142,15 @@ def uniform_cross_entropy(student: Tensor) -> Tensor:
 # ---------------------------------------------------------------- independent labels
 
 
-def binary_cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross entropy with labels of 0 and 1 at T = 1, summed over the labels: `[..., B, L]` both."""
+def binary_cross_entropy(student: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross entropy with labels of 0 and 1 at T = 1, summed over the labels: `[..., B, L]` both.
+
+    With `weights` [2,L] the absence and the presence of each label count as often as its own weight says.
+    """
     logits = single_precision(student)
     true = labels.to(logits.dtype)
-    return -_mean_of_sums(true * F.logsigmoid(logits) + (1 - true) * F.logsigmoid(-logits))
+    absent, present = (1.0, 1.0) if weights is None else weights.to(logits)
+    return -_mean_of_sums(present * true * F.logsigmoid(logits) + absent * (1 - true) * F.logsigmoid(-logits))
 
 
 def binary_divergence(student: Tensor, teacher: Tensor, *, T: float | Tensor) -> Tensor:

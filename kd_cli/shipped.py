@@ -7,12 +7,12 @@ import functools
 import sysconfig
 from pathlib import Path
 
-SHIPPED = ("kd_cli", "torch", "torchvision")  # packages whose code is not the user's own
+SHIPPED = ("kd_cli", "torch", "torchvision", "timm")  # packages whose code is not the user's own
 INSTALLED = {"site-packages", "dist-packages"}
 
 
 def is_shipped(name: str) -> bool:
-    """Return whether a dotted name belongs to this package, torch or torchvision."""
+    """Return whether a dotted name belongs to this package, torch, torchvision or timm."""
     return name.split(".")[0] in SHIPPED
 
 

@@ -21,13 +21,13 @@ from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch, draw_balanced, shares_of_steps
 from kd_cli.learn.engine import Interrupted, Outcome, Plan, ended_early
 from kd_cli.learn.learner import ModuleLearner
-from kd_cli.learn.methods import DKD, Hard, LabelSmoothing, SoftTargets, Sum, Weights
+from kd_cli.learn.methods import DKD, BinaryHard, BinaryTargets, Hard, LabelSmoothing, SoftTargets, Sum, Weights
 from kd_cli.learn.methods.probe import try_method
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.outputs import Outputs
 from kd_cli.learn.recipe import AveragedWeights, Recipe, freeze_up_to
 from kd_cli.learn.schedules import Cosine
-from kd_cli.losses import balanced_weights, hard_cross_entropy
+from kd_cli.losses import balanced_label_weights, balanced_weights, binary_cross_entropy, hard_cross_entropy
 from kd_cli.runs.parameters import trained_parameters
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -280,6 +280,40 @@ def test_class_weights_multiply_each_examples_loss() -> None:
     assert float(balanced_weights(labels, 3)[labels].mean()) == pytest.approx(1)
 
 
+def test_weights_of_independent_labels_are_those_of_two_classes_each() -> None:
+    own = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 8, 3, generator=own), torch.randint(2, (2, 8, 3), generator=own)
+    weights = torch.tensor([[0.5, 2.0, 1.0], [3.0, 0.25, 1.0]])
+    each = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    chosen = torch.where(labels.bool(), weights[1], weights[0])
+    torch.testing.assert_close(binary_cross_entropy(logits, labels, weights), (chosen * each).sum(-1).mean(-1))
+    same = binary_cross_entropy(logits, labels, torch.ones(2, 3))
+    torch.testing.assert_close(same, binary_cross_entropy(logits, labels))
+    labels = torch.tensor([[1, 0], [0, 0], [0, 0], [0, 0]])  # of the second label there is one kind only
+    assert balanced_label_weights(labels).tolist() == [[pytest.approx(4 / 6), 1], [2, 0]]
+
+
+@pytest.mark.parametrize("method", [BinaryTargets(), BinaryHard()], ids=lambda method: type(method).__name__)
+def test_methods_of_independent_labels_weigh_them(method: Any) -> None:
+    student, teacher, batch, weights = batch_of()
+    labels = torch.nn.functional.one_hot(batch.labels, made.CLASSES)
+    batch = Batch(batch.index, batch.images, labels)
+    plain = method(student, teacher, batch, weights)
+    own = torch.linspace(0.5, 2, 2 * made.CLASSES, dtype=torch.float64).view(2, -1)
+    weighted = copy.deepcopy(method)
+    weighted.weigh_classes(own)
+    found = weighted(student, teacher, batch, weights)
+    torch.testing.assert_close(found["hard"], binary_cross_entropy(student.logits, labels, own))
+    torch.testing.assert_close(found["loss"] - plain["loss"], weights.beta * (found["hard"] - plain["hard"]))
+
+
+@pytest.mark.slow
+def test_a_run_weighs_a_rare_label(kd_run: Callable[..., Ran]) -> None:
+    keys = ["method=binary", "dataset.positive=3", "training.class_weights=balanced"]
+    ran = kd_run(*TINY, *keys, "teacher_training.class_weights=balanced")
+    assert ran.code == 0, ran.err
+
+
 def batch_of() -> tuple[Outputs, Outputs, Batch, Weights]:
     """Outputs of a student and a teacher for eight examples, their batch, and weights."""
     own = torch.Generator().manual_seed(1)
@@ -341,7 +375,7 @@ def test_a_run_takes_all_of_the_keys_and_says_what_they_did(kd_run: Callable[...
         (["training.patience=1", "dataset.val_fraction=0"], "training.patience chooses on validation data"),
         (["training.patience=1", "peers=2", "method=mutual"], "peers take every step together, and training.patience"),
         (["training.sampling=balanced", "transfer.labels=false"], "needs the labels of the transfer set"),
-        (["training.class_weights=balanced", "method=binary", "dataset.positive=3"], "is for data with classes"),
+        (["training.sampling=balanced", "method=binary", "dataset.positive=3"], "is for data with classes"),
     ):
         refused = kd_run(*TINY, *arguments)
         assert refused.code == 1

@@ -20,6 +20,7 @@ from kd_cli.commands.output import allow_any_text, printable
 from kd_cli.commands.preload import preload_torch
 from kd_cli.config.options import conf_dir, refuse_shadowed, shared_nodes
 from kd_cli.errors import ConfigError
+from kd_cli.processes import Place, command_name, launched
 
 
 def entry() -> None:
@@ -45,6 +46,7 @@ def main() -> None:
     """Entry point of `kd-run` and `python -m kd_cli`. Exits with 1 after an error, and shows no traceback for it."""
     allow_any_text()
     flags, overrides = split_arguments(sys.argv[1:])
+    place = launched()
     argv = sys.argv[1:] = flags + overrides  # Hydra accepts overrides on one side of a flag only
     launchers = [argument.partition("=")[2] for argument in argv if argument.startswith("hydra/launcher=")]
     cores.share(os.environ, several=bool(MULTIRUN & set(argv)) and launchers[-1:] not in ([], ["fused"], ["basic"]))
@@ -56,8 +58,10 @@ def main() -> None:
             print(versions(), flush=True)
         elif "--help" in argv or "-h" in argv:
             print(help_page.page(conf_dirs(argv), overrides), flush=True)
-        else:
+        elif place is None:
             run(argv)
+        else:
+            run_as_one_of_several(place, argv)
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupted(interrupt)}", file=sys.stderr)
         sys.exit(130)
@@ -68,6 +72,17 @@ def main() -> None:
         if message is None:
             raise
         sys.exit(f"error: {printable(message)}")
+
+
+def run_as_one_of_several(place: Place, argv: Sequence[str]) -> None:
+    """Run what the arguments say where torchrun has started several processes; all but the first take part in it."""
+    from kd_cli.runs.several import follow, leading
+    from kd_cli.sweeps.task import Task
+
+    if not place.leads:
+        sys.exit(follow(place))
+    with leading(place) as Task.leader:
+        run(argv)
 
 
 def versions() -> str:
@@ -149,7 +164,9 @@ def interrupted(interrupt: KeyboardInterrupt) -> str:
 
     folder = SweepNotes.folder or Task.folder
     text = f"interrupted{': ' if str(interrupt) else ''}{interrupt}"
-    return text if folder is None else f"{text}\n\nhint: kd-run resume={os.path.relpath(folder)} goes on from there"
+    if folder is None:
+        return text
+    return f"{text}\n\nhint: {command_name()} resume={os.path.relpath(folder)} goes on from there"
 
 
 def prepare(argv: Sequence[str]) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
+from kd_cli import processes
 from kd_cli.config.check import check_config
 from kd_cli.config.moved import with_current_names
 from kd_cli.config.ranges import interval, normalisation
-from kd_cli.config.schema import OWN_KEYS, RECIPE, TeacherTraining, Training, Transfer
+from kd_cli.config.schema import BATCHNORM_PARTS, OWN_KEYS, RECIPE, TeacherTraining, Training, Transfer
 from kd_cli.config.values import Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 
@@ -112,8 +113,14 @@ def train_spec(
         batchnorm=training["batchnorm"],
         normalize=normalize,
         input=view or None,
-        recipe=kind(**own).recipe(),
+        recipe=kind(**own).recipe() | batchnorm_parts(training),
     )
+
+
+def batchnorm_parts(training: dict[str, Any]) -> dict[str, int]:
+    """Return what a recipe says where each of several processes normalises its part of a batch by itself."""
+    n = processes.count()
+    return {BATCHNORM_PARTS: n} if n > 1 and not training["sync_batchnorm"] else {}
 
 
 def peers(v: dict[str, Any], choices: Mapping[str, Any]) -> tuple[TrainSpec, ...]:

@@ -54,6 +54,9 @@ SEED = allowed(whole=True, least=0, most=2**63 - 1)
 RECIPE = ("patience", "ema", "accumulate", "clip", "freeze", "lr_factors", "sampling", "class_weights")
 
 
+BATCHNORM_PARTS = "batchnorm_parts"  # in a recipe: into how many parts a batch is divided for BatchNorm's statistics
+
+
 @dataclass
 class Training:
     epochs: int = field(default=30, metadata=EPOCHS)
@@ -74,6 +77,7 @@ class Training:
     lr_factors: Any = None  # factors of the learning rate by a module's path: `check_lr_factors`
     sampling: str = field(default="shuffled", metadata=allowed(choices=("shuffled", "balanced")))
     class_weights: str = field(default="none", metadata=allowed(choices=("none", "balanced")))
+    sync_batchnorm: bool = True
 
     def recipe(self) -> dict[str, Any]:
         """Return the later keys that are not their defaults, for fingerprints made before there were such keys."""

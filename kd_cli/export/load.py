@@ -18,6 +18,7 @@ from kd_cli.data.source import Dataset
 from kd_cli.errors import CheckpointError, KdError, first_line
 from kd_cli.export.student import Student
 from kd_cli.learn.teachers import freeze
+from kd_cli.models import timm
 from kd_cli.models.building import dtype_of, prepared
 from kd_cli.models.input_view import seen_shape
 from kd_cli.models.weights import mismatches
@@ -29,7 +30,7 @@ from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 OWN_MODELS = {
     f"kd_cli.models.{name}"
     for name in (
-        *("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model", "extended.extended_student"),
+        *("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model", "timm.timm_model", "extended.extended_student"),
         *("cifar.resnet", "cifar.vgg", "cifar.wide_resnet"),
         *("cifar_light.mobilenetv2", "cifar_light.shufflenetv1", "cifar_light.shufflenetv2"),
     )
@@ -125,6 +126,8 @@ def network_of(
 ) -> nn.Module:
     """A model with trained weights, frozen; `statistics` are mean and deviation of the data. ValueError on a misfit."""
     mean, std = statistics
+    if model["_target_"] == timm.TARGET and model.get("pretrained") is True:
+        model = {**model, "pretrained": timm.RECORDED}  # its trained weights follow
     network = prepared(
         build(model, where="model", input_shape=seen_shape(view, shape), num_classes=classes),
         target=model["_target_"],

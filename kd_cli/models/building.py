@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from kd_cli.models.input_view import seen_shape, viewed
 from kd_cli.models.outputs import take_logits
 from kd_cli.models.renormalised import Renormalised, normalisation_of
+from kd_cli.models.timm import Pretrained
 
 
 def prepared(
@@ -33,6 +34,8 @@ def prepared(
     """
     if not target.startswith("kd_cli."):  # what ships returns logits
         take_logits(module, classes)
+    if isinstance(module, Pretrained) and normalize == "data":
+        normalize = of_channels(module.normalisation, len(data_mean))
     module = viewed(with_sizes(module, seen_shape(view, shape)), view, shape)
     own = normalisation_of(normalize, data_mean=data_mean, data_std=data_std)
     if own is None:
@@ -42,6 +45,12 @@ def prepared(
     if bounds := getattr(module, "max_norm", None):
         wrapped.max_norm = {f"network.{name}": bound for name, bound in bounds.items()}  # type: ignore[assignment]
     return wrapped
+
+
+def of_channels(normalisation: Mapping[str, Any], channels: int) -> dict[str, list[float]]:
+    """A normalisation of colour pictures for pictures with this many channels; else the mean of its own serves all."""
+    own = {key: [float(value) for value in values] for key, values in normalisation.items()}
+    return {k: v if len(v) == channels else [sum(v) / len(v)] * channels for k, v in own.items()}
 
 
 def with_sizes(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:

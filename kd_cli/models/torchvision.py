@@ -75,7 +75,7 @@ def torchvision_model(
         inner = network.network if isinstance(network, Adapted) else network
         _load_pretrained(inner, name, models.get_model_weights(name).DEFAULT, num_classes)
     try:
-        _try_shapes(network, input_shape, num_classes)
+        try_shapes(network, input_shape, num_classes)
     except UNFIT as error:
         raise _too_small(error, name, input_shape, num_classes, pretrained) from error
     return network
@@ -115,7 +115,7 @@ def _too_small(
         try:
             with torch.device("meta"):
                 network = _build(name, input_shape, num_classes, pretrained=pretrained, image_size=size)
-            _try_shapes(network, input_shape, num_classes)
+            try_shapes(network, input_shape, num_classes)
         except UNFIT:
             continue
         hint = f"image_size={size} resizes them for the network, and is the smallest of the usual sizes that it takes"
@@ -173,7 +173,7 @@ def _load_pretrained(network: nn.Module, name: str, weights: Any, num_classes: i
         )
 
 
-def _try_shapes(network: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:
+def try_shapes(network: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:
     """Send two images without data through the network: a wrong size is found now, not after a teacher's training."""
     tensors = {key: value.to("meta") for key, value in network.state_dict(keep_vars=True).items()}
     tensors |= {key: value.to("meta") for key, value in network.named_buffers()}  # those that are not saved

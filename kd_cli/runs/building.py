@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from kd_cli.config.build import PARTIAL, build, locate
 from kd_cli.config.fingerprint import fingerprint
+from kd_cli.config.schema import BATCHNORM_PARTS
 from kd_cli.config.values import Node, TrainSpec
 from kd_cli.data.source import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.learn.augment import Augment
 from kd_cli.learn.batches import Batch, batch_sizes
 from kd_cli.learn.cohort import Cohort
+from kd_cli.learn.divided import DividedLearner
 from kd_cli.learn.engine import Plan, Training
 from kd_cli.learn.learner import Autocast, Learner, ModuleLearner, UniformLearner
 from kd_cli.learn.methods import FunctionMethod, Method, Setting, Weights
@@ -25,6 +27,7 @@ from kd_cli.learn.objective import Objective, SideBySide
 from kd_cli.learn.optimizers import without_compiler
 from kd_cli.learn.outputs import sample_outputs
 from kd_cli.learn.peers import Peers
+from kd_cli.learn.processes import Processes
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.recipe import Recipe, freeze_up_to
 from kd_cli.learn.replacement import Replacement, ReplacingLearner
@@ -32,7 +35,7 @@ from kd_cli.learn.stacked.closed_forms import has_closed_form
 from kd_cli.learn.stacked.learner import ELEMENTWISE, StackedLearner
 from kd_cli.learn.stacked.structure import is_trained_dense
 from kd_cli.learn.teachers import Teacher
-from kd_cli.losses import balanced_weights
+from kd_cli.losses import balanced_label_weights, balanced_weights
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.models import build_module
 from kd_cli.runs.parameters import trained_parameters
@@ -169,8 +172,12 @@ def make_training(
     *,
     teacher: Teacher | None = None,
     diagnostics: bool = False,
+    processes: Processes | None = None,
 ) -> tuple[UniformLearner, Training]:
-    """The models of these tasks as one learner, and what they are trained on. Several tasks make a stack."""
+    """The models of these tasks as one learner, and what they are trained on. Several tasks make a stack.
+
+    Several `processes` divide the batches of one model.
+    """
     spec = tasks[0].spec
     plan = make_plan(data, spec, role, diagnostics=diagnostics)
     modules = [build_module(task.spec, data.dataset, role=stream_of(role), device=data.device) for task in tasks]
@@ -191,7 +198,7 @@ def make_training(
     if teacher is not None and objective.method.replaces_modules:
         replacement = Replacement(*objective.method.cut(modules[0], teacher.modules[0], data.train.first(2)))
         frozen, teacher = replacement.frozen, None  # the teacher takes part in the steps and is not asked
-    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen, replacement=replacement)
+    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen, replacement=replacement, processes=processes)
     seeds = [task.spec.seed for task in tasks]
     return learner, Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
 
@@ -266,20 +273,23 @@ def make_learner(
     *,
     frozen: Sequence[nn.Module] = (),
     replacement: Replacement | None = None,
+    processes: Processes | None = None,
 ) -> UniformLearner:
     """Several models as a stack; one as an ordinary module, unless its closed form is faster."""
     autocast = Autocast(data.device, data.precision)
-    if len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective):
+    if processes is not None or (len(tasks) == 1 and not closed_form_pays(tasks[0], modules[0], objective)):
         spec = tasks[0].spec
         trained = trained_parameters(modules[0], objective.method, spec)
-        own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen, "seed": spec.seed}
         optimizer = make_optimizer(tasks[0], role, trained)
+        own: Any = {"autocast": autocast, "recipe": recipe_of(spec), "frozen": frozen}
+        own |= {"seed": spec.seed, "objective": objective}
         if replacement is not None:
             chance = objective.method.probability
-            return ReplacingLearner(
-                modules[0], optimizer, replacement=replacement, probability=chance, objective=objective, **own
-            )
-        return ModuleLearner(modules[0], optimizer, objective=objective, **own)
+            return ReplacingLearner(modules[0], optimizer, replacement=replacement, probability=chance, **own)
+        if processes is None:
+            return ModuleLearner(modules[0], optimizer, **own)
+        synced = BATCHNORM_PARTS not in spec.recipe
+        return DividedLearner(modules[0], optimizer, processes=processes, sync_batchnorm=synced, **own)
     return StackedLearner(
         modules,
         lambda groups: make_optimizer(tasks[0], role, groups),
@@ -307,7 +317,10 @@ def make_objective(data: DeviceData, tasks: Sequence[TrainingTask]) -> Objective
     weights = Weights(*torch.tensor(rows, dtype=data.dtype, device=data.device).T.contiguous())
     method = type(methods[0]).stack(methods)
     if tasks[0].spec.recipe.get("class_weights") == "balanced":
-        method.weigh_classes(balanced_weights(data.train.labels, data.dataset.classes).to(data.dtype))
+        labels = data.train.labels
+        multilabel = data.dataset.multilabel
+        by_class = balanced_label_weights(labels) if multilabel else balanced_weights(labels, data.dataset.classes)
+        method.weigh_classes(by_class.to(data.dtype))
     return Objective(method, weights)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from kd_cli import processes
+from kd_cli.storage.run_dir import number
 from kd_cli.storage.stack_plan import StackPlan
 from kd_cli.storage.training_state import TrainingState
 
@@ -42,7 +44,13 @@ class SavedTraining:
     def __init__(self, state: TrainingState, title: str, device: torch.device) -> None:
         self.state, self.title = state, title
         self.due, self.remove = state.due, state.remove
-        self.settings = {"device": device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        self.settings: dict[str, Any] = {
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+        if (together := processes.count()) > 1:
+            self.settings["processes"] = together
 
     def save(self, state: dict[str, Any]) -> None:
         self.state.save({**state, "saved_with": self.settings})
@@ -56,6 +64,12 @@ class SavedTraining:
             log.warning(
                 "%s: saved on %s, and this run is on %s: training starts from its first epoch",
                 *(self.title, saved["device"], self.settings["device"]),
+            )
+            return None
+        before, now = (number(int(of.get("processes", 1))) for of in (saved, self.settings))
+        if before != now:
+            log.warning(
+                "%s: saved by %s, and this is %s: training starts from its first epoch", self.title, before, now
             )
             return None
         if changed := [key for key in saved if saved[key] != self.settings[key]]:

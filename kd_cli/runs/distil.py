@@ -131,6 +131,9 @@ class Distillation:
             teacher=None if joins else teacher_of(self.session, alive(self.jobs)[0]),
             subject=fingerprint([taught_by(self.jobs[0].summary), self.transfer.facts]),
             diagnostics=self.config.diagnostics,
+            config=self.config,
+            teacher_spec=None if (teacher := alive(self.jobs)[0].taught_by) is None else teacher.spec,
+            on_transfer_set=True,
         )
 
     def member(self, job: Job, k: int) -> Member:

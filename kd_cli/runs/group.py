@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.fingerprint import code_version, fingerprint
-from kd_cli.config.values import TrainSpec
+from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
-from kd_cli.learn.engine import Outcome, fit
+from kd_cli.learn.engine import Outcome, Training, fit
+from kd_cli.learn.learner import Learner
 from kd_cli.learn.teachers import Teacher
 from kd_cli.runs.building import TrainingTask, make_cohort, make_peers
 from kd_cli.runs.checkpoints import Checkpoints, SavedTraining
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.progress import OnEpoch, Progress
+from kd_cli.runs.several import Leader, Taught, Work
 
 KINDS = {"teacher": "teachers", "student_alone": "students alone", "student": "students"}
 KINDS |= {"assistant": "assistants"}
@@ -45,6 +47,9 @@ class Stage:
     teacher: Teacher | None = None
     subject: str = ""  # fingerprint of the teacher and the transfer set
     diagnostics: bool = False
+    config: RunConfig | None = None  # of one of its jobs, for the other processes of several
+    teacher_spec: TrainSpec | None = None  # of the members of a teacher that is a network
+    on_transfer_set: bool = False  # whether `data` has the transfer set for its training part
 
     @property
     def kind(self) -> str:
@@ -70,6 +75,7 @@ class Group:
     members: Sequence[Member]  # of the stage
     checkpoints: Checkpoints
     workers: int = 1  # stacks that take their steps at once, each with one thread
+    leader: Leader | None = None  # of several processes that train the one model together
     diverged: list[bool] = field(default_factory=list)  # of the members, once they are trained
 
     @property
@@ -137,24 +143,35 @@ class Group:
             if self.members[numbers[s]].needed():
                 on_epoch(numbers[s], row)
 
+        keys: Any = {
+            "observer": Progress(self.title, specs[0].epochs, role=stage.role, on_epoch=on_row),
+            "checkpoint": self.state,
+            "stopping": self.checkpoints.stopping,
+        }
         with batchnorm_explained(specs[0]):
-            stacks = [[self.members[i].task for i in stack] for stack in self.stacks]
-            keys: Any = {"teacher": stage.teacher, "diagnostics": stage.diagnostics}
-            if self.coupled:
-                learner, training = make_peers(stage.data, stacks, stage.role, **keys)
+            if self.leader is not None:
+                outcomes = self.leader.train(self.work(), stage.data, stage.teacher, **keys)
             else:
-                learner, training = make_cohort(stage.data, stacks, stage.role, workers=self.workers, **keys)
-            outcomes = fit(
-                learner,
-                training,
-                observer=Progress(self.title, specs[0].epochs, role=stage.role, on_epoch=on_row),
-                checkpoint=self.state,
-                stopping=self.checkpoints.stopping,
-                recorder=stage.data.recorder,
-            )
+                outcomes = fit(*self.learner_and_training(), recorder=stage.data.recorder, **keys)
         for outcome in outcomes:
             outcome.history = [{**row, "role": stage.role} for row in outcome.history]
         return outcomes
+
+    def work(self) -> Work:
+        """What the other processes need to take part in the training of the one model."""
+        stage, (member,) = self.stage, self.own
+        assert stage.config is not None
+        taught = Taught.of(stage.teacher, stage.teacher_spec)
+        return Work(stage.config, stage.on_transfer_set, member.task, stage.role, taught, stage.diagnostics)
+
+    def learner_and_training(self) -> tuple[Learner, Training]:
+        """The members as a learner, and what they are trained on."""
+        stage = self.stage
+        stacks = [[self.members[i].task for i in stack] for stack in self.stacks]
+        keys: Any = {"teacher": stage.teacher, "diagnostics": stage.diagnostics}
+        if self.coupled:
+            return make_peers(stage.data, stacks, stage.role, **keys)
+        return make_cohort(stage.data, stacks, stage.role, workers=self.workers, **keys)
 
 
 @contextlib.contextmanager

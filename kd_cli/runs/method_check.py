@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -80,7 +81,8 @@ def check_method(config: RunConfig, data: DeviceData, spec: TrainSpec, *, exampl
     method.to(dtype=data.dtype)
     method.train()
     if "class_weights" in config.student.recipe:
-        method.weigh_classes(torch.linspace(0.5, 2.0, data.dataset.classes, dtype=data.dtype))
+        shape = (2, data.dataset.classes) if data.dataset.multilabel else (data.dataset.classes,)
+        method.weigh_classes(torch.linspace(0.5, 2.0, math.prod(shape), dtype=data.dtype).view(shape))
     stacked = 1 if why_method_not(method) else 2
     coupled = max(1, len(config.peers)) + method.teacher_joins
     try_method(method, setting, size=coupled if method.couples_models else stacked)

@@ -26,13 +26,15 @@ from kd_cli.models.building import dtype_of, prepared
 from kd_cli.models.input_view import seen_shape
 from kd_cli.models.outputs import described
 from kd_cli.models.renormalised import Renormalised
+from kd_cli.models.timm import TARGET as TIMM
+from kd_cli.models.timm import notes_on_timm
 from kd_cli.models.torchvision import notes_on_building
 from kd_cli.models.weights import Fit, absurd, fit_weights, mismatches, wrong_head, wrong_input
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.shipped import raised_by_statement
 from kd_cli.storage.weight_files import SAVE, WeightFile, read_weight_file
 
-TORCHVISION = "kd_cli.models.torchvision.torchvision_model"
+NOTES_ON_BUILDING = {"kd_cli.models.torchvision.torchvision_model": notes_on_building, TIMM: notes_on_timm}
 
 
 WHERE = {"teacher": "teacher", "assistant": "teacher.chain"}  # the key of a role's model, where it is not `student`
@@ -139,9 +141,10 @@ def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str, trained: bool =
 
 
 def _notes_on_building(spec: TrainSpec, dataset: Dataset) -> list[str]:
-    if current_name(str(spec.model["_target_"])) != TORCHVISION:
+    notes = NOTES_ON_BUILDING.get(current_name(str(spec.model["_target_"])))
+    if notes is None:
         return []
-    return notes_on_building(spec.model, shape=dataset.shape, classes=dataset.classes, normalize=spec.normalize)
+    return notes(spec.model, shape=dataset.shape, classes=dataset.classes, normalize=spec.normalize)
 
 
 def in_forward(error: BaseException) -> bool:

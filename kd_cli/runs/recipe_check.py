@@ -9,7 +9,8 @@ from kd_cli.learn.engine import Outcome
 from kd_cli.runs.building import HARD, build_method, frozen_parts, trained_parameters
 from kd_cli.runs.models import blank_module
 
-BY_CLASS = ("sampling", "class_weights", "label_smoothing")  # keys that need one class for each example
+LABELLED = ("sampling", "class_weights")  # keys that need labels
+BY_CLASS = ("sampling", "label_smoothing")  # keys that need one class for each example
 
 
 def check_training(spec: TrainSpec, dataset: Dataset, role: str) -> list[str]:
@@ -17,7 +18,11 @@ def check_training(spec: TrainSpec, dataset: Dataset, role: str) -> list[str]:
     section = "teacher_training" if role == "teacher" else "training"
     for key in BY_CLASS:
         if key in spec.recipe and dataset.multilabel:
-            raise ConfigError(f"{section}.{key} is for data with classes, and {dataset.name} has independent labels")
+            hint = f"{section}.class_weights=balanced weighs the absence and the presence of each label"
+            raise ConfigError(
+                f"{section}.{key} is for data with classes, and {dataset.name} has independent labels",
+                hint=hint if key == "sampling" else f"leave {section}.{key} out",
+            )
     if not {"freeze", "lr_factors"} & set(spec.recipe):
         return []
     module, key = blank_module(spec, dataset, role=role), "freeze"
@@ -41,7 +46,7 @@ def check_together(config: RunConfig, *, labelled: bool) -> None:
     for key in ("patience", "accumulate"):
         if config.peers and key in config.student.recipe:
             raise ConfigError(f"peers take every step together, and training.{key} is given", hint=f"leave {key} out")
-    for key in BY_CLASS:
+    for key in LABELLED:
         if key in config.student.recipe and not labelled:
             raise ConfigError(f"training.{key} needs the labels of the transfer set, and it has none")
 

@@ -25,6 +25,7 @@ from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
 from kd_cli.runs.models import check_shape, forward_flops
 from kd_cli.runs.recipe_check import check_together, check_training
+from kd_cli.runs.several import Leader, check_divided
 from kd_cli.runs.stacks import Trainer
 from kd_cli.runs.summary import Report, ensemble_report, first_summary, results_on_test, validation, with_agreement
 from kd_cli.runs.teaching import taught_by, way_of_teaching
@@ -38,9 +39,9 @@ from kd_cli.storage.store import Store
 class Session:
     """Jobs on one data set, device and store, and what they share."""
 
-    def __init__(self, data: DeviceData, store: Store, checkpoints: Checkpoints) -> None:
-        self.data, self.store = data, store
-        self.trainer = Trainer(checkpoints, store.root / "stack-sizes.json")
+    def __init__(self, data: DeviceData, store: Store, checkpoints: Checkpoints, leader: Leader | None = None) -> None:
+        self.data, self.store, self.leader = data, store, leader
+        self.trainer = Trainer(checkpoints, store.root / "stack-sizes.json", leader)
         self.transfers: dict[str, TransferSet] = {}
         self.user_weights: dict[str, Wanted] = {}
         self.answers: dict[str, Wanted] = {}  # teachers that are no networks
@@ -96,6 +97,10 @@ class Session:
         if not transfer.labelled:
             self.check_unlabelled(job)
         job.summary = first_summary(job, self.data, transfer)
+        if self.leader is not None:
+            for sentence in check_divided(job.config, data, self.leader.size, examples=len(transfer.examples)):
+                self.note(job, sentence)
+            job.summary["processes"] = self.leader.size
 
     def note(self, job: Job, sentence: str) -> None:
         """Add a note to a job; one that several jobs have is shown on the terminal once."""

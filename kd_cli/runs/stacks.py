@@ -26,6 +26,7 @@ from kd_cli.runs.checkpoints import Checkpoints
 from kd_cli.runs.cohorts import cohort_facts, cohort_key, differing_keys, fitting, why_not_one_stack
 from kd_cli.runs.group import Beside, Group, Member, Stage
 from kd_cli.runs.progress import OnEpoch, describe
+from kd_cli.runs.several import Leader
 from kd_cli.runs.stack_size import stack_size
 from kd_cli.runs.workers import workers_that_pay
 
@@ -48,6 +49,7 @@ class Trainer:
 
     checkpoints: Checkpoints
     stack_sizes: Path
+    leader: Leader | None = None  # of several processes, which train one model at a time
 
     def train(
         self, stage: Stage, members: Sequence[Member], on_epoch: OnEpoch, on_failure: OnFailure | None = None
@@ -89,6 +91,8 @@ class Trainer:
 
     def _stacks(self, stage: Stage, name: str, members: dict[str, Member], reasons: dict[str, str]) -> list[list[str]]:
         """The stacks of equal members: those that the plan has, and new ones for others that lack a result."""
+        if self.leader is not None:
+            return [[member.key] for member in members.values() if member.needed()]
         stacks = [keys for keys in self.checkpoints.plan.get(name) if all(key in members for key in keys)]
         planned = {key for keys in stacks for key in keys}
         if rest := [member for member in members.values() if member.needed() and member.key not in planned]:
@@ -108,6 +112,8 @@ class Trainer:
         self, stage: Stage, stacks: list[list[str]], members: dict[str, Member], reasons: dict[str, str]
     ) -> list[list[list[str]]]:
         """The stacks in the groups that are trained side by side: those of the plan, and new ones for the others."""
+        if self.leader is not None:
+            return [[keys] for keys in stacks]
         alike: dict[str, list[list[str]]] = {}
         for keys in stacks:
             tasks = [members[key].task for key in keys]
@@ -151,7 +157,7 @@ class Trainer:
         while queue:
             stacks = queue.popleft()
             numbers = [[number[key] for key in keys] for keys in stacks]
-            group = Group(stage, numbers, members, self.checkpoints)
+            group = Group(stage, numbers, members, self.checkpoints, leader=self.leader)
             if not any(members[i].needed() for i in group.numbers):
                 continue
             outcomes: list[Outcome] | None = None

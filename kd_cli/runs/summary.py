@@ -153,7 +153,7 @@ def diverged_error(role: str, outcome: Outcome, jobs: Iterable[Job]) -> Diverged
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     found = {"python": platform.python_version()}
-    for package in ("kd-cli", "torch", "torchvision", "hydra-core", "numpy"):
+    for package in ("kd-cli", "torch", "torchvision", "timm", "hydra-core", "numpy"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

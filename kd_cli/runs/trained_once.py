@@ -228,11 +228,13 @@ class Shared:
     def _stage(self, models: list[Wanted], missing: set[str]) -> Stage:
         """What models on the same data, with the same teacher, are trained on."""
         first = models[0]
-        if first.task is None:
-            return Stage(first.data, self.role, subject=fingerprint(first.facts.get("transfer")))
         user = next(job for model in models if model.key in missing for job in alive(self.users[model.key]))
+        own: Any = {"config": user.config, "on_transfer_set": first.data.train is not self.session.data.train}
+        if first.task is None:
+            return Stage(first.data, self.role, subject=fingerprint(first.facts.get("transfer")), **own)
         subject = fingerprint([first.facts["teacher"], first.facts["transfer"]])
-        return Stage(first.data, self.role, teacher=teacher_of(self.session, user), subject=subject)
+        own |= {"teacher_spec": None if user.taught_by is None else user.taught_by.spec}
+        return Stage(first.data, self.role, teacher=teacher_of(self.session, user), subject=subject, **own)
 
     def _keep(self, key: str, outcome: Outcome | None) -> None:
         """Measure a model and put it into the store; when it diverged, its users fail."""

@@ -68,7 +68,7 @@ def seconds_of_epoch(stage: Stage, stacks: Sequence[Sequence[TrainingTask]], wor
 
 
 def only_shipped(learner: Learner, training: Training) -> bool:
-    """Whether all code of the steps is this package's, torch's or torchvision's."""
+    """Whether all code of the steps is this package's, torch's, torchvision's or timm's."""
     assert isinstance(learner, Cohort)
     modules: list[nn.Module] = [part.module for part in learner.parts]
     modules += [objective.method for objective in objectives_of(training.objective)]

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_cli import processes
 from kd_cli.errors import StorageError
 from kd_cli.locks import Held, lock
 from kd_cli.roles import TRAINED
@@ -92,12 +93,21 @@ class RunDir:
         `record` is what reports show of the configuration, as `configuration_record` makes it.
         """
         self.record = dict(record or {})
+        together, before = processes.count(), None
+        if together > 1:
+            self.record["processes"] = together
         try:
             noted = read_json(self.path / BEGUN)
             self.command, self.trained = str(noted["command"]), set(noted["trained"])
             self.identity = str(noted["identity"])
+            before = noted.get("processes", 1 if "config" in noted else None)
         except (OSError, ValueError, KeyError, TypeError):
             self.command, self.trained, self.identity = command, set(), secrets.token_hex(8)
+        if before is not None and before != together:
+            raise StorageError(
+                f"{self.path} was begun by {number(before)}, and this is {number(together)}",
+                hint=f"go on with {number(before)}, or start the run anew",
+            )
         self._note()
         return self.command
 
@@ -155,6 +165,11 @@ class RunDir:
         ordered = "".join(rows[place] for place in sorted(rows))
         if ordered != text:
             write_text(path, ordered)
+
+
+def number(processes: int) -> str:
+    """In words, how many processes train together."""
+    return f"{processes} processes under torchrun" if processes > 1 else "one process"
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from kd_cli import processes
 from kd_cli.errors import ConfigError, StorageError
 from kd_cli.storage.files import read_json, storage, write_json
 from kd_cli.storage.run_dir import BEGUN, note_command, refuse_other_run
@@ -68,6 +69,8 @@ class SweepNotes(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the sweep's folder, the command that began it, and which keys it varies."""
+        if processes.launched() is not None:
+            raise RunFailed(no_sweep())
         folder = Path(str(config.hydra.sweep.dir))
         parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         searched = OmegaConf.select(config, "hydra.sweeper.params") or {}
@@ -93,9 +96,17 @@ class SweepNotes(Callback):
             leave_nothing(Path(str(config.hydra.sweep.dir)))
 
 
+def no_sweep() -> ConfigError:
+    """Return the error for a sweep under torchrun."""
+    return ConfigError(
+        f"torchrun has started {processes.count()} processes, which train one run together, and this is a sweep",
+        hint="kd-run -m trains a sweep's runs in one process; torchrun is for each run by itself",
+    )
+
+
 def command() -> str:
     """Return the command that began what this process runs."""
-    return SweepNotes.command or shlex.join(["kd-run", *sys.argv[1:]])
+    return SweepNotes.command or f"{processes.command_name()} {shlex.join(sys.argv[1:])}".strip()
 
 
 def note_sweep(folder: Path, config: DictConfig) -> None:

@@ -33,6 +33,7 @@ from kd_cli.sweeps.sweep_folder import FAILED, MULTIRUN, SweepNotes, command, le
 
 if TYPE_CHECKING:
     from kd_cli.runs.jobs import Job, Say
+    from kd_cli.runs.several import Leader
 
 log = logging.getLogger("kd_cli")
 
@@ -50,6 +51,7 @@ class Task(SweepTask):
     """Trains what a composed configuration says. Returns the student's validation error, for sweepers that search."""
 
     folder: Path | None = None  # of the run that this process began last
+    leader: Leader | None = None  # where this is the first of several processes that train together
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _task_elsewhere, ()
@@ -180,6 +182,8 @@ def new_job(config: RunConfig, path: Path, say: Say | None = None) -> Job:
     """Return a job of kd_cli.runs, which imports torch: only when a run begins."""
     from kd_cli.runs import jobs
 
+    if Task.leader is not None:
+        config = Task.leader.placed(config)
     return jobs.Job(config, path, command(), say or jobs.say_to_log, write_missing_page)
 
 
@@ -188,7 +192,7 @@ def run_jobs(jobs: Sequence[Job], **keys: Any) -> None:
     from kd_cli.runs import run_many
 
     keep_imports()
-    run_many.run_many(jobs, stopping=stopping, **keys)
+    run_many.run_many(jobs, stopping=stopping, leader=Task.leader, **keys)
 
 
 def foresee(jobs: Sequence[Job]) -> list[str]:

@@ -101,7 +101,7 @@ class Method(nn.Module, ABC):
     teacher_joins: bool = False  # whether the trained teacher is one more of these students, and learns on
     refresh_every: int = 1  # steps after which the weights whose answers the other students see are renewed
     couples_examples: bool = False  # whether an example's part of the loss depends on the other examples of its batch
-    class_weights: Tensor | None = None  # of the labels' loss, [C]; set before training where they are asked for
+    class_weights: Tensor | None = None  # of the labels' loss, [C], or [2,L] of independent labels; set before training
     recordable: bool = False  # whether a step can be replayed without Python: nothing in forward changes but tensors
 
     @property
@@ -202,7 +202,7 @@ class Method(nn.Module, ABC):
         return hard_cross_entropy(logits, labels, self.class_weights)
 
     def weigh_classes(self, weights: Tensor) -> None:
-        """Weigh the labels' loss by class, [C], in this method and in those that it is made of."""
+        """Weigh the labels' loss by class, [C], or [2,L] by absence and presence of each label, in this method and in those that it is made of."""
         for part in self.modules():
             if isinstance(part, Method):
                 part.class_weights = weights

@@ -27,7 +27,7 @@ class BinaryTargets(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
         assert teacher is not None
         soft = losses.binary_divergence(student.logits, teacher.logits, T=weights.T)
-        hard = losses.binary_cross_entropy(student.logits, batch.labels)
+        hard = losses.binary_cross_entropy(student.logits, batch.labels, self.class_weights)
         return {"loss": weights.alpha * weights.T**2 * soft + weights.beta * hard, "soft": soft, "hard": hard}
 
     def of_teacher_alone(self, teacher: Outputs, batch: Batch, weights: Weights) -> Tensor:
@@ -45,5 +45,5 @@ class BinaryHard(Method):
     recordable = True
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, weights: Weights) -> Terms:
-        hard = losses.binary_cross_entropy(student.logits, batch.labels)
+        hard = losses.binary_cross_entropy(student.logits, batch.labels, self.class_weights)
         return {"loss": weights.beta * hard, "hard": hard}
