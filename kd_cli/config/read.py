@@ -42,6 +42,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, A
         student=train_spec(v, "student", v["student"], choices),
         transfer=transfer_set(v["transfer"]),
         diagnostics=v["diagnostics"],
+        latency=v["latency"],
         cuda_graphs=v["cuda_graphs"],
         dataset=dataset,
         val_fraction=val_fraction,

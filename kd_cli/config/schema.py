@@ -142,6 +142,7 @@ class Schema:
     fail_fast: bool = False
     cuda_graphs: bool = False
     diagnostics: bool = False
+    latency: bool = True
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     transfer: Transfer = field(default_factory=Transfer)
     training: Training = field(default_factory=Training)

@@ -92,6 +92,7 @@ class RunConfig:
     peers: tuple[TrainSpec, ...] = ()  # the students that learn from each other, of which the first is `student`
     chain: tuple[TrainSpec, ...] = ()  # assistants between teacher and student, each taught by the one before
     generations: int = 1  # trainings of the student's architecture; those before the last are the `chain`
+    latency: bool = True  # measure how long teacher and student take
     resume: bool = False  # keep a finished run that the directory holds, repeat an unfinished one
     record: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what run.json keeps for reports
 

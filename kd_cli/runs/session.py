@@ -49,6 +49,7 @@ class Session:
         self.extended: dict[str, Node] = {}  # the models of students that their methods add parts to
         self.ensembles: dict[str, tuple[Ensemble, Report]] = {}
         self.flops: dict[str, int] = {}
+        self.latencies: dict[str, Report] = {}  # of the models of a run, by their architectures
         self.shape_notes: dict[tuple[str, str], list[str]] = {}  # of models that take the data
         self.shown: set[str] = set()  # notes that have been on the terminal
 
