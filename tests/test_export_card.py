@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from kd_cli.export.card import MARK, card, faster_or_slower, use, write_card
+from kd_cli.export.card import MARK, card, use, write_card
+from kd_cli.export.cost import int8_against_floats
 from kd_cli.export.forms import onnx_bytes, pt2_bytes
 from kd_cli.export.student import Student
 
@@ -102,13 +103,13 @@ def test_int8_is_called_faster_only_where_it_was() -> None:
     def cost(single: float, int8: float) -> dict[str, Any]:
         return {"rows": {"onnx": {"latency": [{"median_ms": single}]}, "int8": {"latency": [{"median_ms": int8}]}}}
 
-    assert "0.50 of the time" in str(faster_or_slower(cost(2.0, 1.0)))
+    assert str(int8_against_floats(cost(2.0, 1.0))).startswith("int8 took 0.50 of the time")
     for int8 in (2.0, 3.0):
-        sentence = faster_or_slower(cost(2.0, int8))
+        sentence = int8_against_floats(cost(2.0, int8))
         assert sentence is not None
         assert "not faster" in sentence
-    assert faster_or_slower({"rows": {"int8": {}}}) is None
-    assert faster_or_slower(None) is None
+    assert int8_against_floats({"rows": {"int8": {}}}) is None
+    assert int8_against_floats(None) is None
 
 
 def test_a_readme_of_the_users_own_is_left_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.data.sentences import listed
+from kd_cli.export.cost import int8_against_floats
 from kd_cli.roles import ROLE_NAMES, ROLES
 from kd_cli.storage.files import write_text
 
@@ -253,23 +254,9 @@ def limits(summary: Facts, record: Facts) -> list[str]:
         found.append(f"the student saw no training examples of {names}")
     for form, row in record["refused"].items():
         found.append(f"{FORMS.get(form, form)} was refused: {row.get('why', 'it differed too much')}")
-    cost = faster_or_slower(record.get("cost"))
-    if cost:
-        found.append(cost)
+    if (sentence := int8_against_floats(record.get("cost"))) is not None:
+        found.append(sentence)
     notes = len(summary.get("notes", []))
     if notes:
         found.append(f"what kd-run did unasked is in the run's summary.json, notes: {notes}")
     return found
-
-
-def faster_or_slower(cost: Facts | None) -> str | None:
-    """Whether int8 took less time for one example than the ONNX file of floats; None where not both were measured."""
-    if cost is None or not {"onnx", "int8"} <= cost["rows"].keys():
-        return None
-    single, int8 = (cost["rows"][form]["latency"][0]["median_ms"] for form in ("onnx", "int8"))
-    if int8 < single:
-        return f"int8 took {int8 / single:.2f} of the time of ONNX for one example on the machine above"
-    return (
-        f"int8 is smaller and not faster: it took {int8 / single:.2f} times as long as ONNX for one example on the "
-        "machine above"
-    )

@@ -10,7 +10,7 @@ from typing import Any
 from kd_cli.data.source import Dataset
 from kd_cli.errors import ExportError
 from kd_cli.export.card import write_card
-from kd_cli.export.cost import measured_cost, size_of
+from kd_cli.export.cost import int8_against_floats, measured_cost, size_of
 from kd_cli.export.forms import (
     INPUT,
     OUTPUT,
@@ -150,6 +150,9 @@ class Shipment:
             else:
                 row |= {key: self.record["forms"][name][key] for key in ("bytes", "errors")}
         self.record["cost"] = cost
+        sentence = int8_against_floats(cost)
+        if sentence is not None:
+            self.note(sentence)
         self.write()
 
     def describe(self, summary: Mapping[str, Any]) -> None:
