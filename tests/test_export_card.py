@@ -35,7 +35,7 @@ def summary_of() -> dict[str, Any]:
     """The summary of a run with a teacher."""
     test = {"errors": 4, "total": 50, "nll": 0.5, "ece": 0.1, "agreement": 0.9}
     test["worst_class"] = {"name": "owl", "recall": 0.75, "examples": 16}
-    model = {"name": "tinymlp", "epochs": 2, "test": test}
+    model = {"name": "tinymlp", "epochs": 2, "test": test, "parameters": 1234, "flops": 2_500_000}
     data = {"name": "animals", "train": 100, "val": 10, "test": 50, "classes": 3, "class_names": list(CLASSES)}
     found = {"dataset": {**data, "multilabel": False, "fingerprint": "beef"}}
     found |= {"teacher": {**model, "name": "bigmlp"}, "student_alone": model, "student": model, "method": "dkd"}
@@ -88,7 +88,7 @@ def test_the_card_has_data_method_weights_results_and_limits() -> None:
         "100 training, 10 validation and 50 test examples of 2x3; 3 classes: cat, dog, owl",
         "distilled from bigmlp by dkd",
         "method dkd, T = 3, alpha = 1 (soft term), beta = 0.5 (hard term)",
-        "2 epochs, seed 7",
+        "2 epochs, seed 7, float32 on cpu; 1,234 parameters, 2.50 MFLOPs for one example\n",
         "| student alone (tinymlp) | 4 of 50 (8.00%) | 0.5000 | 0.1000 | the teacher: 90.00% |",
         "| student.pt2 | 3 of 50 (6.00%) | 0.2500 | 0.0400 | the student: 98.00% |",
         "n = 1 training",
@@ -97,6 +97,11 @@ def test_the_card_has_data_method_weights_results_and_limits() -> None:
     ):
         assert part in text
     assert "## Cost" not in text
+    extended = summary_of()
+    extended["student"] = extended["student"] | {"parameters": 2000}
+    assert "2,000 parameters, 2.50 MFLOPs for one example; with the parts that dkd added, without them 1,234" in card(
+        extended, record_of("pt2")
+    )
 
 
 def test_int8_is_called_faster_only_where_it_was() -> None:

@@ -156,15 +156,19 @@ def data_section(data: Facts, record: Facts) -> list[str]:
 def training(summary: Facts, role: str) -> list[str]:
     """Method, T, weights, length and seed."""
     trained = summary[role]
+    size = f"{trained['parameters']:,} parameters, {trained['flops'] / 1e6:,.2f} MFLOPs for one example"
     length = f"{trained['epochs']} epochs" if trained.get("epochs") else "weights that were brought"
     if role == "teacher":
-        return [f"{trained['name']}: {length}, {summary['precision']} on {summary['device']}"]
+        return [f"{trained['name']}: {length}, {summary['precision']} on {summary['device']}; {size}"]
+    alone = summary.get("student_alone")
+    if alone and alone["parameters"] != trained["parameters"]:
+        size += f"; with the parts that {summary['method']} added, without them {alone['parameters']:,} parameters"
     transfer = summary["transfer"]
     labelled = "with their labels" if transfer["labels"] else "without labels"
     return [
         f"method {summary['method']}, T = {summary['T']:g}, alpha = {summary['alpha']:g} (soft term), "
         f"beta = {summary['beta']:g} (hard term)",
-        f"{trained['name']}: {length}, seed {summary['seed']}, {summary['precision']} on {summary['device']}",
+        f"{trained['name']}: {length}, seed {summary['seed']}, {summary['precision']} on {summary['device']}; {size}",
         f"transfer set: {transfer['examples']:,} examples, {labelled}",
     ]
 
