@@ -34,7 +34,8 @@ OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besid
 }
 OF_OTHER_DATA = {"speech", "specialists", "specialists_omniglot"}
 OF_OTHER_DATA |= {"privileged_synthetic", "privileged_mnist"}  # run by tests of their own
-ALL = {file.stem for file in (conf_dir() / "experiment").glob("*.yaml")} - OF_THE_FIELD.keys()
+MEASURED = {"flops_against_latency"}  # nothing is trained; run by a test of its own
+ALL = {file.stem for file in (conf_dir() / "experiment").glob("*.yaml")} - OF_THE_FIELD.keys() - MEASURED
 EXPERIMENTS = sorted(ALL - OF_OTHER_DATA)
 SMALL = ("dataset=digits", "teacher.hidden=[8]", "training.epochs=1", "teacher_training.epochs=1")
 FEWER = {  # of what an experiment sweeps

@@ -154,6 +154,7 @@ class Schema:
     preset: Any = None
     experiment: Any = None
     after_sweep: Any = None
+    instead: Any = None  # the `_target_` node of a function that is run in place of a training
     loss: Any = None  # the former name of `preset`; check.py says what to write instead
 
 
