@@ -30,6 +30,8 @@ OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besid
         ["seed=0", "T=4", "alpha=1"],
         ["seed=0", "T=4", "alpha=1", "method=attention,feature,hints,similarity,relational,pkt,crd,review"],
     ],
+    "quantised_cifar10": [["seed=0", "after_sweep=null"]],  # which tests/test_quantised.py runs, with ONNX Runtime
+    "quantised_digits": [["seed=0", "after_sweep=null", "student.channels=[4]", "teacher.hidden=[8]"]],
     "teacher_assistant": [["seed=0", "T=4", "teacher.hidden=[8]", "student.hidden=[8]"]],
 }
 OF_OTHER_DATA = {"speech", "specialists", "specialists_omniglot"}
@@ -116,7 +118,7 @@ def test_an_experiment_of_the_field_runs(
     name: str, words: list[str], kd_run: Callable[..., Ran], tmp_path: Path, pictures: Path
 ) -> None:
     small = ["training.epochs=1", "teacher_training.epochs=1"]
-    if name == "methods_cifar10":
+    if name.endswith("_cifar10"):
         small += [f"dataset.root={pictures}", "dataset.image_size=8", "transfer.fraction=1"]
         small += [
             "training.batch_size=16",

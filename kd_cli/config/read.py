@@ -16,7 +16,7 @@ from kd_cli.config.check import check_config
 from kd_cli.config.moved import with_current_names
 from kd_cli.config.ranges import interval, normalisation
 from kd_cli.config.schema import OWN_KEYS, RECIPE, Training, Transfer
-from kd_cli.config.values import Node, RunConfig, TrainSpec
+from kd_cli.config.values import QUANTISED, Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 
 LINK_SEEDS = 1000  # between the seeds of two links of a chain: chains of teachers with seeds 0, 1, 2 share none
@@ -86,8 +86,9 @@ def container(cfg: DictConfig, written: dict[str, Any] | None = None) -> dict[st
 def train_spec(
     v: dict[str, Any], role: str, model: Node, choices: Mapping[str, Any], *, normalize: Any = "data"
 ) -> TrainSpec:
-    """Return a role's model and how it is trained; `model` has the role's key `input` too."""
+    """Return a role's model and how it is trained; `model` has the role's keys `input` and `quantise` too."""
     model = dict(model)
+    quantise = model.pop("quantise", None)
     view = dict(model.pop("input", None) or {})
     if "normalize" in view:
         if normalize != "data":
@@ -95,7 +96,7 @@ def train_spec(
         normalize = normalisation(f"{role}.input.normalize", view.pop("normalize"))
     prefix = "teacher_" if role == "teacher" else ""
     training = v[f"{prefix}training"]
-    return TrainSpec(
+    spec = TrainSpec(
         name=option_name(role, model, choices),
         model=model,
         epochs=training["epochs"],
@@ -111,6 +112,10 @@ def train_spec(
         input=view or None,
         recipe=Training(**{key: training[key] for key in RECIPE}).recipe(),
     )
+    if quantise is None:
+        return spec
+    node = {"_target_": QUANTISED, "network": {**model, "_partial_": True}}
+    return replace(spec, name=spec.title, model=node)
 
 
 def peers(v: dict[str, Any], choices: Mapping[str, Any]) -> tuple[TrainSpec, ...]:

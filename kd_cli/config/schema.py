@@ -176,6 +176,7 @@ class TeacherKeys:
 @dataclass
 class StudentKeys:
     input: Any = field(default=None, metadata=allowed(view=True))  # of the student; the teacher has its own
+    quantise: str | None = field(default=None, metadata=allowed(choices=("int8",)))
 
 
 @dataclass

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from kd_cli.data.source import Dataset
 from kd_cli.errors import ExportError
 from kd_cli.export.card import write_card
@@ -28,6 +30,7 @@ from kd_cli.export.parity import TOLERANCE, Parity, check_parity, compare, logit
 from kd_cli.export.run_data import background_of, dataset_of, finished_summary
 from kd_cli.export.student import Student
 from kd_cli.export.teacher import load_teacher
+from kd_cli.models.quantised import in_floats, int8_layers, ranges_in_order
 from kd_cli.storage.files import read_json, replacing, write_json
 from kd_cli.storage.run_dir import finite, read_identity
 
@@ -105,11 +108,17 @@ class Shipment:
     def add(self, form: str) -> None:
         """Write one form. ExportError when it cannot be made, or is refused; the record then holds its numbers."""
         path, how = self.file(form), {}
+        if form == "onnx" and int8_layers(self.model.network):
+            raise ExportError(
+                f"the {self.role} was trained in simulated int8, which ONNX with floats would only imitate",
+                hint="--int8 ships it as it was trained; --pt2 has the simulation",
+            )
         self.record["forms"].pop(form, None)
         self.record["refused"].pop(form, None)
-        content = pt2_bytes(self.model) if form == "pt2" else onnx_bytes(self.model, self.metadata)
         if form == "int8":
-            content, how["quantisation"] = int8_bytes(content, self.data.train.images)
+            content, how["quantisation"] = int8_form(self.model, self.metadata, self.data.train.images)
+        else:
+            content = pt2_bytes(self.model) if form == "pt2" else onnx_bytes(self.model, self.metadata)
         path.unlink(missing_ok=True)  # an earlier export, which nobody shall take for a form that is refused now
         with replacing(path) as temporary:
             temporary.write_bytes(content)
@@ -166,6 +175,16 @@ class Shipment:
 
     def write(self) -> None:
         write_json(self.path, self.record)
+
+
+def int8_form(model: Student, metadata: Mapping[str, Any], train: Tensor) -> tuple[bytes, str]:
+    """The content of an int8 file, and how it was quantised: as the model was trained, else after training."""
+    if not int8_layers(model.network):
+        return int8_bytes(onnx_bytes(model, metadata), train)
+    ranges = ranges_in_order(model.network, model.unchecked, example_of(model, 1))
+    with in_floats(model.network):
+        content = onnx_bytes(model, metadata)
+    return int8_bytes(content, train, ranges)
 
 
 def metadata_of(run_dir: Path, summary: Mapping[str, Any], model: Student, teacher: bool = False) -> dict[str, Any]:
