@@ -97,6 +97,10 @@ def test_the_card_has_data_method_weights_results_and_limits() -> None:
     ):
         assert part in text
     assert "## Cost" not in text
+    for how, said in (("static", "after training, static"), ("in training", "in training")):
+        record = record_of("int8")
+        record["forms"]["int8"]["quantisation"] = how
+        assert f"student.int8 (int8, quantised {said})" in card(summary_of(), record)
     extended = summary_of()
     extended["student"] = extended["student"] | {"parameters": 2000}
     assert "2,000 parameters, 2.50 MFLOPs for one example; with the parts that dkd added, without them 1,234" in card(

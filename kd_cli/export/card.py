@@ -36,7 +36,7 @@ def card(summary: Facts, record: Facts) -> str:
     """The card as Markdown."""
     role = record["role"]
     trained, data = summary[role], summary["dataset"]
-    files = [row["file"] for row in record["forms"].values()]
+    files = [named(row) for row in record["forms"].values()]
     sections = [
         MARK,
         f"# {trained['name']} on {data['name']}",
@@ -58,6 +58,14 @@ def card(summary: Facts, record: Facts) -> str:
         *bullets(limits(summary, record)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def named(row: Facts) -> str:
+    """A file's name, and how it came to weights of 8 bits where it has them."""
+    how = row.get("quantisation")
+    if how is None:
+        return str(row["file"])
+    return f"{row['file']} (int8, quantised {how if how == 'in training' else f'after training, {how}'})"
 
 
 def record_name(role: str) -> str:

@@ -102,5 +102,5 @@ def quantised_notes(spec: TrainSpec) -> list[str]:
         return []
     return [
         f"{spec.title} simulates int8, alone and distilled: weights and inputs of its linear and convolutional layers "
-        "are rounded to 8 bits in every pass"
+        "are rounded to 8 bits in every pass, which takes time in PyTorch that the exported file does not take"
     ]
