@@ -5,6 +5,7 @@
     python scripts/bench.py --sweep               # students of a sweep, one by one against stacked
     python scripts/bench.py --growth              # how the cost grows with examples, epochs, classes, students
     python scripts/bench.py --cohort              # students side by side: the options of bench_cohort.py
+    python scripts/bench.py --export              # exported students beside PyTorch (needs the extra `export`)
     python scripts/bench.py --device cuda         # any of them on a GPU
 
 Compared are epochs of one distillation: a 2x1200 teacher, a 2x800 student, soft and hard targets, the same optimiser.
@@ -48,6 +49,7 @@ from typing import Any
 
 import torch
 import yaml
+from bench_export import compare_exports
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
@@ -123,6 +125,8 @@ def main() -> None:
             results["sweep"] = compare_sweeps(args, Path(scratch))
         elif args.parallel:
             results["parallel"] = compare_parallel(args)
+        elif args.export:
+            results["export"] = compare_exports(args)
         elif args.growth:
             results["growth"] = measure_growth(args)
         else:
@@ -148,6 +152,7 @@ def arguments() -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (%(default)s)")
     add("--growth", action="store_true", help="measure how the cost grows instead")
     add("--sweep", action="store_true", help="measure stacks of students instead: 16 and 64 tinymlp, 16 smallmlp")
+    add("--export", action="store_true", help="measure exported students instead: latency and size beside PyTorch")
     add("--parallel", action="store_true", help="measure two trainings at once against one after the other instead")
     add("--epochs-alone", type=int, help=argparse.SUPPRESS)  # what --parallel runs: the seconds of so many epochs
     add("--no-startup", dest="startup", action="store_false", help="leave out start-up and the default run")
@@ -159,7 +164,7 @@ def arguments() -> argparse.Namespace:
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    packages = ("torch", "torchvision", "torchdistill", "hydra-core", "kd-cli")
+    packages = ("torch", "torchvision", "torchdistill", "hydra-core", "kd-cli", "onnxruntime")
     found = {name: version for name in packages if (version := installed(name))}
     where = f"cpu ({processor()}, {os.cpu_count()} cores)"
     if args.device == "cuda":

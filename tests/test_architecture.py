@@ -28,7 +28,7 @@ ROOMS = (
     ("models", "data"),
     ("label_metrics",),
     ("losses", "metrics", "statistics", "vision"),
-    ("errors", "nearest", "shipped", "numeric", "roles", "locks", "processes"),
+    ("errors", "nearest", "shipped", "numeric", "roles", "locks", "cpus", "processes"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 OLD_NAMES = "zoo"  # names of earlier versions, for users' code; nothing here imports it

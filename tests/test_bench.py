@@ -1,5 +1,6 @@
 """`scripts/bench.py` measures and prints; how fast anything is, no test says."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -61,3 +62,37 @@ def test_students_side_by_side_are_measured_against_the_same_one_by_one(tmp_path
     assert re.search(r"^2 students one by one / side by side +\d+\.\d\d \(", done.stdout, re.M), done.stdout
     seconds = json.loads((tmp_path / "numbers.json").read_text())["seconds"]
     assert {"side by side", "in turn", "one by one", "alone", "plain PyTorch"} == set(seconds)
+
+
+@pytest.mark.slow
+def test_exported_students_are_measured_beside_pytorch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    import bench_export
+
+    names = [case.name for case in bench_export.cases()]
+    assert names == ["tinymlp", "smallmlp", "cnn", "mobilenet_v3_small"]
+    found = bench_export.compare(bench_export.cases()[1], argparse.Namespace(rounds=2))
+    assert {name: len(values) for name, values in found["seconds"].items()} == {"torch": 2, "onnx": 2, "int8": 2}
+    smaller = found["bytes"]["onnx"] / found["bytes"]["int8"]
+    assert smaller > 3.5
+    assert f"{smaller:.2f}  goal 3.5" in capsys.readouterr().out
+
+
+def test_int8_is_said_to_be_slower_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    import bench_export
+
+    case, sizes = bench_export.cases()[0], {"onnx": 400, "int8": 100}
+    for int8, said in (([0.5, 3.0, 0.5], "0.25 (0.25–1.50)  "), ([4.0, 4.0, 1.0], "2.00 (0.50–2.00), slower")):
+        bench_export.say(case, {"torch": [6.0, 6.0, 6.0], "onnx": [2.0, 2.0, 2.0], "int8": int8}, sizes)
+        line = capsys.readouterr().out
+        assert line.startswith("tinymlp")
+        assert "3.00 (3.00–3.00)  goal 1.5" in line
+        assert said in line
+        assert line.endswith("4.00\n")

@@ -21,7 +21,7 @@ from kd_cli.config.check import FORMER_LOSSES, check_config, check_fields
 from kd_cli.config.fingerprint import code_version
 from kd_cli.config.moved import MOVED, current_name
 from kd_cli.config.ranges import interval
-from kd_cli.config.schema import OWN_KEYS, Schema, Training, Transfer
+from kd_cli.config.schema import OWN_KEYS, Schema, StudentKeys, Training, Transfer
 from kd_cli.errors import ConfigError
 from kd_cli.learn.methods import Hard
 from kd_cli.nearest import did_you_mean
@@ -239,6 +239,7 @@ def test_every_line_of_the_table_leads_to_something_that_exists(former: str) -> 
             "precision is 'float23'; it must be one of float32, tf32, bfloat16, float64",
         ),
         (Schema, {"diagnostics": 1}, "diagnostics is 1; it must be true or false"),
+        (StudentKeys, {"quantise": "int4"}, "quantise is 'int4'; it must be int8 or null"),
         (Schema, {"device": 3}, "device is 3; it must be a text"),
         (Schema, {"training": None}, "training is None; it must be a section of keys"),
         (Schema, {"training": {"epoch": 1}}, "there is no key 'training.epoch'"),

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from kd_cli.commands import cores
-from kd_cli.commands.cores import allowance, others, threads
+from kd_cli.commands.cores import others, threads
+from kd_cli.cpus import allowance, seen, usable
 
-SEEN = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+SEEN = seen()
 
 
 def group(root: Path, version: int, quota: str, period: str = "100000") -> Path:
@@ -46,6 +47,13 @@ def test_fewer_threads_are_asked_for_only_where_less_is_granted_and_nobody_chose
     assert threads({}, group(tmp_path / "all", 2, str(100000 * SEEN))) is None
     assert threads({}, group(tmp_path / "most", 2, str(100000 * SEEN - 1000))) == max(1, SEEN - 1)
     assert threads({}, tmp_path / "none") is None
+
+
+def test_whole_cores_that_are_seen_and_granted_can_be_used(tmp_path: Path) -> None:
+    assert usable(group(tmp_path / "half", 2, "50000")) == 1
+    assert usable(group(tmp_path / "all", 2, "max")) == SEEN
+    assert usable(group(tmp_path / "more", 1, str(100000 * (SEEN + 3)))) == SEEN
+    assert usable(group(tmp_path / "one", 2, "199000")) == 1
 
 
 OTHERS = """

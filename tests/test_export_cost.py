@@ -102,6 +102,9 @@ def test_a_second_export_keeps_the_first_and_measures_both(
     page = (ran.run_dir / "report.html").read_text()
     assert "Errors against latency" in page
     assert re.search(r"student alone: \d+ errors, [\d.]+ ms", page)
+    card = (folder / "README.md").read_text()
+    assert f"| student.pt2 | {rows['pt2']['errors']} of " in card
+    assert f"| student, PyTorch | {rows['student']['latency'][0]['median_ms']:.3f} (" in card
 
 
 @pytest.mark.slow

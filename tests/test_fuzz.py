@@ -116,6 +116,7 @@ KEYS = {
     "device": ["cpu", "cuda", "cuda:7", "mps", "meta", "gpu", "''", "null", "1"],
     "precision": ["float32", "float64", "bfloat16", "tf32", "float16", "''", "null"],
     "diagnostics": ["true", "false", "1", "x"],
+    "latency": ["true", "false", "x"],
     "cuda_graphs": ["true", "false", "x"],
     "training.rotate": ["15", "-1", "x"],
     "training.scale": ["0.1", "1", "nan"],

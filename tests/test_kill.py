@@ -78,7 +78,7 @@ if os.path.isdir("/proc/self/fd"):
 
 def times_aside(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: times_aside(v) for k, v in value.items() if k not in ("seconds", "examples_per_second")}
+        return {k: times_aside(v) for k, v in value.items() if k not in ("seconds", "examples_per_second", "latency")}
     return [times_aside(item) for item in value] if isinstance(value, list) else value
 
 

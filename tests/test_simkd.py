@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import made
+import numpy
 import pytest
 import torch
 from made_features import big, random, ready
@@ -21,7 +22,9 @@ from torch.nn import functional as F
 from kd_cli import losses
 from kd_cli.data.digits import digits
 from kd_cli.errors import ConfigError
+from kd_cli.export.forms import onnx_bytes, pt2_bytes, run_onnx, run_pt2
 from kd_cli.export.load import load_student
+from kd_cli.export.student import Student
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.learner import ModuleLearner
 from kd_cli.learn.methods import Method, Scheduled, SimKD, SoftTargets, Sum
@@ -142,6 +145,39 @@ def test_training_moves_all_but_the_classifier() -> None:
     for name, value in outcome.state.items():
         assert value.equal(before[name]) == name.startswith("classifier")
     assert outcome.history[1]["map_loss"] < outcome.history[0]["map_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+@pytest.mark.parametrize(("build", "own"), [(small_cnn, [3, 4]), (Pooled, [6])], ids=["sequence", "hook"])
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
+def test_an_exported_student_holds_the_projector_and_the_teachers_classifier(
+    build: Callable[..., nn.Module], own: list[int], form: str, tmp_path: Path
+) -> None:
+    teacher = moved_pooled().float()
+    network = extended(build, SimKD(), moved_pooled()).float().requires_grad_(False)
+    shape, classes = made.SHAPE, tuple(map(str, range(made.CLASSES)))
+    numbers = {"mean": [0.5] * shape[0], "std": [0.25] * shape[0], "values": "bytes"}
+    student = Student(network, **numbers, classes=classes, input_shape=shape, dtype=torch.float32).eval()
+    path = tmp_path / f"student.{form}"
+    if form == "onnx":
+        onnx = pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+        path.write_bytes(onnx_bytes(student, {}))
+        constants = [onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer]
+    else:
+        path.write_bytes(pt2_bytes(student))
+        constants = [value.numpy() for value in torch.export.load(path).state_dict.values()]
+    weight = teacher.state_dict()["fc.weight"].numpy()
+    assert any(numpy.array_equal(one, known) for one in constants for known in (weight, weight.T))
+    kernels = sorted(len(one) for one in constants if one.ndim == 4)  # of the student's own layers, and the projector's
+    assert kernels == sorted(
+        [*own, *(layer.out_channels for layer in network.projector if isinstance(layer, nn.Conv2d))]
+    )
+    images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
+    found = (run_onnx if form == "onnx" else run_pt2)(path)(images)
+    torch.testing.assert_close(found, student(images), rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- what it cannot do

@@ -42,6 +42,7 @@ LAUNCHERS = ["fused", pytest.param("fused without shortcuts", marks=pytest.mark.
 OUT = "hydra.sweep.dir=out"
 # Numbers and words of a run's record that are its own: times, and where it comes from.
 OWN = {"trained_with", "seconds", "examples_per_second", "command", "from_store", "fingerprint", "epoch_seconds"}
+OWN |= {"latency"}
 
 
 def sweep(kd_run: Run, *argv: str, code: int = 0, **options: Any) -> Ran:

@@ -10,9 +10,8 @@ import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+from kd_cli.cpus import GROUPS, allowance, seen, usable
 from kd_cli.locks import fcntl, try_lock
-
-__all__ = ["allowance", "keep_memory", "others", "share", "threads"]
 
 SPIN, SHORT_SPIN = 3_000, 1000  # GNU OpenMP's spin counts: see share
 _held: list[int] = []  # file handles that stay open, and with them their locks, until the process ends
@@ -78,27 +77,13 @@ def others(folder: Path | None = None) -> bool:
     return found
 
 
-def allowance(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the cores, possibly a fraction, that a Linux control group (v1 or v2) allows; None if unlimited."""
-    try:
-        if (root / "cpu.max").is_file():
-            quota, period = (root / "cpu.max").read_text().split()[:2]
-        else:
-            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        granted = float(quota) / float(period)
-    except (OSError, ValueError, ZeroDivisionError):  # no control groups, or "max"
-        return None
-    return granted if granted > 0 else None
-
-
-def threads(environment: Mapping[str, str], root: Path = Path("/sys/fs/cgroup")) -> int | None:
+def threads(environment: Mapping[str, str], root: Path = GROUPS) -> int | None:
     """Return the number of threads to set where the libraries' default, one per visible core, is too large.
 
     A control group that has used up its time stands still until its next period, and a step that uses more threads than
     the group has cores waits for the thread that stands still. None where the default fits or OMP_NUM_THREADS is set.
     """
     granted = allowance(root)
-    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if granted is None or granted >= seen or "OMP_NUM_THREADS" in environment:
+    if granted is None or granted >= seen() or "OMP_NUM_THREADS" in environment:
         return None
-    return max(1, int(granted))
+    return usable(root)

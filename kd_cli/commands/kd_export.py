@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_cli.commands import cores
 from kd_cli.commands.endings import short_endings
 from kd_cli.commands.output import allow_any_text
 
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `kd-export`. After a user's mistake, prints it without a traceback and exits with 1."""
     allow_any_text()
     options = arguments(argv)
+    if "torch" not in sys.modules:  # which reads them when it is imported
+        cores.share(os.environ)
     sys.path.append(os.getcwd())  # a user's own models and data sets
     with short_endings():
         from kd_cli.export.ship import ship

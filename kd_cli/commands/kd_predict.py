@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_cli.commands import cores
 from kd_cli.commands.endings import short_endings
 from kd_cli.commands.output import allow_any_text
 
@@ -22,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `kd-predict`. After a user's mistake, prints it without a traceback and exits with 1."""
     allow_any_text()
     options = arguments(argv)
+    if "torch" not in sys.modules:  # which reads them when it is imported
+        cores.share(os.environ)
     sys.path.append(os.getcwd())  # a user's own models
     with short_endings():
         from kd_cli.export.predict import confusion, predictions, predictor_of

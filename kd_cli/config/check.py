@@ -110,11 +110,12 @@ def check_value(name: str, value: Any, kind: Any, allowed: Allowed | None) -> An
         raise ConfigError(f"{name} is {value!r}; it must be {words}")
     if allowed.auto and value == "auto":
         return value
+    if value is None and type(None) in typing.get_args(kind):
+        return None
     if allowed.choices:
         if value not in allowed.choices:
-            joined = (
-                " or ".join(allowed.choices) if len(allowed.choices) == 2 else "one of " + ", ".join(allowed.choices)
-            )
+            names = [*allowed.choices, *(["null"] if type(None) in typing.get_args(kind) else [])]
+            joined = " or ".join(names) if len(names) == 2 else "one of " + ", ".join(names)
             raise ConfigError(
                 f"{name} is {value!r}; it must be {joined}", hint=did_you_mean(str(value), allowed.choices)
             )

@@ -17,7 +17,7 @@ from kd_cli.config.check import check_config
 from kd_cli.config.moved import with_current_names
 from kd_cli.config.ranges import interval, normalisation
 from kd_cli.config.schema import BATCHNORM_PARTS, OWN_KEYS, RECIPE, TeacherTraining, Training, Transfer
-from kd_cli.config.values import Node, RunConfig, TrainSpec
+from kd_cli.config.values import QUANTISED, Node, RunConfig, TrainSpec
 from kd_cli.errors import ConfigError
 
 LINK_SEEDS = 1000  # between the seeds of two links of a chain: chains of teachers with seeds 0, 1, 2 share none
@@ -43,6 +43,7 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, A
         student=train_spec(v, "student", v["student"], choices),
         transfer=transfer_set(v["transfer"]),
         diagnostics=v["diagnostics"],
+        latency=v["latency"],
         cuda_graphs=v["cuda_graphs"],
         dataset=dataset,
         val_fraction=val_fraction,
@@ -86,8 +87,9 @@ def container(cfg: DictConfig, written: dict[str, Any] | None = None) -> dict[st
 def train_spec(
     v: dict[str, Any], role: str, model: Node, choices: Mapping[str, Any], *, normalize: Any = "data"
 ) -> TrainSpec:
-    """Return a role's model and how it is trained; `model` has the role's key `input` too."""
+    """Return a role's model and how it is trained; `model` has the role's keys `input` and `quantise` too."""
     model = dict(model)
+    quantise = model.pop("quantise", None)
     view = dict(model.pop("input", None) or {})
     if "normalize" in view:
         if normalize != "data":
@@ -99,7 +101,7 @@ def train_spec(
     own = {key: training[key] for key in RECIPE}
     if role == "teacher":
         own["label_smoothing"] = training.get("label_smoothing", 0.0)  # which earlier versions did not have
-    return TrainSpec(
+    spec = TrainSpec(
         name=option_name(role, model, choices),
         model=model,
         epochs=training["epochs"],
@@ -115,6 +117,10 @@ def train_spec(
         input=view or None,
         recipe=kind(**own).recipe() | batchnorm_parts(training),
     )
+    if quantise is None:
+        return spec
+    node = {"_target_": QUANTISED, "network": {**model, "_partial_": True}}
+    return replace(spec, name=spec.title, model=node)
 
 
 def batchnorm_parts(training: dict[str, Any]) -> dict[str, int]:

@@ -153,6 +153,7 @@ class Schema:
     fail_fast: bool = False
     cuda_graphs: bool = False
     diagnostics: bool = False
+    latency: bool = True
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     transfer: Transfer = field(default_factory=Transfer)
     training: Training = field(default_factory=Training)
@@ -164,6 +165,7 @@ class Schema:
     preset: Any = None
     experiment: Any = None
     after_sweep: Any = None
+    instead: Any = None  # the `_target_` node of a function that is run in place of a training
     loss: Any = None  # the former name of `preset`; check.py says what to write instead
 
 
@@ -185,6 +187,7 @@ class TeacherKeys:
 @dataclass
 class StudentKeys:
     input: Any = field(default=None, metadata=allowed(view=True))  # of the student; the teacher has its own
+    quantise: str | None = field(default=None, metadata=allowed(choices=("int8",)))
 
 
 @dataclass

@@ -15,6 +15,7 @@ Node = dict[str, Any]  # a `_target_` and its arguments
 AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # the temperatures that T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the weights that alpha=auto tries
 FORMAT = 3  # raised when weights trained by an older version of this code must not be used again
+QUANTISED = "kd_cli.models.quantised.quantised"  # what student.quantise=int8 wraps a model with
 WITHOUT_BATCHNORM = {"kd_cli.models.mlp.mlp", "kd_cli.models.cnn.cnn"}  # of the shipped models
 
 
@@ -42,6 +43,11 @@ class TrainSpec:
         """The model's name in tables and logs: that in its own keys (torchvision's resnet18), else the option's."""
         name = self.model.get("name")
         return name if isinstance(name, str) and name else self.name
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the model simulates int8."""
+        return bool(self.model["_target_"] == QUANTISED)
 
     def identity(self, data: str) -> dict[str, Any]:
         """Return the facts that the model's fingerprint is made of; `data` is the data set's own fingerprint."""
@@ -92,6 +98,7 @@ class RunConfig:
     peers: tuple[TrainSpec, ...] = ()  # the students that learn from each other, of which the first is `student`
     chain: tuple[TrainSpec, ...] = ()  # assistants between teacher and student, each taught by the one before
     generations: int = 1  # trainings of the student's architecture; those before the last are the `chain`
+    latency: bool = True  # measure how long teacher and student take
     resume: bool = False  # keep a finished run that the directory holds, repeat an unfinished one
     record: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what run.json keeps for reports
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_cli.cpus import usable
 from kd_cli.data.sentences import sentence
 from kd_cli.errors import DataError
 
@@ -115,7 +116,7 @@ def decode_all(files: Sequence[Path], reading: Reading) -> tuple[Tensor, np.ndar
     def decode_one(i: int) -> None:
         images[i], facts[i] = decode(files[i], reading)
 
-    workers = min(8, os.cpu_count() or 1)  # PIL decodes and scales without holding the interpreter
+    workers = min(8, usable())  # PIL decodes and scales without holding the interpreter
     said = time.monotonic()
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore", UserWarning)  # PIL's remarks on odd metadata

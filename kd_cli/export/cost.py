@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_cli.cpus import usable
 from kd_cli.errors import ExportError
 from kd_cli.export.forms import INPUT, OUTPUT, onnx_session, pt2_bytes, run_pt2
-from kd_cli.export.latency import Call, all_threads, side_by_side, threads
+from kd_cli.export.latency import Call, side_by_side, surroundings, threads
 from kd_cli.export.memory import peak_memory
 from kd_cli.export.student import Student
 
 BATCHES = (1, 128)
-SIDE_BY_SIDE = "all models took turns; other work on the machine, if there was any, met all of them"
 
 
 def measured_cost(models: Mapping[str, Student], files: Mapping[str, Path], images: Tensor) -> dict[str, Any]:
@@ -27,9 +25,9 @@ def measured_cost(models: Mapping[str, Student], files: Mapping[str, Path], imag
 
     `files` are by form: onnx, int8, pt2. Each model is measured with batches of BATCHES and with one thread and all.
     """
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # of other work, as before the measurement
+    where = surroundings()
     rows: dict[str, dict[str, Any]] = {name: {"latency": []} for name in (*models, *files)}
-    for count in sorted({1, all_threads()}):
+    for count in sorted({1, usable()}):
         with threads(count), torch.inference_mode():
             for size in BATCHES:
                 batch = images[torch.arange(size) % len(images)].contiguous()
@@ -42,7 +40,6 @@ def measured_cost(models: Mapping[str, Student], files: Mapping[str, Path], imag
             rows[name]["peak_memory"] = memory_of_module(model, Path(folder) / "model.pt2", images)
     for name, path in files.items():
         rows[name]["peak_memory"] = memory("pt2" if name == "pt2" else "onnx", path, images)
-    where = {"machine": platform.machine(), "cores": all_threads(), "device": "cpu", "how": SIDE_BY_SIDE, "load": load}
     return {**where, "memory_batch": BATCHES[-1], "rows": rows}
 
 
@@ -77,3 +74,14 @@ def memory_of_module(model: Student, path: Path, images: Tensor) -> dict[str, in
 def size_of(model: Student) -> int:
     """The bytes of a model's weights and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.network.state_dict().values())
+
+
+def int8_against_floats(cost: Mapping[str, Any] | None) -> str | None:
+    """Whether int8 took less time for one example than the ONNX file of floats; None where not both were measured."""
+    if cost is None or not {"onnx", "int8"} <= cost["rows"].keys():
+        return None
+    floats, int8 = (cost["rows"][form]["latency"][0]["median_ms"] for form in ("onnx", "int8"))
+    took = (
+        f"int8 took {int8 / floats:.2f} of the time of ONNX with floats for one example on one thread of this machine"
+    )
+    return took if int8 < floats else f"int8 is smaller and not faster: {took}"

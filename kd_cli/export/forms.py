@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,8 @@ def run_pt2(path: Path) -> Predict:
 def onnx_bytes(student: Student, metadata: Mapping[str, Any], examples: int = 2) -> bytes:
     """The content of a .onnx file, with metadata; the names are those of INPUT and OUTPUT."""
     batch = torch.export.Dim("batch", min=1)
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
     try:
-        quiet.setLevel(logging.ERROR)
-        with narrow_warnings():
+        with quiet_exporter(), narrow_warnings():
             exported = torch.onnx.export(
                 student.eval(),
                 (example_of(student, examples),),
@@ -97,8 +95,6 @@ def onnx_bytes(student: Student, metadata: Mapping[str, Any], examples: int = 2)
             )
     except Exception as error:
         raise not_exported(error) from error
-    finally:
-        quiet.setLevel(level)
     assert exported is not None
     proto = exported.model_proto
     clean(proto.graph)
@@ -151,6 +147,20 @@ def onnx_session(path: Path) -> Any:
         return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class
         raise ExportError(f"ONNX Runtime does not run the exported file: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Let the exporter's packages log errors only."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [one.level for one in loggers]
+    try:
+        for one in loggers:
+            one.setLevel(logging.ERROR)
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
 
 
 class narrow_warnings(warnings.catch_warnings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kd_cli.errors import ExportError, first_line
 from kd_cli.export.forms import INPUT
 from kd_cli.export.parity import Parity
 
+Ranges = Sequence[tuple[float, float]]
 CALIBRATION = 512  # training examples, evenly spaced over the training part
 BATCH = 32
 AGREEMENT = 0.98  # with the PyTorch student, at least
@@ -21,11 +22,13 @@ MORE_ERRORS = 0.01  # of the test examples, at most
 LAYERS = ["Conv", "Gemm", "MatMul"]  # the preparation of the input stays in floating point
 
 
-def int8_bytes(content: bytes, train: Tensor) -> tuple[bytes, str]:
+def int8_bytes(content: bytes, train: Tensor, ranges: Ranges | None = None) -> tuple[bytes, str]:
     """The content of a .onnx file with int8 weights, and how it was quantised, from that of one with floats.
 
     Convolutional networks: static, per channel, QDQ, activations calibrated on training images [N, ...]. Networks
-    without convolutions: dynamic, per channel. ExportError when ONNX Runtime cannot quantise the file.
+    without convolutions: dynamic, per channel. A student that was trained in simulated int8 has its own `ranges` of the
+    layers' inputs, in the order in which they compute: static, and no outputs are rounded that its training did not
+    round. ExportError when ONNX Runtime cannot quantise the file.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
@@ -42,22 +45,46 @@ def int8_bytes(content: bytes, train: Tensor) -> tuple[bytes, str]:
                 "per_channel": True,
                 "weight_type": QuantType.QInt8,
             }
-            if convolves:
+            if convolves or ranges is not None:
+                options = {} if ranges is None else own_ranges(onnx.load(prepared), ranges)
                 quantize_static(
                     prepared,
                     written,
                     reader(train),
                     quant_format=QuantFormat.QDQ,
                     activation_type=QuantType.QInt8,
+                    extra_options=options,
                     **shared,
                 )
             else:
                 quantize_dynamic(prepared, written, **shared)
+        except ExportError:
+            raise
         except Exception as error:  # its errors have no common class
             raise ExportError(
                 f"ONNX Runtime does not quantise the student: {first_line(error)}", hint="--onnx"
             ) from error
-        return with_metadata(written.read_bytes(), content), "static" if convolves else "dynamic"
+        how = "in training" if ranges is not None else "static" if convolves else "dynamic"
+        return with_metadata(written.read_bytes(), content), how
+
+
+def own_ranges(model: Any, ranges: Ranges) -> dict[str, Any]:
+    """Options with which ONNX Runtime takes the ranges of layers' inputs as they are. ExportError where they misfit."""
+    import numpy
+    from onnxruntime.quantization import QuantType
+
+    constant = {tensor.name for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in LAYERS and node.input[1] in constant]
+    if len(layers) != len(ranges):
+        raise ExportError(
+            f"the student computes {len(ranges)} layers in int8, and its ONNX file has {len(layers)} with weights",
+            hint="student.quantise=null; kd-export --int8 then quantises the trained student",
+        )
+    found: dict[str, Any] = {}
+    for node, span in zip(layers, ranges, strict=True):
+        low, high = (numpy.array(end, dtype=numpy.float32) for end in span)
+        found[node.input[0]] = [{"quant_type": QuantType.QInt8, "rmin": low, "rmax": high}]
+    return {"TensorQuantOverrides": found, "OpTypesToExcludeOutputQuantization": LAYERS, "QuantizeBias": False}
 
 
 def calibration_images(train: Tensor) -> Tensor:

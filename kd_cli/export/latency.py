@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from kd_cli.cpus import usable
+
 Call = Callable[[], object]  # one batch through a model
 ROUNDS = 5  # in which what is compared takes turns
 CALLS = 200  # of one model, at most
-
-
-def all_threads() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+QUICK = 0.1  # seconds of a model in a quick measurement
+SIDE_BY_SIDE = "all models took turns; other work on the machine, if there was any, met all of them"
 
 
 @contextlib.contextmanager
@@ -46,6 +46,23 @@ def side_by_side(calls: Mapping[str, Call], *, batch: int, seconds: float = 0.4)
     return {name: described(found, batch) for name, found in times.items()}
 
 
+def within(calls: Mapping[str, Call], *, batch: int, limit: float) -> dict[str, dict[str, float]] | None:
+    """The latencies of several models as `side_by_side` measures them; None where that would take over `limit` seconds.
+
+    The first call of each counts: it prepares what the others use.
+    """
+    begun = time.perf_counter()
+    for call in calls.values():
+        call()
+    if time.perf_counter() - begun > limit:
+        return None
+    once = sum(timed(call, 0.0, fewest=1, most=1)[0] for call in calls.values())
+    left = limit - (time.perf_counter() - begun) - (2 + ROUNDS) * once
+    if left < 0:
+        return None
+    return side_by_side(calls, batch=batch, seconds=min(QUICK, left / len(calls)))
+
+
 def timed(call: Call, seconds: float, *, fewest: int, most: int) -> list[float]:
     """The seconds of each of several calls."""
     found: list[float] = []
@@ -55,6 +72,12 @@ def timed(call: Call, seconds: float, *, fewest: int, most: int) -> list[float]:
         call()
         found.append(time.perf_counter() - start)
     return found
+
+
+def surroundings() -> dict[str, object]:
+    """The machine of a measurement and the load that other work put on it just before."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"machine": platform.machine(), "cores": usable(), "device": "cpu", "how": SIDE_BY_SIDE, "load": load}
 
 
 def described(times: list[float], batch: int) -> dict[str, float]:

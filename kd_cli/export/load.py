@@ -30,7 +30,8 @@ from kd_cli.storage.run_dir import STUDENT, WEIGHTS, intact
 OWN_MODELS = {
     f"kd_cli.models.{name}"
     for name in (
-        *("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model", "timm.timm_model", "extended.extended_student"),
+        *("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model", "timm.timm_model"),
+        *("extended.extended_student", "quantised.quantised"),
         *("cifar.resnet", "cifar.vgg", "cifar.wide_resnet"),
         *("cifar_light.mobilenetv2", "cifar_light.shufflenetv1", "cifar_light.shufflenetv2"),
     )

@@ -7,16 +7,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from kd_cli.data.source import Dataset
 from kd_cli.errors import ExportError
-from kd_cli.export.cost import measured_cost, size_of
-from kd_cli.export.forms import INPUT, OUTPUT, PACKAGES, check_packages, onnx_bytes, pt2_bytes, run_onnx, run_pt2
+from kd_cli.export.card import write_card
+from kd_cli.export.cost import int8_against_floats, measured_cost, size_of
+from kd_cli.export.forms import (
+    INPUT,
+    OUTPUT,
+    PACKAGES,
+    check_packages,
+    example_of,
+    onnx_bytes,
+    pt2_bytes,
+    run_onnx,
+    run_pt2,
+)
 from kd_cli.export.int8 import AGREEMENT, MORE_ERRORS, check_int8, int8_bytes
 from kd_cli.export.load import load_student
 from kd_cli.export.parity import TOLERANCE, Parity, check_parity, compare, logits_of
 from kd_cli.export.run_data import background_of, dataset_of, finished_summary
 from kd_cli.export.student import Student
 from kd_cli.export.teacher import load_teacher
+from kd_cli.models.quantised import in_floats, int8_layers, ranges_in_order
 from kd_cli.storage.files import read_json, replacing, write_json
 from kd_cli.storage.run_dir import finite, read_identity
 
@@ -28,7 +42,7 @@ TEACHER_RECORD = "export.teacher.json"
 def ship(
     run_dir: Path, to: Path, forms: Sequence[str], *, teacher: bool = False, trust: bool = False, cost: bool = True
 ) -> dict[str, Any]:
-    """Write the forms and export.json to a folder; return the content of export.json.
+    """Write the forms, export.json and a model card to a folder; return the content of export.json.
 
     `teacher` exports the run's teacher in the student's place. Raises ExportError, and leaves no file under that form's
     name, when a form cannot be made or differs from the model beyond the tolerance.
@@ -42,10 +56,13 @@ def ship(
     shipment = Shipment(
         "teacher" if teacher else "student", model, data, to, metadata_of(run_dir, summary, model, teacher)
     )
-    for form in forms:
-        shipment.add(form)
-    if cost:
-        shipment.measure(run_dir, summary, trust=trust)
+    try:
+        for form in forms:
+            shipment.add(form)
+        if cost:
+            shipment.measure(run_dir, summary, trust=trust)
+    finally:
+        shipment.describe(summary)  # of the forms that are there, also when one was refused
     return shipment.record
 
 
@@ -86,16 +103,22 @@ class Shipment:
             self.record["refused"] |= refused
         elif kept:
             names = ", ".join(written[form].name for form in kept)
-            self.record["notes"] = [f"{names} in this folder: from an earlier export of other weights, and not listed"]
+            self.note(f"{names} in this folder: from an earlier export of other weights, and not listed")
 
     def add(self, form: str) -> None:
         """Write one form. ExportError when it cannot be made, or is refused; the record then holds its numbers."""
         path, how = self.file(form), {}
+        if form == "onnx" and int8_layers(self.model.network):
+            raise ExportError(
+                f"the {self.role} was trained in simulated int8, which ONNX with floats would only imitate",
+                hint="--int8 ships it as it was trained; --pt2 has the simulation",
+            )
         self.record["forms"].pop(form, None)
         self.record["refused"].pop(form, None)
-        content = pt2_bytes(self.model) if form == "pt2" else onnx_bytes(self.model, self.metadata)
         if form == "int8":
-            content, how["quantisation"] = int8_bytes(content, self.data.train.images)
+            content, how["quantisation"] = int8_form(self.model, self.metadata, self.data.train.images)
+        else:
+            content = pt2_bytes(self.model) if form == "pt2" else onnx_bytes(self.model, self.metadata)
         path.unlink(missing_ok=True)  # an earlier export, which nobody shall take for a form that is refused now
         with replacing(path) as temporary:
             temporary.write_bytes(content)
@@ -125,7 +148,7 @@ class Shipment:
             try:
                 models = {"teacher": load_teacher(run_dir, summary, self.data, trust=trust), **models}
             except ExportError as error:
-                self.record["notes"] = [*self.record.get("notes", []), f"the teacher was not measured: {error.message}"]
+                self.note(f"the teacher was not measured: {error.message}")
         files = {form: self.to / row["file"] for form, row in self.record["forms"].items()}
         cost = measured_cost(models, files, self.data.test.images)
         for name, row in cost["rows"].items():
@@ -136,10 +159,32 @@ class Shipment:
             else:
                 row |= {key: self.record["forms"][name][key] for key in ("bytes", "errors")}
         self.record["cost"] = cost
+        sentence = int8_against_floats(cost)
+        if sentence is not None:
+            self.note(sentence)
         self.write()
+
+    def describe(self, summary: Mapping[str, Any]) -> None:
+        """Write the model card beside the files."""
+        if (sentence := write_card(self.to, summary, self.record)) is not None:
+            self.note(sentence)
+            self.write()
+
+    def note(self, sentence: str) -> None:
+        self.record["notes"] = [*self.record.get("notes", []), sentence]
 
     def write(self) -> None:
         write_json(self.path, self.record)
+
+
+def int8_form(model: Student, metadata: Mapping[str, Any], train: Tensor) -> tuple[bytes, str]:
+    """The content of an int8 file, and how it was quantised: as the model was trained, else after training."""
+    if not int8_layers(model.network):
+        return int8_bytes(onnx_bytes(model, metadata), train)
+    ranges = ranges_in_order(model.network, model.unchecked, example_of(model, 1))
+    with in_floats(model.network):
+        content = onnx_bytes(model, metadata)
+    return int8_bytes(content, train, ranges)
 
 
 def metadata_of(run_dir: Path, summary: Mapping[str, Any], model: Student, teacher: bool = False) -> dict[str, Any]:
@@ -154,6 +199,7 @@ def metadata_of(run_dir: Path, summary: Mapping[str, Any], model: Student, teach
         **({} if teacher else {"method": summary["method"], "T": summary["T"]}),
         "input": INPUT,
         "input_shape": ["batch", *model.input_shape],
+        "input_type": str(example_of(model, 1).dtype).removeprefix("torch."),
         "values": model.values,
         "range": model.range and list(model.range),
         "output": OUTPUT,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.data.columns import Encoding
+from kd_cli.data.source import Dataset
 from kd_cli.errors import DataError
 
 BYTES = 255
@@ -122,6 +123,25 @@ class Student(nn.Module):
 
     def _trained_range(self) -> str:
         return "" if self.range is None else f" from {self.range[0]:.6g} to {self.range[1]:.6g}"
+
+
+def with_preparation(network: nn.Module, data: Dataset, dtype: torch.dtype) -> Student:
+    """A trained network on the CPU with the preparation of its input, as the data set's images are."""
+    images = data.train.images
+    is_bytes = images.dtype == torch.uint8
+    low, high = (0.0, 1.0) if is_bytes else (float(value) for value in torch.aminmax(images))
+    return Student(
+        network,
+        mean=data.mean,
+        std=data.std,
+        classes=data.class_names,
+        input_shape=data.shape,
+        dtype=dtype,
+        values="bytes" if is_bytes else "floats",
+        range=(low, high),
+        multilabel=data.multilabel,
+        encoding=data.encoding,
+    ).eval()
 
 
 def as_batch(images: Any, input_shape: tuple[int, ...]) -> Tensor:

@@ -16,7 +16,7 @@ from kd_cli.data.source import Dataset
 from kd_cli.errors import ExportError
 from kd_cli.export.load import check_targets, network_of
 from kd_cli.export.run_data import configuration_of
-from kd_cli.export.student import Student
+from kd_cli.export.student import Student, with_preparation
 from kd_cli.learn.teachers import combine_logits, freeze
 from kd_cli.models.building import dtype_of
 from kd_cli.storage.store import Entry, Store
@@ -66,21 +66,12 @@ def load_teacher(run_dir: Path, summary: Mapping[str, Any], data: Dataset, *, tr
         ]
     except ValueError as error:
         raise ExportError(f"the teacher of {run_dir} cannot be rebuilt: {error}") from error
-    images = data.train.images
-    is_bytes = images.dtype == torch.uint8
-    low, high = (0.0, 1.0) if is_bytes else (float(value) for value in torch.aminmax(images))
-    return Student(
-        members[0] if len(members) == 1 else freeze(Combined(members, own["combine"])),
-        mean=data.mean,
-        std=data.std,
-        classes=data.class_names,
-        input_shape=data.shape,
-        dtype=dtype,
-        values="bytes" if is_bytes else "floats",
-        range=(low, high),
-        multilabel=data.multilabel,
-        encoding=data.encoding,
-    ).eval()
+    return with_preparation(one_network(members, own["combine"]), data, dtype)
+
+
+def one_network(members: list[nn.Module], combine: str) -> nn.Module:
+    """The one member, or several as one network, frozen."""
+    return members[0] if len(members) == 1 else freeze(Combined(members, combine))
 
 
 def entries_of(summary: Mapping[str, Any], store: Store) -> list[Entry]:

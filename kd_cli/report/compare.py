@@ -23,8 +23,8 @@ from kd_cli.statistics import Stat, gap_closed, mean_std, stat
 AVERAGED = ("seed", "teacher_training.seed")
 # Keys about where and how a run is executed, which make no setting of their own.
 NO_SETTING = (
-    *("device", "cuda_graphs", "data_dir", "store_dir", "experiment", "diagnostics"),
-    *("resume", "dry_run", "fail_fast"),
+    *("device", "cuda_graphs", "data_dir", "store_dir", "experiment", "diagnostics", "latency"),
+    *("resume", "dry_run", "fail_fast", "instead"),
 )
 FIRST = ("T", "alpha", "beta", "method", "student", "teacher")  # the order in which keys are shown; the rest follow
 MEASURES = ("errors", "accuracy", "nll", "ece", "agreement")

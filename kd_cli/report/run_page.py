@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import StorageError
-from kd_cli.report.cost import cost_of
+from kd_cli.report.cost import cost_of, not_measured
 from kd_cli.report.curves import COLOURS, run_curves
 from kd_cli.report.figures import Figure, is_logarithmic
 from kd_cli.report.grids import Grid, plain
@@ -51,6 +51,7 @@ def run_page(run_dir: str | Path, root: Path | None = None) -> str:
         curves=run_curves(run),
         balance=_balance(run),
         cost=cost_of(run),
+        no_latency=not_measured(run),
         classes=_classes(run),
         labels=_labels(run),
         examples=_examples(examples) if examples else None,

@@ -198,7 +198,9 @@ def make_training(
     if teacher is not None and objective.method.replaces_modules:
         replacement = Replacement(*objective.method.cut(modules[0], teacher.modules[0], data.train.first(2)))
         frozen, teacher = replacement.frozen, None  # the teacher takes part in the steps and is not asked
-    learner = make_learner(data, tasks, role, modules, objective, frozen=frozen, replacement=replacement, processes=processes)
+    learner = make_learner(
+        data, tasks, role, modules, objective, frozen=frozen, replacement=replacement, processes=processes
+    )
     seeds = [task.spec.seed for task in tasks]
     return learner, Training(data.train, data.val, stream_of(role), seeds, plan, objective, teacher)
 

@@ -20,6 +20,7 @@ from kd_cli.runs.building import TrainingTask
 from kd_cli.runs.chains import generations_report
 from kd_cli.runs.group import Beside, Member, Stage
 from kd_cli.runs.jobs import Job, alive, failing
+from kd_cli.runs.latency import report_latency
 from kd_cli.runs.loss_balance import small_terms
 from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.peers import peers_report
@@ -174,6 +175,7 @@ class Distillation:
         if job.config.peers:
             job.summary["peers"] = peers_report(self.session, job, outcomes, shift)
         self.write_pictures(job, logits, T=task.T)
+        report_latency(self.session, job, spec, outcome.state)
         job.directory.write_summary(job.summary | {"status": "completed"})
         job.on_completed(job.path)
         job.summary["status"] = "completed"

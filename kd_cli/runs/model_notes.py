@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_cli.config.values import TrainSpec
 from kd_cli.learn.batches import EVAL_BATCH, Examples
 from kd_cli.losses import correct
 from kd_cli.models.renormalised import Renormalised, normalisation_of
@@ -93,3 +94,13 @@ def loaded_teacher_notes(
 def _errors(module: nn.Module, images: Tensor, labels: Tensor) -> int:
     logits = torch.cat([module(batch) for batch in images.split(EVAL_BATCH)]).cpu()
     return int((~correct(logits, labels)).sum())
+
+
+def quantised_notes(spec: TrainSpec) -> list[str]:
+    """What a student with simulated int8 is, for those who read its results."""
+    if not spec.quantised:
+        return []
+    return [
+        f"{spec.title} simulates int8, alone and distilled: weights and inputs of its linear and convolutional layers "
+        "are rounded to 8 bits in every pass, which takes time in PyTorch that the exported file does not take"
+    ]

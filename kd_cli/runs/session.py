@@ -23,6 +23,7 @@ from kd_cli.runs.distil import Distillation, student_tasks, unusual_weights
 from kd_cli.runs.extended import extended_spec
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
+from kd_cli.runs.model_notes import quantised_notes
 from kd_cli.runs.models import check_shape, forward_flops
 from kd_cli.runs.recipe_check import check_together, check_training
 from kd_cli.runs.several import Leader, check_divided
@@ -50,6 +51,7 @@ class Session:
         self.extended: dict[str, Node] = {}  # the models of students that their methods add parts to
         self.ensembles: dict[str, tuple[Ensemble, Report]] = {}
         self.flops: dict[str, int] = {}
+        self.latencies: dict[str, Report] = {}  # of the models of a run, by their architectures
         self.shape_notes: dict[tuple[str, str], list[str]] = {}  # of models that take the data
         self.shown: set[str] = set()  # notes that have been on the terminal
 
@@ -91,7 +93,13 @@ class Session:
         for task in tasks:
             job.method.check_temperature(task.T)
         unusual = unusual_weights(job, tasks) if len(tasks) == 1 else ()  # else of the setting that is chosen
-        for sentence in (*data.notes, *transfer.notes, *advice(job.config.student, data), *unusual):
+        for sentence in (
+            *data.notes,
+            *transfer.notes,
+            *quantised_notes(job.config.student),
+            *advice(job.config.student, data),
+            *unusual,
+        ):
             self.note(job, sentence)
         check_together(job.config, labelled=transfer.labelled)
         if not transfer.labelled:
@@ -161,6 +169,11 @@ class Session:
         assert method is not None
         if not method.extends_student:
             return config.student
+        if config.student.quantised:
+            raise ConfigError(
+                f"method={config.method_name} adds parts to the student, which student.quantise=int8 does not know",
+                hint="student.quantise=null; kd-export --int8 quantises the trained student",
+            )
         key = fingerprint([config.method, config.student.model, config.teacher.model, config.teacher.normalize])
         if key not in self.extended:
             self.extended[key] = extended_spec(config, method, self.data).model

@@ -52,6 +52,7 @@ def first_summary(job: Job, data: DeviceData, transfer: TransferSet) -> dict[str
         "student": None,
         "gap_closed": None,
         "trained_with": None,
+        "latency": None,  # of teacher and student, for one example
         "transfer": transfer_summary(transfer, config),
         "T": config.T,
         "alpha": config.alpha,

@@ -52,7 +52,7 @@ class SweepNotes(Callback):
         try:
             refuse_other_run(path)
             SweepNotes.new = not any(path.glob("*"))
-            if not config.dry_run:
+            if not config.dry_run and config.instead is None:
                 note_command(path, command())
         except StorageError as error:
             raise RunFailed(error) from error  # Hydra would make a warning of an Exception

@@ -25,6 +25,7 @@ from kd_cli.config.read import as_written, option_name, run_config
 from kd_cli.config.values import RunConfig
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.storage.run_dir import configuration_record
+from kd_cli.sweeps.instead import run_instead
 from kd_cli.sweeps.jobs import SweepJob, SweepTask, current_job, ignore_hydras_report, keep_imports, without_hydra
 from kd_cli.sweeps.messages import Printed, failure, record, report_failure
 from kd_cli.sweeps.names import register_resolvers
@@ -61,6 +62,10 @@ class Task(SweepTask):
         hydra: Any = HydraConfig.get()
         path = Path(hydra.runtime.output_dir)
         with in_folder_of_command(hydra):
+            if cfg.instead is not None:
+                checked(cfg, hydra)
+                run_instead(cfg, path)
+                return None
             if hydra.mode != RunMode.MULTIRUN:
                 return self._run_alone(cfg, hydra, path)
             return self._run_as_job(cfg, hydra, path)
@@ -254,6 +259,8 @@ def checked(cfg: DictConfig, hydra: Any, written: dict[str, Any] | None = None) 
         group, _, name = str(override).partition("=")
         if group in ("training", "teacher_training") and name not in (known := groups(folders).get(group, {})):
             raise no_such_option(group, name, known)  # an optional group: Hydra ignores an option that it cannot find
+    if cfg.get("instead") is not None and hydra.mode == RunMode.MULTIRUN:
+        raise ConfigError("instead runs a function in place of a training, once, and not in a sweep", hint="without -m")
     written = as_written(cfg) if written is None else written
     noted = configuration_record(written, hydra.runtime.choices)
     data = OmegaConf.select(cfg, "transfer.data")
