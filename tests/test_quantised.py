@@ -189,6 +189,14 @@ def test_a_sweep_of_both_ends_with_the_errors_of_their_files(kd_run: Callable[..
     assert "no interval; paired by seed, n = 1" in (tmp_path / "sweep" / "quantised.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_method_that_extends_the_student_is_refused_before_training(kd_run: Callable[..., Ran]) -> None:
+    ran = kd_run("method=simkd", "teacher=resnet8x4", "student=cnn", "student.quantise=int8")
+    assert ran.code == 1
+    assert "method=simkd adds parts to the student, which student.quantise=int8 does not know" in ran.err
+    assert "epochs in" not in ran.err
+
+
 def test_the_table_pairs_the_files_by_seed() -> None:
     def row(seed: int, kind: str | None, file: int) -> dict[str, object]:
         errors = {"teacher": 5, "student_alone": 9, "student": 7, "file": file}
