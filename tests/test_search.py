@@ -15,6 +15,7 @@ from process import Ran
 
 from kd_cli.errors import ConfigError, StorageError
 from kd_cli.sweeps.objectives import check_objectives, measured, shown
+from kd_cli.sweeps.search_page import page
 from kd_cli.sweeps.search_space import Choices, Interval, Space
 from kd_cli.sweeps.trials import FILE, Trial, Trials, dominates, mean_objectives
 
@@ -153,6 +154,23 @@ def test_several_objectives_choose_the_trials_that_no_other_dominates(tmp_path: 
     assert json.loads((tmp_path / FILE).read_text())["chosen"] == sorted(best)
 
 
+@installed
+def test_the_key_that_decides_is_the_most_important(tmp_path: Path) -> None:
+    trials = Trials(space("T=tag(log,interval(1,20))", "alpha=interval(0,2)"), ["val_error"], 0, tmp_path)
+    assert trials.importance("val_error") == {}  # of no trials
+    for _ in range(6):
+        proposed = trials.propose(5)
+        for trial in proposed:
+            trial.objectives = {"val_error": (trial.values["T"] - 3) ** 2 + 1e-6 * trial.values["alpha"]}
+        trials.report(proposed)
+    found = trials.importance("val_error")
+    assert found["T"] > 0.7
+    assert sum(found.values()) == pytest.approx(1)
+    text = page(trials)
+    assert "What decides val_error" in text
+    assert "importance for val_error" in text
+
+
 # ---------------------------------------------------------------- the command
 
 SEARCH = [
@@ -182,6 +200,7 @@ def test_a_search_trains_its_batches_together_and_says_what_it_chose(kd_run: Cal
     errors = [trial["objectives"]["val_error"] for trial in noted["trials"]]
     assert errors[chosen] == min(errors)
     assert f"chosen of 4 trials by val_error, means of 2 seeds: val_error {min(errors):.4f} with T=" in ran.err
+    assert "val_error by trial" in (folder / "search.html").read_text()
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert len(rows) == 8
     assert len({row["optimizer.lr"] for row in rows}) == 4

@@ -16,8 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.errors import ConfigError, KdError
 from kd_cli.numeric import is_whole
+from kd_cli.storage.files import write_text
 from kd_cli.sweeps.hydra_internals.registration import register_plugin, store_node
 from kd_cli.sweeps.objectives import check_objectives, measured, shown
+from kd_cli.sweeps.search_page import PAGE, page
 from kd_cli.sweeps.search_space import Space
 from kd_cli.sweeps.trials import Trial, Trials, mean_objectives
 
@@ -64,6 +66,7 @@ class SearchSweeper(Sweeper):
             returns.append(self._train_batch(trials, space, folder))
         for line in result(trials, self.trials):
             log.info("%s", line)
+        write_text(folder / PAGE, page(trials))
         return returns
 
     def _check(self, config: DictConfig) -> None:
@@ -128,6 +131,9 @@ def result(trials: Trials, total: int) -> list[str]:
     failed = sum(trial.objectives is None for trial in trials.all)
     lines = [f"{failed} of {total} trials have no result and are not chosen"] if failed else []
     if len(trials.names) == 1:
+        if found := trials.importance(trials.names[0]):
+            ordered = sorted(found.items(), key=lambda one: -one[1])
+            lines.append("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in ordered))
         return [*lines, f"chosen of {total} trials by {by}: {said(best[0])}"]
     first = trials.names[0]
     best.sort(key=lambda trial: (trial.objectives or {})[first])
