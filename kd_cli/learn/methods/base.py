@@ -188,7 +188,7 @@ class Method(nn.Module, ABC):
         return hard_cross_entropy(logits, labels, self.class_weights)
 
     def weigh_classes(self, weights: Tensor) -> None:
-        """Weigh the labels' loss by class, [C], or [2,L] by absence and presence of each label, in this method and in those that it is made of."""
+        """Weigh the labels' loss, by class [C] or by absence and presence of each label [2,L], in all of its parts."""
         for part in self.modules():
             if isinstance(part, Method):
                 part.class_weights = weights
