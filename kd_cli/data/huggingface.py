@@ -240,6 +240,6 @@ def contents(part: str, rows: Sequence[tuple[Any, Any]], schema: Schema) -> Iter
         if not isinstance(content, bytes):
             raise DataError(
                 f"{name}: the column {schema.image} does not hold the picture itself",
-                hint="Dataset.save_to_disk of Hugging Face's library puts pictures into its files, Dataset.to_parquet not",
+                hint="Dataset.save_to_disk puts pictures into its files, and Dataset.to_parquet does not",
             )
         yield content, name, label
