@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from kd_cli.models.outputs import described, take_logits
 from kd_cli.models.renormalised import Renormalised, normalisation_of
 from kd_cli.models.torchvision import torchvision_model
 from kd_cli.runs.model_notes import output_notes
-from kd_cli.runs.models import forward_flops
+from kd_cli.runs.models import check_inputs, forward_flops
 from kd_cli.vision import import_torchvision
 
 NETS = """
@@ -332,3 +333,23 @@ def test_a_renormalised_network_sees_its_own_normalisation() -> None:
         [0.5] * 3,
         [1.0, 2.0, 4.0],
     )
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        ("images, extra", "its forward takes images, extra, and it is called with one input, the images"),
+        ("images, *, mask", "its forward takes images, mask, and it is called with one input, the images"),
+        ("", "its forward takes no input"),
+        ("images, extra=None", None),
+        ("*inputs", None),
+    ],
+)
+def test_a_model_of_several_inputs_is_refused_in_words(forward: str, said: str | None) -> None:
+    space: dict[str, Any] = {"nn": nn}
+    exec(f"class Own(nn.Module):\n    def forward({f'self, {forward}'.rstrip(', ')}):\n        return 0", space)
+    if said is None:
+        check_inputs(space["Own"](), where="student=own")
+        return
+    with pytest.raises(ConfigError, match=f"student=own: {re.escape(said)}"):
+        check_inputs(space["Own"](), where="student=own")

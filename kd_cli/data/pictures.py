@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import io
 import logging
 import os
 import time
@@ -140,6 +141,18 @@ def decode(file: Path, reading: Reading) -> tuple[Tensor, int]:
             f"the picture {shown(file)} cannot be used: {error or type(error).__name__}",
             hint="repair it or take it away",
         ) from error
+    return pixels, int(facts)
+
+
+def decode_content(content: bytes, name: str, reading: Reading) -> tuple[Tensor, int]:
+    """The content of a picture's file, as `decode` does it. Raises DataError with the name."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=formats()) as opened:
+            pixels, facts = _squared(opened, reading)
+    except Exception as error:  # damaged content raises whatever its decoder likes
+        raise DataError(f"the picture {name} cannot be used: {error or type(error).__name__}") from error
     return pixels, int(facts)
 
 

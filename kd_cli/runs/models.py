@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import traceback
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def _built(spec: TrainSpec, dataset: Dataset, role: str) -> nn.Module:
         raise ConfigError(error.message, hint=f"{where}.{error.hint}") from error  # the model does not know its role
     if not isinstance(built, nn.Module):
         raise ConfigError(f"{where}: {spec.model['_target_']} gave a {type(built).__name__}, not a torch.nn.Module")
+    check_inputs(built, where=f"{where}={spec.name}")
     try:
         return prepared(
             built,
@@ -88,6 +90,24 @@ def _built(spec: TrainSpec, dataset: Dataset, role: str) -> nn.Module:
         if not str(error).startswith("normalize"):
             raise
         raise ConfigError(f"{where}.{error}") from error
+
+
+def check_inputs(module: nn.Module, *, where: str) -> None:
+    """ConfigError when the model cannot be called with images alone."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # compiled code, whose signature cannot be read
+        return
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p.name for p in positional if p.default is p.empty]
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if len(needed) > 1 or by_name:
+        raise ConfigError(
+            f"{where}: its forward takes {', '.join([*needed, *by_name])}, and it is called with one input, the images",
+            hint="give the others a default, or wrap the network in a module whose forward takes the images alone",
+        )
+    if not positional and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise ConfigError(f"{where}: its forward takes no input", hint="def forward(self, images)")
 
 
 def check_shape(spec: TrainSpec, dataset: Dataset, *, role: str, trained: bool = True) -> list[str]:

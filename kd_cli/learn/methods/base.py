@@ -202,10 +202,7 @@ class Method(nn.Module, ABC):
         return hard_cross_entropy(logits, labels, self.class_weights)
 
     def weigh_classes(self, weights: Tensor) -> None:
-        """Weigh the labels' loss by class [C], or by absence and presence of each label [2,L].
-
-        Those of the methods that this one is made of, too.
-        """
+        """Weigh the labels' loss, by class [C] or by absence and presence of each label [2,L], in all of its parts."""
         for part in self.modules():
             if isinstance(part, Method):
                 part.class_weights = weights
