@@ -13,6 +13,7 @@ from kd_cli.config.moved import with_current_names
 from kd_cli.config.read import folder as store_folder
 from kd_cli.config.schema import OWN_KEYS
 from kd_cli.data.source import Dataset
+from kd_cli.data.stored import value_range
 from kd_cli.errors import ExportError
 from kd_cli.export.load import check_targets, network_of
 from kd_cli.export.run_data import configuration_of
@@ -68,7 +69,6 @@ def load_teacher(run_dir: Path, summary: Mapping[str, Any], data: Dataset, *, tr
         raise ExportError(f"the teacher of {run_dir} cannot be rebuilt: {error}") from error
     images = data.train.images
     is_bytes = images.dtype == torch.uint8
-    low, high = (0.0, 1.0) if is_bytes else (float(value) for value in torch.aminmax(images))
     return Student(
         members[0] if len(members) == 1 else freeze(Combined(members, own["combine"])),
         mean=data.mean,
@@ -77,7 +77,7 @@ def load_teacher(run_dir: Path, summary: Mapping[str, Any], data: Dataset, *, tr
         input_shape=data.shape,
         dtype=dtype,
         values="bytes" if is_bytes else "floats",
-        range=(low, high),
+        range=value_range(images),
         multilabel=data.multilabel,
         encoding=data.encoding,
     ).eval()
