@@ -3,6 +3,7 @@
     python scripts/bench.py                       # about three minutes on two cores
     python scripts/bench.py --no-startup --rounds 11
     python scripts/bench.py --sweep               # students of a sweep, one by one against stacked
+    python scripts/bench.py --data                # photos from the decoded file against torchvision's ImageFolder
     python scripts/bench.py --growth              # how the cost grows with examples, epochs, classes, students
     python scripts/bench.py --device cuda         # any of them on a GPU
 
@@ -44,6 +45,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import bench_data
 import torch
 import yaml
 from torch import nn
@@ -120,6 +122,8 @@ def main() -> None:
             results["sweep"] = compare_sweeps(args, Path(scratch))
         elif args.parallel:
             results["parallel"] = compare_parallel(args)
+        elif args.data:
+            results["data"] = bench_data.measure(args)
         elif args.growth:
             results["growth"] = measure_growth(args)
         else:
@@ -145,6 +149,8 @@ def arguments() -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (%(default)s)")
     add("--growth", action="store_true", help="measure how the cost grows instead")
     add("--sweep", action="store_true", help="measure stacks of students instead: 16 and 64 tinymlp, 16 smallmlp")
+    add("--data", action="store_true", help="measure training on photos against torchvision's ImageFolder instead")
+    add("--pictures", metavar="DIR", help="with --data: a folder per class of photos; else they are made")
     add("--parallel", action="store_true", help="measure two trainings at once against one after the other instead")
     add("--epochs-alone", type=int, help=argparse.SUPPRESS)  # what --parallel runs: the seconds of so many epochs
     add("--no-startup", dest="startup", action="store_false", help="leave out start-up and the default run")
