@@ -83,8 +83,11 @@ class Decoded:
             np.save(file, images.numpy(), allow_pickle=False)
             self._describe(hashes(images))
 
-    def write(self) -> None:
-        """Decode all pictures into the file, a few megabytes at a time. Raises DataError where it cannot be written."""
+    def write(self) -> tuple[MappedFile, np.ndarray]:
+        """Decode all pictures into the file, a few megabytes at a time; return it as `load` does.
+
+        Raises DataError where it cannot be written.
+        """
         n, one = len(self.files), int(np.prod(self.files.shape))
         try:
             if (free := free_disk(self.folder)) < n * one:
@@ -103,7 +106,9 @@ class Decoded:
                     file.write(images.numpy().data)
                     found.append(hashes(images))
                     progress.add(len(images))
-                self._describe(np.concatenate(found))
+                joined = np.concatenate(found)
+                self._describe(joined)
+            return MappedFile(self.pixels), joined
         except OSError as error:
             raise DataError(
                 f"the decoded pictures cannot be written to {shown(self.folder)}: {error.strerror or error}",

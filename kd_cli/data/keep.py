@@ -13,7 +13,7 @@ from kd_cli.data.pictures import Reading, notes, shown
 from kd_cli.data.room import available_memory, free_disk, gigabytes
 from kd_cli.data.stored import Images, MappedImages
 from kd_cli.data.streamed import PictureFiles, StreamedImages
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,9 @@ def read_pictures(
         return StreamedImages(found, np.arange(len(found))), [note]
     kept = place.load()
     said = [] if kept is None else [place.note]
-    if kept is None:
-        place.write()
-        kept = place.load()
-    if kept is None:
-        raise DataError(f"{shown(place.pixels)} was changed while it was written", hint="another run may have done so")
+    file, hashes = place.write() if kept is None else kept
     said.append(f"the pictures take {gigabytes(size)} and are read from {shown(place.pixels)} {where}")
-    return MappedImages(kept[0], np.arange(len(found)), kept[1]), [*notes(found.facts, reading), *said]
+    return MappedImages(file, np.arange(len(found)), hashes), [*notes(found.facts, reading), *said]
 
 
 def choose(size: int, *, memory: int | None, disk: int) -> tuple[str, str]:

@@ -130,7 +130,7 @@ def decode_all(files: Sequence[Path], reading: Reading) -> tuple[Tensor, np.ndar
     return images, facts
 
 
-def decode(file: Path, reading: Reading) -> tuple[Tensor, int]:
+def decode(file: str | Path, reading: Reading) -> tuple[Tensor, int]:
     """One picture -> [channels, size, size] uint8, and what was done to it. Raises DataError that names the file."""
     from PIL import Image
 
@@ -174,15 +174,17 @@ def _squared(opened: Image.Image, reading: Reading) -> tuple[Tensor, Fact]:
     eight_bits, depth = _eight_bits(upright, opened.format)
     opaque, transparent = _opaque(eight_bits, reading.background)
     facts |= turned | depth | transparent | (Fact.CMYK if opaque.mode == "CMYK" else Fact(0))
-    picture = opaque.convert("RGB" if reading.channels == 3 else "L")
+    mode = "RGB" if reading.channels == 3 else "L"
+    picture = opaque if opaque.mode == mode else opaque.convert(mode)
     width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    # The centre first and then the scale: the same picture, and a very long one needs no more memory.
-    square = picture.resize(
-        (reading.size, reading.size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-    )
-    pixels = torch.from_numpy(np.array(square))
+    if (width, height) != (reading.size, reading.size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        # The centre first and then the scale: the same picture, and a very long one needs no more memory.
+        picture = picture.resize(
+            (reading.size, reading.size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+        )
+    pixels = torch.from_numpy(np.array(picture))
     return pixels.unsqueeze(0) if reading.channels == 1 else pixels.permute(2, 0, 1), facts
 
 

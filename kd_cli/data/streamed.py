@@ -6,6 +6,7 @@ The workers are those of PyTorch's DataLoader: they end with the process that st
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import os
 import signal
@@ -37,10 +38,10 @@ class PictureFiles:
         self.reading = reading
         names = [os.fsencode(file) for file in files]
         self.names = np.array(names, dtype=bytes)  # one array: what workers do not change stays shared with them
-        about = [_stat(file) for file in files]
-        self.sizes = np.array([one.st_size for one in about], dtype=np.int64)
-        self.changed = np.array([one.st_mtime_ns for one in about], dtype=np.int64)
-        self.since = np.array([one.st_ctime_ns for one in about], dtype=np.int64)
+        self.sizes, self.changed, self.since = (np.empty(len(names), dtype=np.int64) for _ in range(3))
+        for i, name in enumerate(names):
+            about = _stat(os.fsdecode(name))
+            self.sizes[i], self.changed[i], self.since[i] = about.st_size, about.st_mtime_ns, about.st_ctime_ns
         self.facts = np.zeros(len(files), dtype=FACTS)  # of those that were decoded
 
     def __len__(self) -> int:
@@ -73,12 +74,12 @@ class PictureFiles:
             warnings.simplefilter("ignore", UserWarning)  # PIL's remarks on odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             for k, position in enumerate(positions.tolist()):
-                file = Path(os.fsdecode(self.names[position]))
+                file = os.fsdecode(self.names[position])
                 self.check(position, file)
                 images[k], facts[k] = decode(file, self.reading)
         return images, facts
 
-    def check(self, position: int, file: Path) -> None:
+    def check(self, position: int, file: str) -> None:
         """Raise DataError for a file that was changed or taken away since it was found."""
         about = _stat(file)
         if (about.st_size, about.st_mtime_ns) != (self.sizes[position], self.changed[position]):
@@ -181,12 +182,13 @@ def _begin(parent: int, worker: int) -> None:
     """A worker leaves Ctrl-C to the process that started it, and ends when it is asked to or `parent` is gone."""
     if os.getppid() != parent:  # the loader's own watch begins later
         os._exit(1)
+    gc.freeze()  # a collection would write to every object of the parent, and so copy its memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _stat(file: Path) -> os.stat_result:
+def _stat(file: str) -> os.stat_result:
     try:
-        return file.stat()
+        return os.stat(file)
     except OSError as error:
         raise DataError(f"the picture {shown(file)} cannot be used: {error.strerror}") from error
