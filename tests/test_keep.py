@@ -158,6 +158,15 @@ def test_an_unknown_place_is_refused(zoo):
     assert "disk" in caught.value.hint
 
 
+def test_a_picture_that_is_decoded_at_a_part_of_its_size_is_noted(zoo):
+    pixels = np.random.default_rng(1).integers(0, 256, (600, 520, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(zoo / "ape" / "0.jpg")
+    assert any(
+        note.startswith("1 picture is decoded at a half, a quarter or an eighth of its size")
+        for note in read(zoo, "memory").notes
+    )
+
+
 # ---------------------------------------------------------------- what goes wrong
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import enum
-import logging
 import os
-import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_cli.data.reading_progress import ReadingProgress
 from kd_cli.data.sentences import sentence
 from kd_cli.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-log = logging.getLogger(__name__)
-
 # By a file's content, not its name. PIL knows many more; that of EPS starts Ghostscript, which runs programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SGI", "TIFF", "WEBP")
-EVERY = 10.0  # seconds between two lines of progress
 LARGE = 512  # pixels on the shorter side; smaller pictures are decoded in full, in about a millisecond
 GREY_MODES = ("1", "L", "I", "F")  # beginnings: LA and I;16 too
 DARK = 4096  # of 65,536: 12-bit pictures in 16-bit files stay below
@@ -119,14 +115,12 @@ def decode_all(files: Sequence[Path], reading: Reading) -> tuple[Tensor, np.ndar
         images[i], facts[i] = decode(files[i], reading)
 
     workers = min(8, os.cpu_count() or 1)  # PIL decodes and scales without holding the interpreter
-    said = time.monotonic()
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+    progress = ReadingProgress("decoded", "pictures", len(files))
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool, progress:
         warnings.simplefilter("ignore", UserWarning)  # PIL's remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for i, _ in enumerate(pool.map(decode_one, range(len(files)))):
-            if time.monotonic() - said > EVERY:
-                said = time.monotonic()
-                log.info("decoded %s of %s pictures", f"{i + 1:,}", f"{len(files):,}")
+        for _ in pool.map(decode_one, range(len(files))):
+            progress.add(1)
     return images, facts
 
 
