@@ -42,7 +42,8 @@ from kd_cli.data.normalisation import Normalisation
 from kd_cli.data.prepare import prepare
 from kd_cli.data.room import cores
 from kd_cli.data.source import Dataset
-from kd_cli.learn.engine import Plan, Training, fit
+from kd_cli.learn.cuda_graphs import recorded_steps
+from kd_cli.learn.engine import Observer, Plan, Training, train_epoch
 from kd_cli.learn.learner import ModuleLearner
 from kd_cli.learn.methods import Hard, Weights
 from kd_cli.learn.objective import Objective
@@ -135,7 +136,8 @@ def epoch(data: Dataset, student: str) -> None:
     module = model(student)
     objective = Objective(Hard(), Weights(T=torch.ones(1), alpha=torch.zeros(1), beta=torch.ones(1)))
     learner = ModuleLearner(module, optimizer(module), seed=0, objective=objective)
-    fit(learner, Training(train, val, "bench", [0], Plan(1, BATCH, Constant()), objective))
+    training = Training(train, val, "bench", [0], Plan(1, BATCH, Constant()), objective)
+    train_epoch(learner, training, 1, recorded_steps(learner, None, objective, None), Observer())
 
 
 def quickest_loader(root: Path, data: Dataset, student: str) -> tuple[Callable[[], None], str]:

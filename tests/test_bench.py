@@ -67,7 +67,7 @@ def test_students_side_by_side_are_measured_against_the_same_one_by_one(tmp_path
 def test_photos_from_the_decoded_file_are_measured_against_an_imagefolder(tmp_path: Path) -> None:
     said = bench(tmp_path, "--data", *TINY)
     for student in ("tinymlp", "cnn"):
-        assert re.search(rf"^{student}: 240 training photos of 64x64, .*ImageFolder: (floats|bytes)", said, re.M), said
+        assert re.search(rf"^{student}: \d+ training photos of 64x64, .*ImageFolder: (floats|bytes)", said, re.M), said
     for name in ("kd-cli", "first pass", "streamed", "ImageFolder"):
         rows = re.findall(rf"^{name} +[\d,]+ +\d+\.\d\d \(.+–.+\) .* \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)$", said, re.M)
         assert len(rows) == 2, said
