@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 PIECE = 2 << 20  # bytes read at a time where all are read
-DROPPED = 128 << 20  # bytes read from a map after which its pages are no longer counted as this process's
+DROPPED = 16 << 20  # bytes read from a map after which its pages are given back; a fault maps several more
 
 
 class StoredImages(ABC):
