@@ -3,6 +3,7 @@
     python scripts/bench.py                       # about three minutes on two cores
     python scripts/bench.py --no-startup --rounds 11
     python scripts/bench.py --sweep               # students of a sweep, one by one against stacked
+    python scripts/bench.py --data                # photos from the decoded file against torchvision's ImageFolder
     python scripts/bench.py --growth              # how the cost grows with examples, epochs, classes, students
     python scripts/bench.py --cohort              # students side by side: the options of bench_cohort.py
     python scripts/bench.py --export              # exported students beside PyTorch (needs the extra `export`)
@@ -47,6 +48,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import bench_data
 import torch
 import yaml
 from bench_export import compare_exports
@@ -127,6 +129,8 @@ def main() -> None:
             results["parallel"] = compare_parallel(args)
         elif args.export:
             results["export"] = compare_exports(args)
+        elif args.data:
+            results["data"] = bench_data.measure(args)
         elif args.growth:
             results["growth"] = measure_growth(args)
         else:
@@ -153,6 +157,8 @@ def arguments() -> argparse.Namespace:
     add("--growth", action="store_true", help="measure how the cost grows instead")
     add("--sweep", action="store_true", help="measure stacks of students instead: 16 and 64 tinymlp, 16 smallmlp")
     add("--export", action="store_true", help="measure exported students instead: latency and size beside PyTorch")
+    add("--data", action="store_true", help="measure training on photos against torchvision's ImageFolder instead")
+    add("--pictures", metavar="DIR", help="with --data: a folder per class of photos; else they are made")
     add("--parallel", action="store_true", help="measure two trainings at once against one after the other instead")
     add("--epochs-alone", type=int, help=argparse.SUPPRESS)  # what --parallel runs: the seconds of so many epochs
     add("--no-startup", dest="startup", action="store_false", help="leave out start-up and the default run")

@@ -96,3 +96,13 @@ def test_int8_is_said_to_be_slower_where_it_is(
         assert "3.00 (3.00–3.00)  goal 1.5" in line
         assert said in line
         assert line.endswith("4.00\n")
+
+
+@pytest.mark.slow
+def test_photos_from_the_decoded_file_are_measured_against_an_imagefolder(tmp_path: Path) -> None:
+    said = bench(tmp_path, "--data", *TINY)
+    for student in ("tinymlp", "cnn"):
+        assert re.search(rf"^{student}: \d+ training photos of 64x64, .*ImageFolder: (floats|bytes)", said, re.M), said
+    for name in ("kd-cli", "first pass", "streamed", "ImageFolder"):
+        rows = re.findall(rf"^{name} +[\d,]+ +\d+\.\d\d \(.+–.+\) .* \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)$", said, re.M)
+        assert len(rows) == 2, said

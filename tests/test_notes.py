@@ -33,7 +33,8 @@ PROGRESS = {
     "%s: %s; they are trained one by one now",
     "%d × student run one by one: those that differ in %s are not trained together (%s)",
     "%s pictures of %s decoded in %.0f s, %s",
-    "decoded %s of %s pictures",
+    "%s %s of %s %s, %.0f s left",
+    "%s pictures of %s take %s, %s",
     "downloading %s to %s",
     "waiting for another process that trains the same model for %s",
 }

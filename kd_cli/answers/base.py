@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kd_cli.data.normalisation import normalise
 from kd_cli.data.source import Dataset, Split
+from kd_cli.data.stored import pieces
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.nearest import did_you_mean
 
@@ -101,4 +102,4 @@ def _range(values: Tensor) -> str:
 
 def network_input(split: Split, dataset: Dataset) -> Tensor:
     """A part's images as networks receive them, normalised with the training part's mean and deviation, float32."""
-    return normalise(split.images, dataset.mean, dataset.std, torch.float32)
+    return torch.cat([normalise(piece, dataset.mean, dataset.std, torch.float32) for piece in pieces(split.images)])

@@ -8,89 +8,203 @@ The key names the folder and how it is read, so a folder that has changed replac
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kd_cli.data.duplicates import hashes
 from kd_cli.data.pictures import FACTS, Reading, decode_all, shown
+from kd_cli.data.reading_progress import ReadingProgress
+from kd_cli.data.room import free_disk, gigabytes
+from kd_cli.data.stored import PIECE, MappedFile
+from kd_cli.data.streamed import PictureFiles
+from kd_cli.errors import DataError
 
 log = logging.getLogger(__name__)
 
 WORTH = 1.0  # seconds of decoding from which the pixels are kept
-VERSION = 2  # raised when the same files must be decoded anew
+VERSION = 3  # raised when the same files must be decoded anew
+TEMPORARY = ".decoding-"
+ABANDONED = 60.0  # seconds after which a temporary file that no process holds is another's that was killed
+
+
+class Decoded:
+    """The place of a folder's decoded pictures, whether they are there or not."""
+
+    def __init__(self, root: Path, files: PictureFiles, data_dir: Path) -> None:
+        import PIL
+
+        self.root, self.files = root, files
+        key = _digest(repr((os.fsencode(root), files.reading, VERSION, PIL.__version__)).encode())
+        self.folder = data_dir / "decoded"
+        self.pixels, self.about = self.folder / f"{key}.npy", self.folder / f"{key}.json"
+        self.stamp = files.stamp(root)
+
+    @property
+    def note(self) -> str:
+        return (
+            f"{len(self.files):,} pictures of {shown(self.root)} were decoded by an earlier run: {shown(self.pixels)}"
+        )
+
+    def load(self) -> tuple[MappedFile, np.ndarray] | None:
+        """The file of pixels and the hashes of its pictures; None if there is none, or it is damaged or of other files.
+
+        The facts are then those of `files`.
+        """
+        try:
+            entry = json.loads(self.about.read_text())
+            if entry["files"] != self.stamp:
+                return None
+            file = MappedFile(self.pixels)
+            if file.array.dtype != np.uint8 or file.array.shape != (len(self.files), *self.files.shape):
+                return None
+            found = _hashes_of(file)
+            if _digest(found.data) != entry["pixels"] or len(entry["facts"]) != len(self.files):
+                return None
+            self.files.facts[:] = np.array(entry["facts"], dtype=FACTS)
+            return file, found
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            return None
+
+    def save(self, images: Tensor) -> None:
+        """Keep pixels that are in memory. Raises OSError."""
+        with self._writing() as file:
+            np.save(file, images.numpy(), allow_pickle=False)
+            self._describe(hashes(images))
+
+    def write(self) -> tuple[MappedFile, np.ndarray]:
+        """Decode all pictures into the file, a few megabytes at a time; return it as `load` does.
+
+        Raises DataError where it cannot be written.
+        """
+        n, one = len(self.files), int(np.prod(self.files.shape))
+        try:
+            if (free := free_disk(self.folder)) < n * one:
+                raise DataError(
+                    f"{n:,} decoded pictures take {gigabytes(n * one)}, and {gigabytes(free)} are free on the disk of "
+                    f"{shown(self.folder)}",
+                    hint="data_dir=DIR or KD_DATA names a folder on another disk; dataset.keep=none needs no disk",
+                )
+            with self._writing() as file, ReadingProgress("decoded", "pictures", n) as progress:
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "|u1", "fortran_order": False, "shape": (n, *self.files.shape)}
+                )
+                _reserve(file, n * one)
+                size, found = max(1, PIECE // one), []
+                for images in self.files.decoded(np.arange(k, min(k + size, n)) for k in range(0, n, size)):
+                    file.write(images.numpy().data)
+                    found.append(hashes(images))
+                    progress.add(len(images))
+                joined = np.concatenate(found)
+                self._describe(joined)
+            return MappedFile(self.pixels), joined
+        except OSError as error:
+            raise DataError(
+                f"the decoded pictures cannot be written to {shown(self.folder)}: {error.strerror or error}",
+                hint="data_dir=DIR or KD_DATA names another folder; dataset.keep=none needs no disk",
+            ) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[IO[bytes]]:
+        """A file that takes the place of the pixels when it is complete."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _tidy(self.folder)
+        with _replacing(self.pixels) as file:
+            _lock(file)
+            yield file
+
+    def _describe(self, found: np.ndarray) -> None:
+        """Write what the pixels with these hashes are, before they take their place."""
+        facts = self.files.facts.tolist()
+        entry = {"root": shown(self.root), "files": self.stamp, "pixels": _digest(found.data), "facts": facts}
+        with _replacing(self.about) as file:
+            file.write(json.dumps(entry).encode())
 
 
 def decoded(
     root: Path, files: Sequence[Path], reading: Reading, data_dir: Path
 ) -> tuple[Tensor, np.ndarray, list[str]]:
     """`decode_all` of files below `root`, and a note if they are taken from `data_dir`, where slow ones are kept."""
-    import PIL
+    return in_memory(Decoded(root, PictureFiles(files, reading), data_dir), files)
 
-    key = _digest(repr((os.fsencode(root), reading, VERSION, PIL.__version__)).encode())
-    stamp = _digest("\n".join(_stamp(file, root) for file in files).encode())
-    pixels, about = data_dir / "decoded" / f"{key}.npy", data_dir / "decoded" / f"{key}.json"
-    if (kept := _load(pixels, about, stamp)) is not None:
-        return *kept, [f"{len(files):,} pictures of {shown(root)} were decoded by an earlier run: {shown(pixels)}"]
+
+def in_memory(place: Decoded, files: Sequence[Path]) -> tuple[Tensor, np.ndarray, list[str]]:
+    """As `decoded`, for a place whose files are given by their paths too."""
+    if (kept := place.load()) is not None:
+        array = np.load(place.pixels, mmap_mode="c")  # c: pages are read when they are used
+        del kept
+        return torch.from_numpy(array), place.files.facts, [place.note]
     begun = time.monotonic()
-    images, facts = decode_all(files, reading)
+    images, place.files.facts[:] = decode_all(files, place.files.reading)
     seconds = time.monotonic() - begun
     if seconds < WORTH:
-        return images, facts, []
+        return images, place.files.facts, []
     try:
-        pixels.parent.mkdir(parents=True, exist_ok=True)
-        array = images.numpy()
-        entry = {"root": shown(root), "files": stamp, "pixels": _digest(array.data), "facts": facts.tolist()}
-        _replace(about, json.dumps(entry).encode())
-        _replace(pixels, array)
-        where = f"kept in {shown(pixels)} for later runs"
+        place.save(images)
+        where = f"kept in {shown(place.pixels)} for later runs"
     except OSError as error:
-        where = f"decoded again in every run: cannot write {shown(pixels.parent)}: {error.strerror or error}"
-    log.info("%s pictures of %s decoded in %.0f s, %s", f"{len(files):,}", shown(root), seconds, where)
-    return images, facts, []
+        where = f"decoded again in every run: cannot write {shown(place.folder)}: {error.strerror or error}"
+    log.info("%s pictures of %s decoded in %.0f s, %s", f"{len(files):,}", shown(place.root), seconds, where)
+    return images, place.files.facts, []
 
 
-def _stamp(file: Path, root: Path) -> str:
-    """What changes when a file does, a copy that keeps the time of its last change included."""
-    about = file.stat()
-    return f"{os.fsencode(file.relative_to(root))!r} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+def _hashes_of(file: MappedFile) -> np.ndarray:
+    """The hash of each picture of a file of pixels."""
+    n = len(file.array)
+    size = max(1, PIECE // int(np.prod(file.array.shape[1:])))
+    return np.concatenate([hashes(torch.from_numpy(file.rows(slice(k, k + size)))) for k in range(0, n, size)])
 
 
-def _load(pixels: Path, about: Path, stamp: str) -> tuple[Tensor, np.ndarray] | None:
-    """What was kept of these files; None if there is nothing, or it is damaged or of other files."""
-    try:
-        entry = json.loads(about.read_text())
-        if entry["files"] != stamp:
-            return None
-        array = np.load(pixels, mmap_mode="c")  # c: pages are read when they are used
-        if array.dtype != np.uint8 or _digest(array.data) != entry["pixels"] or len(array) != len(entry["facts"]):
-            return None
-        return torch.from_numpy(array), np.array(entry["facts"], dtype=FACTS)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-
-
-def _replace(path: Path, content: bytes | np.ndarray) -> None:
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write a whole file or none: under a temporary name, then renamed."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".decoding-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     try:
         with open(handle, "wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                np.save(file, content, allow_pickle=False)
+            yield file
         os.chmod(name, 0o644)  # mkstemp makes it private, and the folder may be shared
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take the disk's space for so many more bytes now, and not in the middle of decoding. Raises OSError."""
+    file.flush()
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        os.posix_fallocate(file.fileno(), file.tell(), size)
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Hold a file as long as this process lives, where the system has such locks."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what processes that were killed while they decoded left behind."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def _digest(content: bytes | memoryview) -> str:

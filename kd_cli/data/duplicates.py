@@ -6,14 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # examples hashed at a time
+from kd_cli.data.stored import Images
+
+CHUNK = 4 << 20  # bytes hashed at a time
 
 
-def known(images: Tensor, others: Tensor) -> Tensor:
+def known(images: Images, others: Images) -> Tensor:
     """Which of the images [N, *shape] occur, in every value, among `others` [M, *shape]: [N], bool."""
     if not len(images) or not len(others):
         return torch.zeros(len(images), dtype=torch.bool)
-    ours, theirs = _hashes(images), _hashes(others)
+    return same(images, others, hashes(images), hashes(others))
+
+
+def same(images: Images, others: Images, ours: np.ndarray, theirs: np.ndarray) -> Tensor:
+    """As `known`, for images whose hashes are given."""
     order = np.argsort(theirs, kind="stable")
     place = np.searchsorted(theirs[order], ours)
     found = np.zeros(len(images), dtype=bool)
@@ -21,7 +27,7 @@ def known(images: Tensor, others: Tensor) -> Tensor:
         for k in order[place[i] :]:
             if theirs[k] != ours[i]:
                 break
-            if torch.equal(images[i], others[int(k)]):
+            if torch.equal(images[i : i + 1], others[int(k) : int(k) + 1]):
                 found[i] = True
                 break
     return torch.from_numpy(found)
@@ -39,14 +45,13 @@ def constant(images: Tensor) -> Tensor:
     return found
 
 
-def _hashes(images: Tensor) -> np.ndarray:
+def hashes(images: Images) -> np.ndarray:
     """A 64-bit number for each image, equal for equal images: its words times fixed odd numbers, added modulo 2^64."""
-    width = images[0].numel() * images.element_size()
+    width = images[:1].numel() * images.element_size()
     weights = np.random.RandomState(0).randint(1, 2**62, (width + 7) // 8).astype(np.uint64) * 2 + 1
-    out = np.empty(len(images), dtype=np.uint64)
-    for start in range(0, len(images), CHUNK):
-        part = images[start : start + CHUNK].contiguous()
+    out = [np.empty(0, dtype=np.uint64)]
+    for part in images.split(max(1, CHUNK // max(width, 1))):
         words = np.zeros((len(part), 8 * len(weights)), dtype=np.uint8)
-        words[:, :width] = part.reshape(len(part), -1).view(torch.uint8).numpy()
-        out[start : start + CHUNK] = words.view(np.uint64) @ weights
-    return out
+        words[:, :width] = part.contiguous().reshape(len(part), -1).view(torch.uint8).numpy()
+        out.append(words.view(np.uint64) @ weights)
+    return np.concatenate(out)

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_cli.data.decoded import decoded
+from kd_cli.data.keep import read_pictures
 from kd_cli.data.picture_lists import named_parts, read_list
-from kd_cli.data.pictures import Reading, notes, shown
+from kd_cli.data.pictures import Reading, shown
 from kd_cli.data.sentences import sentence
 from kd_cli.data.source import Source, Split
 from kd_cli.data.splits import set_aside_by_class
+from kd_cli.data.stored import Images, selected
 from kd_cli.data.tree import PICTURE, Classes, Search, Tree, read_tree
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.numeric import is_number, is_whole
@@ -28,6 +29,7 @@ def imagefolder(
     test_fraction: float = 0.2,
     channels: int = 3,
     background: str | Sequence[int] = "white",
+    keep: str = "auto",
 ) -> Source:
     """Pictures in a folder per class, under `root` or under its parts; square, `image_size` pixels wide.
 
@@ -35,20 +37,21 @@ def imagefolder(
     `test_fraction` of each class is the test part. The shorter side of a picture is scaled to `image_size` and its
     centre kept; transparent pixels show `background`. `files` is a CSV file of `path,label` or `path,label,split` in
     place of class folders, in the working directory or in `root`. A relative `root` is looked for in the working
-    directory, then in `data_dir`. A folder without class folders gives unlabelled pictures. Raises DataError, which
-    names the picture or the line that cannot be read.
+    directory, then in `data_dir`. A folder without class folders gives unlabelled pictures. `keep` is where decoded
+    pictures are kept, as `kd_cli.data.keep` reads it. Raises DataError, which names the picture or the line that cannot
+    be read.
     """
     reading = as_reading(image_size, channels, background)
     check_test_fraction(test_fraction)
     data_dir = Path(data_dir).expanduser()
     folder = folder_of(root, data_dir, hint="give the folder that holds one folder per class")
     if files is not None:
-        return _listed(files, folder, reading, data_dir, test_fraction)
+        return _listed(files, folder, reading, data_dir, test_fraction, keep)
     tree = read_tree(folder)
     found = files_of(tree)
-    images, facts, kept = decoded(folder, found, reading, data_dir)
+    images, read = read_pictures(folder, found, reading, data_dir, keep)
     names = tuple(shown(file.relative_to(folder)) for file in found)
-    said = [*tree.notes, *notes(facts, reading), *kept]
+    said = [*tree.notes, *read]
     if folder != Path(root).expanduser().resolve():
         said.insert(0, f"there is no folder {root} here: the pictures are read from {shown(folder)}")
     return source_of(folder, tree, images, names, test_fraction=test_fraction, said=said)
@@ -57,7 +60,7 @@ def imagefolder(
 def source_of(
     folder: Path,
     tree: Tree,
-    images: Tensor,
+    images: Images,
     names: tuple[str, ...],
     *,
     test_fraction: float,
@@ -70,12 +73,12 @@ def source_of(
     """
     if tree.unlabelled:
         everything = Split(images, torch.zeros(len(names), dtype=torch.int64), names)
-        return of_parts(folder, (), everything, Split(images[:0], everything.labels[:0]), None, said)
+        return of_parts(folder, (), everything, Split(selected(images, slice(0)), everything.labels[:0]), None, said)
     splits, start = {}, 0
     for part, classes in tree.parts.items():
         labels = _labels(classes)
         end = start + len(labels)
-        splits[part] = Split(images[start:end], labels, names[start:end])
+        splits[part] = Split(selected(images, slice(start, end)), labels, names[start:end])
         start = end
     class_names = tuple(next(iter(tree.parts.values())))
     if "all" not in splits:
@@ -99,17 +102,16 @@ def check_test_fraction(test_fraction: float) -> None:
         raise ConfigError(f"test_fraction is {test_fraction!r}; it must be a number above 0 and below 1")
 
 
-def _listed(files: str, folder: Path, reading: Reading, data_dir: Path, test_fraction: float) -> Source:
+def _listed(files: str, folder: Path, reading: Reading, data_dir: Path, test_fraction: float, keep: str) -> Source:
     """The pictures below a folder that a list names, one label each."""
     asked = Path(files).expanduser()
     path = asked if asked.is_file() else folder / asked
     lines = read_list(path, folder, several=False, key="dataset.files")
     class_names = tuple(sorted({label for line in lines for label in line.labels}))
-    images, facts, kept = decoded(folder, [line.file for line in lines], reading, data_dir)
+    images, said = read_pictures(folder, [line.file for line in lines], reading, data_dir, keep)
     place = {name: c for c, name in enumerate(class_names)}
     labels = torch.tensor([place[label] for line in lines for label in line.labels])
     everything = Split(images, labels, tuple(shown(line.file.relative_to(folder)) for line in lines))
-    said = [*notes(facts, reading), *kept]
     listed = {line.file for line in lines}
     if others := sum(file.resolve() not in listed for file in Search(PICTURE).files(folder)):
         said.insert(
@@ -171,7 +173,7 @@ def too_few(where: str, total: int, test_fraction: float, noun: str) -> DataErro
 def take(split: Split, positions: Tensor) -> Split:
     """The examples at some positions, with their names."""
     names = tuple(split.names[i] for i in positions.tolist())
-    return Split(split.images[positions], split.labels[positions], names)
+    return Split(selected(split.images, positions), split.labels[positions], names)
 
 
 def _labels(classes: Classes) -> Tensor:

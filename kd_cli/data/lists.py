@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_cli.data.decoded import decoded
 from kd_cli.data.folders import as_reading, check_test_fraction, folder_of, of_parts, take, too_few
+from kd_cli.data.keep import read_pictures
 from kd_cli.data.picture_lists import Line, named_parts, read_list
-from kd_cli.data.pictures import notes, shown
+from kd_cli.data.pictures import shown
 from kd_cli.data.sentences import listed
 from kd_cli.data.source import Source, Split
 from kd_cli.data.splits import set_aside
@@ -27,6 +27,7 @@ def imagelist(
     test_fraction: float = 0.2,
     channels: int = 3,
     background: str | Sequence[int] = "white",
+    keep: str = "auto",
 ) -> Source:
     """Pictures under `root` that `list`, a CSV file, names with their labels; square, `image_size` pixels wide.
 
@@ -43,12 +44,12 @@ def imagelist(
     names = sorted(set().union(*(line.labels for line in lines)))
     if not names:
         raise DataError(f"{shown(folder / list)} gives no picture a label", hint="labels are separated by ;")
-    images, facts, kept = decoded(folder, [line.file for line in lines], reading, data_dir)
+    images, read = read_pictures(folder, [line.file for line in lines], reading, data_dir, keep)
     labels = torch.tensor([[int(name in line.labels) for name in names] for line in lines])
     everything = Split(images, labels, tuple(shown(line.file.relative_to(folder)) for line in lines))
     parts, said = _parts(lines, test_fraction, shown(folder / list))
     splits = {part: take(everything, positions) for part, positions in parts.items()}
-    said = [f"independent labels: {listed(names)}", *said, *notes(facts, reading), *kept]
+    said = [f"independent labels: {listed(names)}", *said, *read]
     return of_parts(folder, tuple(names), splits["train"], splits["test"], splits.get("val"), said)
 
 

@@ -57,6 +57,20 @@ def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         channels = images.unbind(1) if images.dim() == 4 else (images,)
         moments = _moments_of_bytes if images.dtype == torch.uint8 else _moments_of_floats
         pairs = [moments(channel) for channel in channels]
+    return _as_constants(pairs)
+
+
+def byte_counts(images: Tensor) -> Tensor:
+    """How often each byte occurs in each channel of images [N,C,H,W]: [C,256]."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+
+
+def mean_and_std_of_counts(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`mean_and_std` of images of bytes whose `byte_counts` [C,256] are given."""
+    return _as_constants([_moments_of_counts(channel) for channel in counts])
+
+
+def _as_constants(pairs: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # Rounding may leave a tiny deviation for constant images, and dividing by it would amplify the rounding error.
     return tuple(m for m, _ in pairs), tuple(s if s > 1e-7 * abs(m) else 1.0 for m, s in pairs)
 
@@ -72,7 +86,11 @@ def _moments_of_bytes(values: Tensor) -> tuple[float, float]:
     counts = torch.zeros(256, dtype=torch.int64)
     for part in values.split(CHUNK):
         counts += torch.bincount(part.flatten(), minlength=256)
-    share = counts.double() / values.numel()
+    return _moments_of_counts(counts)
+
+
+def _moments_of_counts(counts: Tensor) -> tuple[float, float]:
+    share = counts.double() / int(counts.sum())
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = (share * levels).sum()
     return float(mean), float((share * (levels - mean) ** 2).sum().sqrt())

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd_cli.data.columns import Encoding, fit_encoding, notes_on_unseen
-from kd_cli.data.duplicates import constant, known
-from kd_cli.data.normalisation import mean_and_std
+from kd_cli.data.duplicates import constant, known, same
+from kd_cli.data.normalisation import mean_and_std, mean_and_std_of_counts
 from kd_cli.data.sentences import listed, sentence
 from kd_cli.data.source import Dataset, Source, Split, check, check_images, check_layout, parts_of
 from kd_cli.data.splits import RULE_SEED, set_aside, set_aside_by_class, set_aside_groups
+from kd_cli.data.stored import Images, StoredImages, pieces, selected
+from kd_cli.data.survey import Survey
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.nearest import did_you_mean
 from kd_cli.numeric import is_number, is_whole
+
+SHORT = {"training": "train", "validation": "val", "test": "test"}
 
 
 def prepare(source: Source, *, val_fraction: float, positive: str | int | None = None) -> Dataset:
@@ -34,7 +39,7 @@ def prepare(source: Source, *, val_fraction: float, positive: str | int | None =
     parts = parts_of(source)
     train, val, test = parts["train"], parts.get("val"), parts["test"]
     if val is not None:
-        val_fraction, positions = 0.0, None
+        val_fraction, positions, rest = 0.0, None, None
         rule = f"the {len(val)} examples of the published validation part validate"
         notes = [
             f"{source.name} has a validation part of its own: its {len(val)} examples validate, and val_fraction "
@@ -44,9 +49,15 @@ def prepare(source: Source, *, val_fraction: float, positive: str | int | None =
         positions, rest, rule = _validation_part(source, val_fraction)
         train, val = _take(train, rest), _take(train, positions)
         notes = []
+    survey = Survey(parts, rest, positions) if isinstance(train.images, StoredImages) else None
+    fingerprint = _fingerprint(source, val_fraction, positions, survey)
     encoding, (train, val, test), encoded = _encoded(source, (train, val, test))
     notes += encoded
-    if encoding is None:
+    if isinstance(train.images, StoredImages):
+        assert survey is not None
+        mean, std = mean_and_std_of_counts(survey.counts)
+        notes = [*train.images.notes(), *notes]
+    elif encoding is None:
         mean, std = mean_and_std(train.images)
     else:  # a table's numbers are standardised already, before they are rounded to float32
         mean, std = (0.0,) * encoding.features, (1.0,) * encoding.features
@@ -58,29 +69,31 @@ def prepare(source: Source, *, val_fraction: float, positive: str | int | None =
         class_names=tuple(source.class_names),
         mean=mean,
         std=std,
-        fingerprint=_fingerprint(source, val_fraction, positions),
+        fingerprint=fingerprint,
         split_rule=rule,
         encoding=encoding,
         published=len(parts["train"]),
         rows=source.rows,
     )
-    return replace(dataset, notes=(*source.notes, *notes, *_notes(dataset)))
+    return replace(dataset, notes=(*source.notes, *notes, *_notes(dataset, survey)))
 
 
 def _encoded(source: Source, parts: Sequence[Split]) -> tuple[Encoding | None, Sequence[Split], list[str]]:
     """The parts with a table's columns encoded as its training part says, and notes; others as they are."""
     if source.columns is None:
         return None, parts, []
+    assert isinstance(parts[0].images, Tensor)
     encoding, notes = fit_encoding(source.columns, parts[0].images)
     splits = []
     for name, split in zip(("training", "validation", "test"), parts, strict=True):
+        assert isinstance(split.images, Tensor)
         features, unseen = encoding.encode_read(split.images, source.columns)
         splits.append(replace(split, images=features))
         notes += notes_on_unseen(unseen, name)
     return encoding, splits, notes
 
 
-def unlabelled(source: Source) -> tuple[Tensor, str, list[str]]:
+def unlabelled(source: Source) -> tuple[Images, str, list[str]]:
     """The training images of a source whose labels are not used, their fingerprint, and notes. Raises DataError."""
     if isinstance(source, Source) and source.columns is not None:
         raise DataError(
@@ -94,7 +107,9 @@ def unlabelled(source: Source) -> tuple[Tensor, str, list[str]]:
         return dataset.train.images, dataset.fingerprint, [*source.notes, note]
     check_images(f"data set {source.name}: train", source.train_images)
     check_layout(f"data set {source.name}", source.train_images, source.channels_first)
-    return channels_first(source).train_images, _fingerprint(source, 0.0, None), source.notes
+    fingerprint = _fingerprint(source, 0.0, None)
+    late = source.train_images.notes() if isinstance(source.train_images, StoredImages) else []
+    return channels_first(source).train_images, fingerprint, [*source.notes, *late]
 
 
 def one_label(source: Source, positive: str | int) -> Source:
@@ -132,7 +147,8 @@ def channels_first(source: Source) -> Source:
     if source.channels_first is not False or source.train_images.dim() != 4:
         return source
 
-    def turned(images: Tensor) -> Tensor:
+    def turned(images: Images) -> Tensor:
+        assert isinstance(images, Tensor)  # stored pictures have their channels first
         return images.permute(0, 3, 1, 2).contiguous()
 
     return replace(
@@ -146,7 +162,7 @@ def channels_first(source: Source) -> Source:
 def _take(split: Split, positions: Tensor) -> Split:
     names = tuple(split.names[i] for i in positions.tolist()) if split.names else ()
     rows = None if split.rows is None else split.rows[positions]
-    return Split(split.images[positions], split.labels[positions], names, rows)
+    return Split(selected(split.images, positions), split.labels[positions], names, rows)
 
 
 def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tensor, str]:
@@ -187,7 +203,7 @@ def _validation_part(source: Source, val_fraction: float) -> tuple[Tensor, Tenso
     return val, train, rule
 
 
-def _notes(dataset: Dataset) -> list[str]:
+def _notes(dataset: Dataset, survey: Survey | None) -> list[str]:
     """What a reader of the results must know of the data: one sentence each."""
     notes = []
     named = {"training": dataset.train, "validation": dataset.val, "test": dataset.test}
@@ -197,22 +213,43 @@ def _notes(dataset: Dataset) -> list[str]:
             notes.append(f"no {part} examples: {_classes(empty, 'label' if dataset.multilabel else 'class')}")
     noun = "example" if len(dataset.shape) < 2 else "picture"
     for part in ("validation", "test"):
-        if count := int(known(named[part].images, dataset.train.images).sum()):
+        if count := int(_known(dataset, named[part], SHORT[part], survey).sum()):
             text = f"{{n}} {part} {{{noun}s}} of {len(named[part]):,} {{is}} identical to a training {noun}"
             notes.append(sentence(text, count))
     if len(dataset.shape) > 1:
         blank = [
             split.names[i] if split.names else f"{part} example {i}"
             for part, split in named.items()
-            for i in constant(split.images).nonzero()[:, 0].tolist()
+            for i in _constant(split, SHORT[part], survey).nonzero()[:, 0].tolist()
         ]
         if blank:
             text = "{n} {pictures} {has} the same value in every pixel: {names}"
             notes.append(sentence(text, len(blank), names=listed(blank, 5)))
-    elif flat := (dataset.train.images == dataset.train.images[:1]).all(0).nonzero()[:, 0].tolist():
+    elif flat := _flat(dataset.train.images):
         text = "{n} {features} of {all} {is} constant in the training part: {names} (counted from 0)"
         notes.append(sentence(text, len(flat), all=dataset.shape[0], names=listed([str(i) for i in flat])))
     return notes
+
+
+def _flat(table: Images) -> list[int]:
+    """The features of a table [N,F] that are the same in every row."""
+    assert isinstance(table, Tensor)
+    return (table == table[:1]).all(0).nonzero()[:, 0].tolist()
+
+
+def _known(dataset: Dataset, split: Split, part: str, survey: Survey | None) -> Tensor:
+    """Which examples of a part occur in the training part too."""
+    if survey is None:
+        return known(split.images, dataset.train.images)
+    return same(split.images, dataset.train.images, survey.hashes(part), survey.hashes("train"))
+
+
+def _constant(split: Split, part: str, survey: Survey | None) -> Tensor:
+    """Which examples of a part show nothing."""
+    if survey is not None:
+        return survey.constant(part)
+    assert isinstance(split.images, Tensor)
+    return constant(split.images)
 
 
 def _classes(names: Sequence[str], noun: str) -> str:
@@ -220,17 +257,29 @@ def _classes(names: Sequence[str], noun: str) -> str:
     return f"{noun if len(names) == 1 else plural} {listed(names)}"
 
 
-def _fingerprint(source: Source, val_fraction: float, positions: Tensor | None) -> str:
-    """16 bytes of BLAKE2b over everything that decides what is trained and tested on, in hexadecimal."""
+def _fingerprint(source: Source, val_fraction: float, positions: Tensor | None, survey: Survey | None = None) -> str:
+    """16 bytes of BLAKE2b over everything that decides what is trained and tested on, in hexadecimal.
+
+    Stored pictures are read once for it, which the survey takes part in.
+    """
     digest = hashlib.blake2b(digest_size=16)
     plain = source.groups is None and not source.by_class
-    tensors = [source.train_images, source.train_labels, source.test_images, source.test_labels]
-    tensors += [tensor for tensor in (source.val_images, source.val_labels) if tensor is not None]
-    tensors += [positions] if positions is not None and len(positions) and not plain else []
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for part in ("train", "test", "val"):
+        split = parts_of(source).get(part)
+        if split is not None:
+            read = pieces(split.images) if survey is None else survey.pieces(part)
+            _update(digest, split.images, read)
+            _update(digest, split.labels, [split.labels])
+    if positions is not None and len(positions) and not plain:
+        _update(digest, positions, [positions])
     digest.update(repr((tuple(source.class_names), float(val_fraction))).encode())
     if source.columns is not None:
         digest.update(repr([(column.name, column.categories) for column in source.columns]).encode())
     return digest.hexdigest()
+
+
+def _update(digest: Any, images: Images, read: Iterable[Tensor]) -> None:
+    """Add the type, the shape and the content of images, or of other numbers, to a digest."""
+    digest.update(f"{images.dtype}{tuple(images.shape)}".encode())
+    for piece in read:
+        digest.update(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.columns import Column, Encoding
+from kd_cli.data.stored import Images, StoredImages
 from kd_cli.errors import DataError
 
 
@@ -32,15 +33,16 @@ class Source:
     guessed while reading; they reach the log and the report. No `class_names` and no test part: unlabelled images, for
     `transfer.data` only. `columns` makes the images rows of a table as it was read, [N, columns], which `prepare`
     encodes as fitted on the training part; `*_rows` [N] are then their numbers in the file, which has `rows` of them.
+    Pictures that do not fit in memory are `StoredImages`, channels first.
     """
 
     name: str
-    train_images: Tensor
+    train_images: Images
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Images
     test_labels: Tensor
     class_names: tuple[str, ...]
-    val_images: Tensor | None = None
+    val_images: Images | None = None
     val_labels: Tensor | None = None
     groups: Tensor | None = None
     by_class: bool = True
@@ -62,7 +64,7 @@ class Split:
     `rows` [N] are their numbers in the published part, or in the file that holds all parts.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     names: tuple[str, ...] = ()
     rows: Tensor | None = None
@@ -137,7 +139,7 @@ def check(source: Source) -> None:
         )
     where = f"data set {source.name}"
     names = source.class_names
-    if not names and isinstance(source.test_images, Tensor) and len(source.test_images) == 0:
+    if not names and isinstance(source.test_images, Tensor | StoredImages) and len(source.test_images) == 0:
         raise DataError(
             f"{where} has pictures without labels",
             hint="put each class's pictures into a folder of its own (cat/1.jpg, dog/1.jpg), or give it as "
@@ -173,6 +175,10 @@ def check(source: Source) -> None:
 
 def check_images(what: str, images: Any, *, missing: bool = False) -> None:
     """Raise DataError if these are no images that a model can be trained on; with `missing`, NaN is a missing value."""
+    if isinstance(images, StoredImages):
+        if not len(images):
+            raise DataError(f"{what}_images are empty; there must be at least one example")
+        return
     if not isinstance(images, Tensor) or images.device.type != "cpu":
         raise DataError(f"{what}_images must be a tensor on the CPU, and is {_kind(images)}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -187,7 +193,7 @@ def check_images(what: str, images: Any, *, missing: bool = False) -> None:
         raise DataError(f"{what}_images hold values that are infinite or not numbers")  # aminmax passes a NaN on
 
 
-def check_layout(where: str, images: Tensor, channels_first: bool | None) -> None:
+def check_layout(where: str, images: Images, channels_first: bool | None) -> None:
     """Raise DataError if images [N,a,b,c] look like [N,H,W,C] and the source does not say what they are."""
     if images.dim() != 4 or channels_first is not None:
         return

@@ -38,7 +38,7 @@ def high_temperature(folder: Path) -> list[Path]:
     config = configuration(soft[0])
     data = load_device_data(config)
     store = Store(config.store_dir)
-    images = data.dataset.test.images
+    images = data.dataset.test.images[:]
 
     def outputs(run: Run, role: str) -> Tensor:
         return logits_on_test(stored(store, run.summary[role]["fingerprint"], run))

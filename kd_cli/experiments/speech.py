@@ -112,7 +112,7 @@ def speech(folder: Path) -> list[Path]:
     students = {T: [run for run in runs if float(run.config["T"]) == T] for T in temperatures(runs)}
     with torch.no_grad():
         by_T = {
-            T: [results(load_student(run.path)(dataset.test.images)) for run in some] for T, some in students.items()
+            T: [results(load_student(run.path)(dataset.test.images[:])) for run in some] for T, some in students.items()
         }
     chosen = max(students, key=lambda T: mean_of(run.validation("val_accuracy") or 0.0 for run in students[T]))
     table = {

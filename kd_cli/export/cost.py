@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.cpus import usable
+from kd_cli.data.stored import Images
 from kd_cli.errors import ExportError
 from kd_cli.export.forms import INPUT, OUTPUT, onnx_session, pt2_bytes, run_pt2
 from kd_cli.export.latency import Call, side_by_side, surroundings, threads
@@ -20,7 +21,7 @@ from kd_cli.export.student import Student
 BATCHES = (1, 128)
 
 
-def measured_cost(models: Mapping[str, Student], files: Mapping[str, Path], images: Tensor) -> dict[str, Any]:
+def measured_cost(models: Mapping[str, Student], files: Mapping[str, Path], images: Images) -> dict[str, Any]:
     """Latencies and memory of PyTorch models and of exported files, by name, on examples of the test set.
 
     `files` are by form: onnx, int8, pt2. Each model is measured with batches of BATCHES and with one thread and all.
@@ -57,12 +58,12 @@ def in_file(form: str, path: Path, batch: Tensor) -> Call:
     return lambda: session.run([OUTPUT], {INPUT: array})
 
 
-def memory(form: str, path: Path, images: Tensor) -> dict[str, int] | None:
+def memory(form: str, path: Path, images: Images) -> dict[str, int] | None:
     kind = str(images.dtype).removeprefix("torch.")
     return peak_memory(form, path, batch=BATCHES[-1], shape=tuple(images.shape[1:]), kind=kind)
 
 
-def memory_of_module(model: Student, path: Path, images: Tensor) -> dict[str, int] | None:
+def memory_of_module(model: Student, path: Path, images: Images) -> dict[str, int] | None:
     """Peak memory of a PyTorch model as a program of torch.export; None where it cannot be one."""
     try:
         path.write_bytes(pt2_bytes(model))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_cli.data.stored import Images
 from kd_cli.errors import ExportError, first_line
 from kd_cli.export.forms import INPUT
 from kd_cli.export.parity import Parity
@@ -22,7 +23,7 @@ MORE_ERRORS = 0.01  # of the test examples, at most
 LAYERS = ["Conv", "Gemm", "MatMul"]  # the preparation of the input stays in floating point
 
 
-def int8_bytes(content: bytes, train: Tensor, ranges: Ranges | None = None) -> tuple[bytes, str]:
+def int8_bytes(content: bytes, train: Images, ranges: Ranges | None = None) -> tuple[bytes, str]:
     """The content of a .onnx file with int8 weights, and how it was quantised, from that of one with floats.
 
     Convolutional networks: static, per channel, QDQ, activations calibrated on training images [N, ...]. Networks
@@ -87,13 +88,13 @@ def own_ranges(model: Any, ranges: Ranges) -> dict[str, Any]:
     return {"TensorQuantOverrides": found, "OpTypesToExcludeOutputQuantization": LAYERS, "QuantizeBias": False}
 
 
-def calibration_images(train: Tensor) -> Tensor:
+def calibration_images(train: Images) -> Tensor:
     """CALIBRATION images evenly spaced over the training part, in whose order classes may follow one another."""
     count = min(CALIBRATION, len(train))
     return train[torch.linspace(0, len(train) - 1, count).long()]
 
 
-def reader(train: Tensor) -> Any:
+def reader(train: Images) -> Any:
     """What ONNX Runtime reads its calibration data from."""
     from onnxruntime.quantization import CalibrationDataReader
 

@@ -15,6 +15,7 @@ from kd_cli.config.moved import with_current_names
 from kd_cli.config.values import TrainSpec
 from kd_cli.data.columns import Encoding
 from kd_cli.data.source import Dataset
+from kd_cli.data.stored import value_range
 from kd_cli.errors import CheckpointError, KdError, first_line
 from kd_cli.export.student import Student
 from kd_cli.learn.teachers import freeze
@@ -51,7 +52,7 @@ def record_student(spec: TrainSpec, dataset: Dataset, shift: Tensor) -> dict[str
         "std": list(dataset.std),
         "normalize": spec.normalize,
         "values": "bytes" if images.dtype == torch.uint8 else "floats",
-        "range": [0.0, 1.0] if images.dtype == torch.uint8 else [float(value) for value in torch.aminmax(images)],
+        "range": list(value_range(images)),
         "shift": shift.tolist() if shift.any() else None,
         "precision": spec.precision,
         **({"multilabel": True} if dataset.multilabel else {}),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.source import Split
+from kd_cli.data.stored import Images, selected
 from kd_cli.errors import ExportError
 from kd_cli.label_metrics import evaluate_labels, label_agreement
 from kd_cli.metrics import agreement, evaluate_logits
@@ -36,7 +37,7 @@ class Parity:
 
 
 @torch.no_grad()
-def logits_of(predict: Predict, images: Tensor) -> Tensor:
+def logits_of(predict: Predict, images: Images) -> Tensor:
     """Logits [N, C] of images [N, ...], in batches of several sizes."""
     found, start = [], 0
     for size in FIRST:
@@ -44,7 +45,7 @@ def logits_of(predict: Predict, images: Tensor) -> Tensor:
         start += size
         if start >= len(images):
             break
-    found += [predict(part) for part in images[start:].split(BATCH) if len(part)]
+    found += [predict(part) for part in selected(images, slice(start, None)).split(BATCH) if len(part)]
     return torch.cat(found).double()
 
 

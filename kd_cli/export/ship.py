@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from kd_cli.data.source import Dataset
+from kd_cli.data.stored import Images
 from kd_cli.errors import ExportError
 from kd_cli.export.card import write_card
 from kd_cli.export.cost import int8_against_floats, measured_cost, size_of
@@ -177,7 +176,7 @@ class Shipment:
         write_json(self.path, self.record)
 
 
-def int8_form(model: Student, metadata: Mapping[str, Any], train: Tensor) -> tuple[bytes, str]:
+def int8_form(model: Student, metadata: Mapping[str, Any], train: Images) -> tuple[bytes, str]:
     """The content of an int8 file, and how it was quantised: as the model was trained, else after training."""
     if not int8_layers(model.network):
         return int8_bytes(onnx_bytes(model, metadata), train)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_cli.data.columns import Encoding
 from kd_cli.data.source import Dataset
+from kd_cli.data.stored import value_range
 from kd_cli.errors import DataError
 
 BYTES = 255
@@ -128,8 +129,6 @@ class Student(nn.Module):
 def with_preparation(network: nn.Module, data: Dataset, dtype: torch.dtype) -> Student:
     """A trained network on the CPU with the preparation of its input, as the data set's images are."""
     images = data.train.images
-    is_bytes = images.dtype == torch.uint8
-    low, high = (0.0, 1.0) if is_bytes else (float(value) for value in torch.aminmax(images))
     return Student(
         network,
         mean=data.mean,
@@ -137,8 +136,8 @@ def with_preparation(network: nn.Module, data: Dataset, dtype: torch.dtype) -> S
         classes=data.class_names,
         input_shape=data.shape,
         dtype=dtype,
-        values="bytes" if is_bytes else "floats",
-        range=(low, high),
+        values="bytes" if images.dtype == torch.uint8 else "floats",
+        range=value_range(images),
         multilabel=data.multilabel,
         encoding=data.encoding,
     ).eval()

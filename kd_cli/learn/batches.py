@@ -106,6 +106,9 @@ class Examples:
         found.normalise = self.normalise
         return found
 
+    def expect(self, order: Tensor, sizes: Sequence[int]) -> None:
+        """The examples are asked for in this order [U,n] from now on, in batches of these sizes: some read ahead."""
+
     def blocks(self, order: Tensor, sizes: Sequence[int], augmented: Augmented | None = None) -> Block:
         """The examples in this order [U,n] as consecutive batches of these sizes."""
         return Block(self, order, tuple(sizes), augmented)

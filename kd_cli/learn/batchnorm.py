@@ -75,5 +75,6 @@ def training_batches(train: Examples, batch_size: int, *, seed: int, role: str, 
     n = len(train)
     order = torch.randperm(n, generator=generator(seed, role, "batchnorm", epoch)).to(train.device)
     sizes = batch_sizes(n, batch_size)[:BATCHES]
+    train.expect(order[None, : sum(sizes)], sizes)
     for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
         yield train.images(order[None, start : start + size])[0]

@@ -57,6 +57,25 @@ class CachedTeacher(Teacher):
         return Outputs(combine_logits(self.logits_MNC[:, index], combine=self.combine, T=T[:, None, None]))
 
 
+class MappedTeacher(Teacher):
+    """A `CachedTeacher` whose logits stay in the files that they are mapped from: only a batch's are in memory."""
+
+    needs_images = False
+
+    def __init__(
+        self, members: Sequence[Tensor], rows: Tensor, *, combine: str = "geometric", device: torch.device | str = "cpu"
+    ) -> None:
+        """`members` are each one's logits [N,C] on the CPU; `rows` [n] are the examples of the transfer set in them."""
+        self.members, self.rows, self.combine, self.device = members, rows.cpu(), combine, device
+        self.depends_on_T = len(members) > 1 and combine != "geometric"
+
+    def __call__(self, batch: Batch, T: Tensor) -> Outputs:
+        rows = self.rows[batch.index.flatten().cpu()]
+        found = torch.stack([logits.index_select(0, rows) for logits in self.members]).to(self.device)
+        members_MUBC = found.unflatten(1, batch.index.shape)
+        return Outputs(combine_logits(members_MUBC, combine=self.combine, T=T[:, None, None]))
+
+
 Answer = tuple[Batch, Tensor, dict[str, Tensor]]  # of a live teacher: members' logits [M,U,B,C], features
 
 

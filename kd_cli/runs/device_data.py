@@ -12,9 +12,11 @@ from kd_cli.config.values import RunConfig
 from kd_cli.data.normalisation import Normalisation
 from kd_cli.data.prepare import prepare
 from kd_cli.data.source import Dataset, Split
+from kd_cli.data.stored import Images, StoredImages
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Examples
 from kd_cli.learn.cuda_graphs import CudaGraphs, Recorder
+from kd_cli.learn.stored_examples import StoredExamples
 from kd_cli.models.building import dtype_of
 
 
@@ -83,12 +85,19 @@ def load_device_data(config: RunConfig) -> DeviceData:
     normalise = Normalisation(dataset.mean, dataset.std, dtype)
 
     def examples(split: Split) -> Examples:
-        return Examples(split.images.to(device), split.labels.to(device), normalise=normalise)
+        return examples_of(split.images, split.labels.to(device), normalise)
 
     black = torch.zeros(1, *dataset.shape, dtype=dataset.train.images.dtype)
     fill = normalise(black).flatten(2)[0, :, 0] if black.ndim == 4 else torch.zeros(1)
     train, val, test = map(examples, (dataset.train, dataset.val, dataset.test))
     return DeviceData(dataset, device, config.precision, train, val, test, fill.to(device), config.cuda_graphs)
+
+
+def examples_of(images: Images, labels: Tensor, normalise: Normalisation) -> Examples:
+    """Images and their labels on the labels' device; stored images stay where they are and are read batch by batch."""
+    if isinstance(images, StoredImages):
+        return StoredExamples(images, labels, normalise=normalise)
+    return Examples(images.to(labels.device), labels, normalise=normalise)
 
 
 def device_name(device: torch.device) -> str:

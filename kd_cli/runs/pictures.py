@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kd_cli.data.stored import Images
 from kd_cli.metrics import confusion, reliability
 
 TEMPERATURES = (1.0, 2.0, 5.0, 10.0, 20.0)
@@ -23,7 +24,7 @@ FILES = 3  # of a pair of classes
 
 
 def pictures(
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     teacher_logits: Tensor | None,
     student_logits: Tensor,
@@ -68,7 +69,7 @@ def pictures(
                 "why": why,
                 "file": None if files is None else str(files[i]),
                 "label": str(class_names[int(labels[i])]),
-                "image": picture(images[i]),
+                "image": picture(images[i : i + 1][0]),
                 **_likeliest(i, int(labels[i]), teacher, student, class_names, taught[k], learnt[k]),
             }
             for k, (i, why) in enumerate(chosen)

@@ -10,6 +10,7 @@ from pathlib import Path
 from kd_cli.config.values import RunConfig
 from kd_cli.data.sentences import listed
 from kd_cli.data.source import Dataset
+from kd_cli.data.stored import StoredImages
 from kd_cli.errors import KdError
 from kd_cli.runs.building import build_method
 from kd_cli.runs.chains import wanted_assistants
@@ -136,8 +137,10 @@ def described(dataset: Dataset) -> str:
     counts = ", ".join(f"{len(split):,} {name}" for name, split in parts.items())
     memory = sum(split.images.numel() * split.images.element_size() for split in parts.values())
     shape = "x".join(map(str, dataset.shape)) + (" features" if len(dataset.shape) == 1 else "")
-    kind = str(dataset.train.images.dtype).removeprefix("torch.")
+    images = dataset.train.images
+    kept = f" {images.kept}" if isinstance(images, StoredImages) else ""
+    kind = str(images.dtype).removeprefix("torch.")
     classes = f"{dataset.classes} {'labels' if dataset.multilabel else 'classes'} ({listed(dataset.class_names, 5)})"
     per_class = dataset.class_counts()["train"]
     least = f"{min(per_class):,} to {max(per_class):,} training examples each"
-    return f"{dataset.name}: {counts} examples of {shape} {kind}, {memory / 1e6:,.1f} MB; {classes}, {least}"
+    return f"{dataset.name}: {counts} examples of {shape} {kind}, {memory / 1e6:,.1f} MB{kept}; {classes}, {least}"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from kd_cli.data.keep import OF_MEMORY
+from kd_cli.data.room import available_memory
 from kd_cli.learn.augment import Augment
-from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
+from kd_cli.learn.stored_examples import StoredExamples
+from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, MappedTeacher, Teacher
+from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.models import load_module, predict_module
 
 if TYPE_CHECKING:
@@ -47,10 +52,23 @@ def teacher_of(session: Session, job: Job) -> Teacher | None:
     ensemble, data, transfer = job.taught_by, session.data, session.transfer(job.config)
     live = needs_live_teacher(job)
     if not live and transfer.index is not None:
-        logits = torch.stack([entry.outputs()["train"][transfer.index] for entry in ensemble.members])
+        members = [entry.outputs()["train"] for entry in ensemble.members]  # mapped from the store's files
+        if stay_mapped(members, data):
+            return MappedTeacher(members, transfer.index, combine=ensemble.combine, device=data.device)
+        logits = torch.stack([member[transfer.index] for member in members])
     else:
         modules = [load_module(ensemble.spec, entry.weights(), data, role="teacher") for entry in ensemble.members]
         if live:
             return LiveTeacher(modules, combine=ensemble.combine)
         logits = torch.stack([predict_module(module, transfer.examples) for module in modules])
     return CachedTeacher(logits.to(data.device), combine=ensemble.combine)
+
+
+def stay_mapped(members: Sequence[Tensor], data: DeviceData) -> bool:
+    """Whether a teacher's logits are read from their files batch by batch: where the data are, or where they are large.
+
+    Large is what `dataset.keep=auto` calls large: more than a quarter of the memory that is available.
+    """
+    memory = available_memory()
+    size = sum(member.numel() * member.element_size() for member in members)
+    return isinstance(data.train, StoredExamples) or (memory is not None and size * OF_MEMORY > memory)

@@ -16,10 +16,11 @@ from kd_cli.data.normalisation import Normalisation
 from kd_cli.data.prepare import unlabelled
 from kd_cli.data.source import Dataset
 from kd_cli.data.splits import first_positions
+from kd_cli.data.stored import Images, selected
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.learn.batches import Examples
 from kd_cli.nearest import did_you_mean
-from kd_cli.runs.device_data import DeviceData
+from kd_cli.runs.device_data import DeviceData, examples_of
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,17 @@ def _other_data(spec: Transfer, config: RunConfig, data: DeviceData) -> Transfer
         )
     if not _same_scale(images, data.dataset.train.images):
         raise DataError(
-            f"transfer.data is {source.name} with {images.dtype} images from {float(images.min()):g} to "
-            f"{float(images.max()):g}, and {data.dataset.name} has {data.dataset.train.images.dtype}: their scales "
-            "cannot be compared",
+            f"transfer.data is {source.name} with {images.dtype} images{_range(images)}, and "
+            f"{data.dataset.name} has {data.dataset.train.images.dtype}: their scales cannot be compared",
             hint="give both as torch.uint8, or both as floating point",
         )
     if spec.fraction < 1:
-        images = images[first_positions(len(images), max(1, round(spec.fraction * len(images))))]
+        images = selected(images, first_positions(len(images), max(1, round(spec.fraction * len(images)))))
     normalise = Normalisation(data.dataset.mean, data.dataset.std, data.dtype)
     labels = data.train.labels.new_zeros(len(images), *data.train.labels.shape[1:])  # never read: beta is 0
-    examples = Examples(images.to(data.device), labels, normalise=normalise)
-    facts = {**spec.examples(), "data": node, "fingerprint": content}
+    examples = examples_of(images, labels, normalise)
+    named = {key: value for key, value in node.items() if key != "keep"}  # where pictures are kept changes nothing
+    facts = {**spec.examples(), "data": named, "fingerprint": content}
     said = tuple(f"transfer.data: {note}" for note in [*notes, *read])
     return TransferSet(examples, None, (), False, facts, said)
 
@@ -122,9 +123,13 @@ def _of_the_same_size(node: dict[str, Any], dataset: Dataset) -> tuple[dict[str,
     return {**node, **sizes}, [f"{said}, as in {dataset.name}"] if said else []
 
 
-def _same_scale(images: Tensor, others: Tensor) -> bool:
+def _range(images: Images) -> str:
+    return f" from {float(images.min()):g} to {float(images.max()):g}" if isinstance(images, Tensor) else ""
+
+
+def _same_scale(images: Images, others: Images) -> bool:
     """False if one of them are bytes, which count as 0..1, and the other are floats beyond that range."""
-    floats = [one for one in (images, others) if one.is_floating_point()]
+    floats = [one for one in (images, others) if isinstance(one, Tensor) and one.is_floating_point()]
     return len(floats) != 1 or (float(floats[0].min()) >= 0 and float(floats[0].max()) <= 1)
 
 
