@@ -143,6 +143,10 @@ def test_a_run_by_two_processes_is_that_of_one_and_goes_on_after_a_process_was_k
     ("argv", "message"),
     [
         (["-m", "T=1,2"], "error: torchrun has started 2 processes, which train one run together, and this is a sweep"),
+        (
+            ["method=theseus", "teacher.hidden=[8]", "student.hidden=[8]"],
+            "error: method=theseus trains a student in its teacher's place in one process",
+        ),
         (["peers=2", "method=mutual"], "error: peers learn from each other in one process, and torchrun has started 2"),
     ],
 )
