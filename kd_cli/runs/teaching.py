@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from kd_cli.runs.session import Session
 
 
+STORED = "by its stored logits"
+
+
 def needs_live_teacher(job: Job) -> bool:
     """Whether a teacher of the job's student must see the student's own images, or run for its features."""
     assert job.method is not None
@@ -33,7 +36,7 @@ def way_of_teaching(job: Job) -> str:
     assert job.method is not None
     if job.method.replaces_modules:
         return "by its modules"  # whose hooks would keep features of the mixed networks for others
-    return "live" if needs_live_teacher(job) else "by its stored logits"
+    return "live" if needs_live_teacher(job) else STORED
 
 
 def taught_by(summary: Mapping[str, Any]) -> str | None:

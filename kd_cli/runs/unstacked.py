@@ -12,7 +12,7 @@ from kd_cli.data.sentences import listed
 from kd_cli.runs.cohorts import cohort_facts, differences
 from kd_cli.runs.distil import student_tasks
 from kd_cli.runs.jobs import Job
-from kd_cli.runs.teaching import taught_by, way_of_teaching
+from kd_cli.runs.teaching import STORED, taught_by, way_of_teaching
 
 if TYPE_CHECKING:
     from kd_cli.runs.session import Session
@@ -49,7 +49,7 @@ def shared_facts(session: Session, job: Job) -> dict[str, Any]:
     teacher = taught_by(job.summary)
     return {
         "teacher": teacher,
-        "method": teacher and way_of_teaching(job),
+        "method": way_of_teaching(job) if teacher is not None else STORED,  # hard labels differ by their teacher alone
         "transfer": [session.transfer(job.config).facts, job.config.transfer.labels],
         "diagnostics": job.config.diagnostics,
     }
