@@ -30,6 +30,7 @@ PROGRESS = {
     "%d × %s run one by one: %s (%s)",
     "%d × %s: %d at once, about %.3g MB each, measured %s",
     "%d %s side by side on %s: %s (%s)",
+    "%d models side by side: about %s each, and %s in a step",
     "%d models side by side: %d at a time, measured %.3g s one after another, %.3g s %d at a time",
     "%s: %s; they are trained one by one now",
     "%d × student run one by one: those that differ in %s are not trained together (%s)",

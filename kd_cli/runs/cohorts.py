@@ -90,7 +90,19 @@ def fitting(stage: Stage, stacks: Sequence[list[Member]]) -> list[list[list[Memb
         else:
             groups.append([stack])
             weights, largest = own, step
+    for group in groups:
+        if len(group) > 1:
+            each, steps = zip(*(known[stack[0].task.stack_key()] for stack in group), strict=True)
+            log.info(
+                "%d models side by side: about %s each, and %s in a step", len(group), megabytes(each), megabytes(steps)
+            )
     return groups
+
+
+def megabytes(sizes: Sequence[float]) -> str:
+    """Bytes, or the range of several, in words: 0.3 MB, 0.3 to 12 MB."""
+    ends = dict.fromkeys(f"{mb:,.0f}" if mb >= 10 else f"{mb:.2g}" for mb in (min(sizes) / 1e6, max(sizes) / 1e6))
+    return f"{' to '.join(ends)} MB"
 
 
 def memory_of(stage: Stage, member: Member) -> tuple[float, float]:
