@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test lint unit all-tests wheel-test wheel bench paper clean
+.PHONY: help install run test lint unit all-tests long-tests wheel-test wheel bench paper clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -36,10 +36,13 @@ lint: $(STAMP) ## formatting, lint rules, types
 
 # One thread per worker: torch's own threads would fight over the cores. WORKERS=0 starts sooner for a few tests.
 unit: $(STAMP) ## the quick tests: make unit ARGS='-k store'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long" $(ARGS)
 
 all-tests: $(STAMP) ## the quick and the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not long" $(ARGS)
+
+long-tests: $(STAMP) ## whole runs by several processes, killed streams: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m long $(ARGS)
 
 wheel-test: $(STAMP) ## an installed wheel behaves as the checkout does
 	$(BIN)/python scripts/check_wheel.py

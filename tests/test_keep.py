@@ -119,6 +119,7 @@ def test_pages_that_are_given_back_are_read_again(zoo, monkeypatch):
     assert images[:].equal(images[:])
 
 
+@pytest.mark.long
 def test_a_student_of_streamed_pictures_is_byte_for_byte_that_of_resident_ones(tiny, zoo, tmp_path):
     words = [*STREAMED, f"dataset.root={zoo}", "training.crop=1", "student.dropout=0.3", "training.batch_size=16"]
     weights = set()
@@ -223,7 +224,7 @@ def test_what_a_killed_process_was_decoding_is_removed_and_what_another_decodes_
     assert held.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 def test_a_killed_streaming_run_leaves_no_workers_and_ends_with_the_same_bytes(kd_run, start, zoo, tmp_path):
     words = [*TINY, *STREAMED, f"dataset.root={zoo}", "dataset.keep=none", "training.epochs=4", "checkpoint.every=1"]

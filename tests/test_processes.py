@@ -46,7 +46,7 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case",
     [
@@ -108,7 +108,7 @@ def together(start: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_by_two_processes_is_that_of_one_and_goes_on_after_a_process_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any, together: Callable[..., list[Ran]]
 ) -> None:

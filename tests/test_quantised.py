@@ -155,7 +155,7 @@ def test_the_int8_file_has_the_scales_of_the_training(build: Callable[..., nn.Mo
     assert (run_onnx(path)(images).argmax(1) == wanted.argmax(1)).float().mean() > 0.9  # in integers
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_trains_the_student_in_int8_and_the_teacher_in_floats(tiny: Callable[..., Ran]) -> None:
     from kd_cli import load_student
 
