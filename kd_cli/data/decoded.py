@@ -30,6 +30,7 @@ from kd_cli.data.room import free_disk, gigabytes
 from kd_cli.data.stored import PIECE, MappedFile
 from kd_cli.data.streamed import PictureFiles
 from kd_cli.errors import DataError
+from kd_cli.locks import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -187,23 +188,16 @@ def _reserve(file: IO[bytes], size: int) -> None:
 
 
 def _lock(file: IO[bytes]) -> None:
-    """Hold a file as long as this process lives, where the system has such locks."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Hold a file as long as this process lives, where the file system has locks."""
+    with contextlib.suppress(OSError):
+        try_lock(file.fileno())
 
 
 def _tidy(folder: Path) -> None:
     """Remove what processes that were killed while they decoded left behind."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
     for path in folder.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - path.stat().st_mtime > ABANDONED:
+            if try_lock(file.fileno()) and time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()
 
 

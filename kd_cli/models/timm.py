@@ -20,27 +20,23 @@ TARGET = "kd_cli.models.timm.timm_model"
 RECORDED = "recorded"  # as pretrained=true, for a network whose weights are loaded afterwards: nothing is downloaded
 
 
-class Pretrained(nn.Module):
+class Resized(nn.Module):
+    """A network that sees images in another size, (height, width), or as they are."""
+
+    def __init__(self, network: nn.Module, image_size: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.network, self.image_size = network, image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(resized(images, self.image_size))
+
+
+class Pretrained(Resized):
     """A network with pretrained weights, which sees images in the size and the normalisation of its configuration."""
 
     def __init__(self, network: nn.Module, *, image_size: tuple[int, int] | None, normalisation: Mapping[str, Any]):
-        super().__init__()
-        self.network, self.image_size = network, image_size
+        super().__init__(network, image_size)
         self.normalisation = dict(normalisation)  # mean and std, of values from 0 to 1: `kd_cli.models.building`
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(resized(images, self.image_size))
-
-
-class Resized(nn.Module):
-    """A network that sees images in another size."""
-
-    def __init__(self, network: nn.Module, image_size: tuple[int, int]) -> None:
-        super().__init__()
-        self.network, self.image_size = network, image_size
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(resized(images, self.image_size))
 
 
 def resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
