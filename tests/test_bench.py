@@ -1,27 +1,45 @@
 """`scripts/bench.py` measures and prints; how fast anything is, no test says."""
 
 import argparse
+import importlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCH = Path(__file__).resolve().parents[1] / "scripts" / "bench.py"
 TINY = ("--examples", "256", "--rounds", "1", "--threads", "1")
 
 
-def bench(folder: Path, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, str(BENCH), *arguments], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+class Bench:
+    """The scripts, called in this process: a new one would spend longer on importing torch than on measuring."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, printed: pytest.CaptureFixture[str]) -> None:
+        self.patch, self.printed = monkeypatch, printed
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(str(BENCH.parent))
+
+    def __call__(self, *arguments: str, script: str = "bench") -> str:
+        self.patch.setattr(sys, "argv", [script, *arguments])
+        importlib.import_module(script).main()
+        return self.printed.readouterr().out
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]:
+    threads = torch.get_num_threads()
+    yield Bench(tmp_path, monkeypatch, capsys)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
-def test_prints_ratios_on_made_data_of_mnists_shape_and_writes_every_round(tmp_path: Path) -> None:
-    said = bench(tmp_path, *TINY, "--rounds", "1", "--teacher", "smallmlp", "--no-startup", "--json", "numbers.json")
+def test_prints_ratios_on_made_data_of_mnists_shape_and_writes_every_round(tmp_path: Path, bench: Bench) -> None:
+    said = bench(*TINY, "--batch", "16", "--teacher", "smallmlp", "--no-startup", "--json", "numbers.json")
 
     assert "256 examples of made data of MNIST's shape" in said
     assert re.search(r"^bare loop +[\d,]+ +\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) +goal 2\.4", said, re.M), said
@@ -44,22 +62,19 @@ def test_refuses_a_number_of_rounds_that_measures_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_sweep_mode_compares_stacks_with_single_students(tmp_path: Path) -> None:
-    said = bench(tmp_path, "--sweep", "--examples", "128", "--rounds", "1", "--threads", "1")
+def test_the_sweep_mode_compares_stacks_with_single_students(bench: Bench) -> None:
+    said = bench("--sweep", "--examples", "128", "--rounds", "1", "--threads", "1")
 
     for students in ("16 tinymlp", "64 tinymlp", "16 smallmlp"):
         assert re.search(rf"^ *{students} +stacked is faster by \d+\.\d\d .*, takes \d+\.\d .* times one", said, re.M)
 
 
 @pytest.mark.slow
-def test_students_side_by_side_are_measured_against_the_same_one_by_one(tmp_path: Path) -> None:
-    script = BENCH.with_name("bench_cohort.py")
+def test_students_side_by_side_are_measured_against_the_same_one_by_one(tmp_path: Path, bench: Bench) -> None:
     small = ("--examples", "32", "--batch", "16", "--students", "2", "--rounds", "1", "--threads", "1")
-    command = [sys.executable, str(script), *small, "--teacher", "resnet18", "--json", "numbers.json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "32 examples of made data of CIFAR-10's shape" in done.stdout
-    assert re.search(r"^2 students one by one / side by side +\d+\.\d\d \(", done.stdout, re.M), done.stdout
+    said = bench(*small, "--teacher", "resnet18", "--json", "numbers.json", script="bench_cohort")
+    assert "32 examples of made data of CIFAR-10's shape" in said
+    assert re.search(r"^2 students one by one / side by side +\d+\.\d\d \(", said, re.M), said
     seconds = json.loads((tmp_path / "numbers.json").read_text())["seconds"]
     assert {"side by side", "in turn", "one by one", "alone", "plain PyTorch"} == set(seconds)
 
@@ -99,8 +114,8 @@ def test_int8_is_said_to_be_slower_where_it_is(
 
 
 @pytest.mark.slow
-def test_photos_from_the_decoded_file_are_measured_against_an_imagefolder(tmp_path: Path) -> None:
-    said = bench(tmp_path, "--data", *TINY)
+def test_photos_from_the_decoded_file_are_measured_against_an_imagefolder(bench: Bench) -> None:
+    said = bench("--data", *TINY)
     for student in ("tinymlp", "cnn"):
         assert re.search(rf"^{student}: \d+ training photos of 64x64, .*ImageFolder: (floats|bytes)", said, re.M), said
     for name in ("kd-cli", "first pass", "streamed", "ImageFolder"):
