@@ -44,7 +44,8 @@ for name, labels in (("the teacher's probabilities", teacher), ("those below 0.0
     for library, answer in answers.items():
         agreed = float(((answer > 0.5) == (teacher > 0.5)).mean())
         found[name, library] = agreed
-        print(f"{name}: {library}: mean {answer.mean():.3f} (teacher {labels.mean():.3f}), the teacher's class on {agreed:.1%}")
+        means = f"mean {answer.mean():.3f} (labels {labels.mean():.3f})"
+        print(f"{name}: {library}: {means}, the teacher's class on {agreed:.1%}")
 binary = [agreed for (_, library), agreed in found.items() if library == "lightgbm binary"]
 others = [agreed for (_, library), agreed in found.items() if library != "lightgbm binary"]
 raise SystemExit(not (max(binary) < 0.7 and min(others) > 0.95))

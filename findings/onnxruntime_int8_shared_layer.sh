@@ -73,13 +73,15 @@ errors, exact = {}, {shared: answers(network(shared), ALL) for shared in (True, 
 for layout, nodes_named in ((QuantFormat.QOperator, True), (QuantFormat.QDQ, True), (QuantFormat.QDQ, False)):
     for shared in (True, False):
         quantize_static(network(shared, nodes_named), "int8.onnx", Examples(), quant_format=layout)
-        case = f"{layout.name}, nodes {'with' if nodes_named else 'without'} names, {'one layer used thrice' if shared else 'three equal layers'}"
+        layers = "one layer used thrice" if shared else "three equal layers"
+        case = f"{layout.name}, nodes {'with' if nodes_named else 'without'} names, {layers}"
         for level in (ALL, NONE):
             error = np.abs(answers("int8.onnx", level) - exact[shared]).mean() / np.ptp(exact[shared])
             errors[case, level] = 100 * float(error)
         print(f"{case}: {', '.join(f'{level} {errors[case, level]:.2f}%' for level in (ALL, NONE))}")
 print(f"float answers differ by {np.abs(exact[True] - exact[False]).max():.3g}")
-thrice = "nodes with names, one layer used thrice", "nodes without names, one layer used thrice"
-spoiled = [errors.pop((f"QOperator, {thrice[0]}", level)) for level in (ALL, NONE)] + [errors.pop((f"QDQ, {thrice[1]}", ALL))]
+thrice = "names, one layer used thrice"
+spoiled = [errors.pop((f"QOperator, nodes with {thrice}", level)) for level in (ALL, NONE)]
+spoiled.append(errors.pop((f"QDQ, nodes without {thrice}", ALL)))
 raise SystemExit(not (min(spoiled) > 8 * max(errors.values()) and np.array_equal(exact[True], exact[False])))
 PYTHON

@@ -52,8 +52,10 @@ seen = {}
 teacher.register_forward_hook(lambda _, inputs, output: seen.update(pixels=inputs[0], logits=output))
 task(images, labels)
 within = right(seen["logits"])
-print(f"timm {version('timm')}, torch {version('torch')}; student's mean {student.pretrained_cfg['mean']}, std {student.pretrained_cfg['std']}")
-print(f"batch: mean {images.mean():.3f}, std {images.std():.3f}; what the teacher sees: mean {seen['pixels'].mean():.3f}, std {seen['pixels'].std():.3f}")
+keys = student.pretrained_cfg
+print(f"timm {version('timm')}, torch {version('torch')}; student's mean {keys['mean']}, std {keys['std']}")
+for name, pixels in (("the batch", images), ("what the teacher sees", seen["pixels"])):
+    print(f"{name}: mean {pixels.mean():.3f}, std {pixels.std():.3f}")
 print(f"teacher right on {alone:.1%} by itself, on {within:.1%} within the task")
 raise SystemExit(not (alone > 0.95 and within < 0.8))
 PYTHON
