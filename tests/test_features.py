@@ -5,11 +5,13 @@ from __future__ import annotations
 import made
 import pytest
 import torch
+from made_features import setting
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.methods import Method, Terms, Weights
+from kd_cli.learn.methods.hints import Hints
 from kd_cli.learn.outputs import FeatureHooks, Outputs, check_paths, sample_outputs
 from kd_cli.learn.teachers import LiveTeacher
 from kd_cli.losses import hard_cross_entropy
@@ -144,3 +146,19 @@ def test_a_loss_of_features_trains_the_layers_up_to_them_and_no_others() -> None
     # AdamW's weight decay alone moves the rest
     for name in ("last.weight", "norm.weight"):
         torch.testing.assert_close(state[name], before.state_dict()[name] * (1 - 0.01 * 0.01) ** 10)
+
+
+def test_an_output_that_the_next_layer_overwrites_is_named() -> None:
+    def network(inplace: bool) -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 3, 3), nn.ReLU(inplace=inplace), nn.Flatten(), nn.Linear(48, made.CLASSES)
+        return nn.Sequential(*layers).double()
+
+    method = Hints(student_layers=["0"], teacher_layers=["0"])
+    found = setting(method, network(False), network(True))
+    assert found.teacher is not None
+    assert (found.student.overwritten, found.teacher.overwritten) == (frozenset(), {"0"})
+    assert found.student.features["0"].min() < 0
+    assert torch.equal(found.student.features["0"].relu(), found.teacher.features["0"])
+    method.setup(found)
+    assert method.notes[1:] == ["Hints reads the teacher's 0 as the layer behind it leaves it, which works in place"]

@@ -19,12 +19,14 @@ class Outputs:
     """Logits `[S,B,C]` of S models at T = 1, and by module path the outputs `[S,B,...]` of inner modules.
 
     A teacher that answers all S students alike has a leading axis of 1. `shown` are the logits [S,B,C] that the other
-    students learn from, where these are not `logits`: those of earlier weights.
+    students learn from, where these are not `logits`: those of earlier weights. `overwritten` are the modules whose
+    output here is not what they returned, since a later layer works in place.
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     shown: Tensor | None = None
+    overwritten: frozenset[str] = frozenset()
 
     def of(self, models: slice) -> Outputs:
         """Those of some of the S models."""
@@ -42,6 +44,8 @@ class FeatureHooks:
         check_paths(module, paths, role=role)
         self.role = role
         self.kept: dict[str, Any] = {}
+        self.versions: dict[str, int] = {}
+        self.overwritten: frozenset[str] = frozenset()  # those of the outputs taken last that changed after their hook
         self.active = True
         self.handles = [module.get_submodule(path).register_forward_hook(self._hook(path)) for path in paths]
 
@@ -49,6 +53,7 @@ class FeatureHooks:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if self.active:
                 self.kept[path] = output
+                self.versions[path] = _version(output)
 
         return keep
 
@@ -69,6 +74,7 @@ class FeatureHooks:
     def take(self) -> dict[str, Tensor]:
         """Return and forget the outputs `[B,...]` of the last forward pass. ConfigError for one that is no tensor."""
         kept, self.kept = self.kept, {}
+        self.overwritten = frozenset(path for path, output in kept.items() if _version(output) != self.versions[path])
         for path, output in kept.items():
             if not isinstance(output, Tensor):
                 raise ConfigError(
@@ -76,6 +82,11 @@ class FeatureHooks:
                     hint="name a module inside or behind it",
                 )
         return kept
+
+
+def _version(output: Any) -> int:
+    """How often a tensor has been changed in place; 0 for what does not count that."""
+    return output._version if isinstance(output, Tensor) and not output.is_inference() else 0
 
 
 def check_paths(module: nn.Module, paths: Iterable[str], *, role: str) -> None:
@@ -103,4 +114,5 @@ def sample_outputs(module: nn.Module, images: Tensor, paths: Sequence[str], *, r
     for path in paths:
         if path not in features:
             raise ConfigError(f"the {role}'s forward pass does not reach its module {path!r}")
-    return Outputs(logits[None], {path: feature[None] for path, feature in features.items()})
+    lead = {path: feature[None] for path, feature in features.items()}
+    return Outputs(logits[None], lead, overwritten=hooks.overwritten)

@@ -101,7 +101,8 @@ class LiveTeacher(Teacher):
             answer = batch, *self._run(batch)
             self.known = (*self.known[-1:], answer)
         _, members, features = answer
-        return Outputs(combine_logits(members, combine=self.combine, T=T[:, None, None]), features)
+        logits = combine_logits(members, combine=self.combine, T=T[:, None, None])
+        return Outputs(logits, features, overwritten=self.hooks.overwritten)
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -116,6 +116,12 @@ class FeatureMethod(PerModelMethod):
             f"({by(shapes[1])})"
             for ours, theirs, shapes in zip(self.student_features, self.teacher_features, self.shapes, strict=True)
         ]
+        self.notes += [
+            f"{type(self).__name__} reads the {role}'s {path} as the layer behind it leaves it, which works in place"
+            for role, outputs in (("student", setting.student), ("teacher", setting.teacher))
+            if self.named[role] is not None  # whoever names a layer may mean it before its ReLU
+            for path in sorted(outputs.overwritten)
+        ]
 
     def need_maps(self) -> None:
         """Raise ConfigError where a layer gives no map `[B,C,H,W]`."""
