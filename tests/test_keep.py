@@ -14,7 +14,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from kd_cli.data import decoded, room, stored, streamed
+from kd_cli.data import decoded, room, streamed
 from kd_cli.data.folders import imagefolder
 from kd_cli.data.keep import choose
 from kd_cli.data.normalisation import Normalisation
@@ -22,7 +22,7 @@ from kd_cli.data.prepare import prepare, unlabelled
 from kd_cli.data.room import available_memory, gigabytes
 from kd_cli.data.stored import StoredImages
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.learn.batches import Examples
+from kd_cli.learn.batches import Examples, gathered
 from kd_cli.learn.stored_examples import StoredExamples
 
 WORKERS = "import kd_cli.data.streamed as streamed; streamed.IN_PROCESS = 0.0"
@@ -113,10 +113,30 @@ def test_batches_of_stored_pictures_are_those_of_resident_ones(zoo, workers, kee
     assert two.subset(some).first(2).equal(one.subset(some).first(2))
 
 
-def test_pages_that_are_given_back_are_read_again(zoo, monkeypatch):
-    monkeypatch.setattr(stored, "DROPPED", 500)
+def test_a_file_without_preadv_is_read_to_the_same_bytes(zoo, monkeypatch):
     images = read(zoo, "disk").train_images
-    assert images[:].equal(images[:])
+    whole, some = images[:], images[torch.tensor([5, 2, 2])]
+    monkeypatch.delattr("os.preadv")
+    assert images[:].equal(whole)
+    assert images[torch.tensor([5, 2, 2])].equal(some)
+
+
+def test_a_kept_file_that_becomes_shorter_is_refused(zoo):
+    images = read(zoo, "disk").train_images
+    os.truncate(images.file.path, 1000)
+    with pytest.raises(DataError, match="were changed while this run used them"):
+        images[:]
+
+
+def test_predictions_of_many_batches_are_joined_in_their_order(zoo):
+    data = prepare(read(zoo, "disk"), val_fraction=0.2)
+    examples = StoredExamples(
+        data.train.images, data.train.labels, normalise=Normalisation(data.mean, data.std, torch.float32)
+    )
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    with torch.no_grad():
+        whole = module(examples.first(len(examples)))
+    assert torch.allclose(gathered(map(module, examples.in_order(7)), len(examples)).detach(), whole, atol=1e-6)
 
 
 @pytest.mark.long

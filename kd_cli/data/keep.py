@@ -11,7 +11,7 @@ import numpy as np
 from kd_cli.data.decoded import Decoded, in_memory
 from kd_cli.data.pictures import Reading, notes, shown
 from kd_cli.data.room import available_memory, free_disk, gigabytes
-from kd_cli.data.stored import Images, MappedImages
+from kd_cli.data.stored import Images, KeptImages
 from kd_cli.data.streamed import PictureFiles, StreamedImages
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
@@ -49,7 +49,7 @@ def read_pictures(
     said = [] if kept is None else [place.note]
     file, hashes = place.write() if kept is None else kept
     said.append(f"the pictures take {gigabytes(size)} and are read from {shown(place.pixels)} {where}")
-    return MappedImages(file, np.arange(len(found)), hashes), [*notes(found.facts, reading), *said]
+    return KeptImages(file, np.arange(len(found)), hashes), [*notes(found.facts, reading), *said]
 
 
 def choose(size: int, *, memory: int | None, disk: int) -> tuple[str, str]:

@@ -246,6 +246,11 @@ def check_divided(config: RunConfig, dataset: Dataset, size: int, *, examples: i
     if config.checkpoint is None:
         trained.append(("teacher_training", config.teacher, len(dataset.train)))
     for section, spec, n in trained:
+        if "checkpointing" in spec.recipe:
+            raise ConfigError(
+                f"{section}.checkpointing computes blocks again in one process, and torchrun has started {size}",
+                hint=f"leave {section}.checkpointing out: each process holds a part of a batch",
+            )
         if BATCHNORM_PARTS in spec.recipe and batch_norms(blank_module(spec, dataset, role="student")):
             smallest = min(batch_sizes(n, spec.batch_size))
             if smallest // size < 2:
