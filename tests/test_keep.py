@@ -1,11 +1,13 @@
 """Pictures in memory, in a file of bytes or decoded in each epoch: the same data, and what goes wrong on the way."""
 
 import collections
+import logging
 import os
 import re
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from conftest import TINY
 from PIL import Image
 
 from kd_cli.data import decoded, room, streamed
-from kd_cli.data.folders import imagefolder
+from kd_cli.data.folders import as_reading, imagefolder
 from kd_cli.data.keep import choose
 from kd_cli.data.normalisation import Normalisation
 from kd_cli.data.prepare import prepare, unlabelled
@@ -52,6 +54,9 @@ def workers(monkeypatch) -> None:
 
 def read(zoo: Path, keep: str, **keys):
     return imagefolder(data_dir=zoo.parent / "data", root=str(zoo), image_size=8, keep=keep, **keys)
+
+
+AT_8 = as_reading(8, 3, "white")
 
 
 def without_place(notes) -> list[str]:
@@ -173,6 +178,18 @@ def test_available_memory_is_less_than_the_machine_has():
     assert [gigabytes(n) for n in (2_460_000_000, 49_000_000, 900)] == ["2.5 GB", "49 MB", "1 kB"]
 
 
+def test_the_memory_of_a_control_group_of_version_1_is_seen(tmp_path):
+    own, top = tmp_path / "cgroup", tmp_path / "root" / "memory"
+    own.write_text("12:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n")  # in a container the path is the host's
+    top.mkdir(parents=True)
+    (top / "memory.limit_in_bytes").write_text("1000000\n")
+    (top / "memory.usage_in_bytes").write_text("400000\n")
+    (top / "memory.stat").write_text("cache 90\ntotal_inactive_file 5000\n")
+    assert room._of_group(tmp_path / "root", own) == 605_000
+    (top / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert room._of_group(tmp_path / "root", own) is None
+
+
 def test_an_unknown_place_is_refused(zoo):
     with pytest.raises(ConfigError, match="must be one of auto, memory, disk, none") as caught:
         read(zoo, "disc")
@@ -242,6 +259,22 @@ def test_what_a_killed_process_was_decoding_is_removed_and_what_another_decodes_
         read(zoo, "disk")
     assert not old.exists()
     assert held.exists()
+
+
+@pytest.mark.parametrize("keep", ["disk", "memory"])
+def test_of_two_runs_one_decodes_a_folder_and_the_other_waits_for_it(zoo, keep, monkeypatch, caplog):
+    monkeypatch.setattr(decoded, "WORTH", 0.0)
+    monkeypatch.setattr(decoded, "SOON", 0.0)
+    caplog.set_level(logging.INFO)
+    first = decoded.Decoded(zoo, streamed.PictureFiles(sorted(zoo.rglob("*.jpg")), AT_8), zoo.parent / "data")
+    with ThreadPoolExecutor() as pool:
+        with first.alone():
+            second = pool.submit(read, zoo, keep)
+            until(lambda: "waiting for another process that decodes the pictures of" in caplog.text)
+            first.write()
+        source = second.result()
+    assert any("were decoded by an earlier run" in note for note in source.notes)
+    assert [path.suffix for path in sorted((zoo.parent / "data" / "decoded").iterdir())] == [".json", ".npy"]
 
 
 @pytest.mark.long

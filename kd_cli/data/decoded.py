@@ -30,13 +30,14 @@ from kd_cli.data.room import free_disk, gigabytes
 from kd_cli.data.stored import PIECE, KeptFile
 from kd_cli.data.streamed import PictureFiles
 from kd_cli.errors import DataError
-from kd_cli.locks import try_lock
+from kd_cli.locks import lock, try_lock
 
 log = logging.getLogger(__name__)
 
 WORTH = 1.0  # seconds of decoding from which the pixels are kept
 VERSION = 3  # raised when the same files must be decoded anew
 TEMPORARY = ".decoding-"
+SOON = 1.0  # seconds of waiting for another process after which the log says so
 ABANDONED = 60.0  # seconds after which a temporary file that no process holds is another's that was killed
 
 
@@ -57,6 +58,26 @@ class Decoded:
         return (
             f"{len(self.files):,} pictures of {shown(self.root)} were decoded by an earlier run: {shown(self.pixels)}"
         )
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A context that one process at a time is in; others wait, and may then `load` what it has kept.
+
+        Where nothing can be locked, as in a folder that may only be read, there is no waiting.
+        """
+        said = False
+
+        def waiting(seconds: float) -> None:
+            nonlocal said
+            if seconds > SOON and not said:
+                log.info("waiting for another process that decodes the pictures of %s", shown(self.root))
+                said = True
+
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock(self.pixels.with_suffix(".lock"), waiting=waiting))
+            yield
 
     def load(self) -> tuple[KeptFile, np.ndarray] | None:
         """The file of pixels and the hashes of its pictures; None if there is none, or it is damaged or of other files.
@@ -142,10 +163,19 @@ def decoded(
 
 def in_memory(place: Decoded, files: Sequence[Path]) -> tuple[Tensor, np.ndarray, list[str]]:
     """As `decoded`, for a place whose files are given by their paths too."""
-    if (kept := place.load()) is not None:
-        array = np.load(place.pixels, mmap_mode="c")  # c: pages are read when they are used
-        del kept
-        return torch.from_numpy(array), place.files.facts, [place.note]
+    if place.load() is not None:
+        return _mapped(place)
+    with place.alone():
+        return _mapped(place) if place.load() is not None else _decoded_now(place, files)
+
+
+def _mapped(place: Decoded) -> tuple[Tensor, np.ndarray, list[str]]:
+    array = np.load(place.pixels, mmap_mode="c")  # c: pages are read when they are used
+    return torch.from_numpy(array), place.files.facts, [place.note]
+
+
+def _decoded_now(place: Decoded, files: Sequence[Path]) -> tuple[Tensor, np.ndarray, list[str]]:
+    """Decode pictures into memory, and keep them for later runs where that has taken a while."""
     begun = time.monotonic()
     images, place.files.facts[:] = decode_all(files, place.files.reading)
     seconds = time.monotonic() - begun

@@ -45,9 +45,13 @@ def read_pictures(
     if chosen == "none":
         note = f"the pictures take {gigabytes(size)} and are decoded from their files in every epoch {where}"
         return StreamedImages(found, np.arange(len(found))), [note]
-    kept = place.load()
-    said = [] if kept is None else [place.note]
-    file, hashes = place.write() if kept is None else kept
+    if (kept := place.load()) is None:
+        with place.alone():
+            kept = place.load()  # another process may have decoded them meanwhile
+            said = [] if kept is None else [place.note]
+            file, hashes = place.write() if kept is None else kept
+    else:
+        said, (file, hashes) = [place.note], kept
     said.append(f"the pictures take {gigabytes(size)} and are read from {shown(place.pixels)} {where}")
     return KeptImages(file, np.arange(len(found)), hashes), [*notes(found.facts, reading), *said]
 

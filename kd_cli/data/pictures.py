@@ -201,7 +201,6 @@ def square_of(picture: Image.Image, reading: Reading) -> Tensor:
 
 def _squared(opened: Image.Image, reading: Reading) -> tuple[Tensor, Fact]:
     """The centre of a picture in the reading's size and channels, [channels, size, size], and what was done to it."""
-    from PIL import Image
 
     facts = Fact(0)
     if getattr(opened, "is_animated", False):  # only the classes of formats with frames have it

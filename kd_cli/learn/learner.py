@@ -114,6 +114,10 @@ class Learner(ABC):
             self.step(batch, target, objective, rate)
             yield
 
+    def asked_for(self, order: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+        """The examples whose images its steps ask for, of an epoch's `order` [U,n] in batches of these sizes."""
+        return order, sizes
+
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """The models' logits at T = 1 in eval mode, without gradients, for the same images [B,...]: [S,B,C]."""
