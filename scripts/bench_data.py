@@ -5,7 +5,7 @@
 
 One epoch of the same small student, the same optimiser and batches, plain cross-entropy:
 
-    kd-cli         the engine on the decoded file, memory-mapped; normalised batch by batch
+    kd-cli         the engine on the decoded file; normalised batch by batch
     first pass     the same with the decoding before it, and the reading that measures the data set
     streamed       the engine with `dataset.keep=none`
     ImageFolder    plain PyTorch: ImageFolder, ToTensor, Normalize, DataLoader with the quickest of several settings

@@ -1,11 +1,13 @@
 """Pictures in memory, in a file of bytes or decoded in each epoch: the same data, and what goes wrong on the way."""
 
 import collections
+import logging
 import os
 import re
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,15 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from kd_cli.data import decoded, room, stored, streamed
-from kd_cli.data.folders import imagefolder
+from kd_cli.data import decoded, room, streamed
+from kd_cli.data.folders import as_reading, imagefolder
 from kd_cli.data.keep import choose
 from kd_cli.data.normalisation import Normalisation
 from kd_cli.data.prepare import prepare, unlabelled
 from kd_cli.data.room import available_memory, gigabytes
 from kd_cli.data.stored import StoredImages
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.learn.batches import Examples
+from kd_cli.learn.batches import Examples, gathered
 from kd_cli.learn.stored_examples import StoredExamples
 
 WORKERS = "import kd_cli.data.streamed as streamed; streamed.IN_PROCESS = 0.0"
@@ -52,6 +54,9 @@ def workers(monkeypatch) -> None:
 
 def read(zoo: Path, keep: str, **keys):
     return imagefolder(data_dir=zoo.parent / "data", root=str(zoo), image_size=8, keep=keep, **keys)
+
+
+AT_8 = as_reading(8, 3, "white")
 
 
 def without_place(notes) -> list[str]:
@@ -113,10 +118,30 @@ def test_batches_of_stored_pictures_are_those_of_resident_ones(zoo, workers, kee
     assert two.subset(some).first(2).equal(one.subset(some).first(2))
 
 
-def test_pages_that_are_given_back_are_read_again(zoo, monkeypatch):
-    monkeypatch.setattr(stored, "DROPPED", 500)
+def test_a_file_without_preadv_is_read_to_the_same_bytes(zoo, monkeypatch):
     images = read(zoo, "disk").train_images
-    assert images[:].equal(images[:])
+    whole, some = images[:], images[torch.tensor([5, 2, 2])]
+    monkeypatch.delattr("os.preadv")
+    assert images[:].equal(whole)
+    assert images[torch.tensor([5, 2, 2])].equal(some)
+
+
+def test_a_kept_file_that_becomes_shorter_is_refused(zoo):
+    images = read(zoo, "disk").train_images
+    os.truncate(images.file.path, 1000)
+    with pytest.raises(DataError, match="were changed while this run used them"):
+        images[:]
+
+
+def test_predictions_of_many_batches_are_joined_in_their_order(zoo):
+    data = prepare(read(zoo, "disk"), val_fraction=0.2)
+    examples = StoredExamples(
+        data.train.images, data.train.labels, normalise=Normalisation(data.mean, data.std, torch.float32)
+    )
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    with torch.no_grad():
+        whole = module(examples.first(len(examples)))
+    assert torch.allclose(gathered(map(module, examples.in_order(7)), len(examples)).detach(), whole, atol=1e-6)
 
 
 @pytest.mark.long
@@ -151,6 +176,18 @@ def test_what_auto_measured_is_said(zoo, caplog):
 def test_available_memory_is_less_than_the_machine_has():
     assert 0 < available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert [gigabytes(n) for n in (2_460_000_000, 49_000_000, 900)] == ["2.5 GB", "49 MB", "1 kB"]
+
+
+def test_the_memory_of_a_control_group_of_version_1_is_seen(tmp_path):
+    own, top = tmp_path / "cgroup", tmp_path / "root" / "memory"
+    own.write_text("12:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n")  # in a container the path is the host's
+    top.mkdir(parents=True)
+    (top / "memory.limit_in_bytes").write_text("1000000\n")
+    (top / "memory.usage_in_bytes").write_text("400000\n")
+    (top / "memory.stat").write_text("cache 90\ntotal_inactive_file 5000\n")
+    assert room._of_group(tmp_path / "root", own) == 605_000
+    (top / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert room._of_group(tmp_path / "root", own) is None
 
 
 def test_an_unknown_place_is_refused(zoo):
@@ -222,6 +259,22 @@ def test_what_a_killed_process_was_decoding_is_removed_and_what_another_decodes_
         read(zoo, "disk")
     assert not old.exists()
     assert held.exists()
+
+
+@pytest.mark.parametrize("keep", ["disk", "memory"])
+def test_of_two_runs_one_decodes_a_folder_and_the_other_waits_for_it(zoo, keep, monkeypatch, caplog):
+    monkeypatch.setattr(decoded, "WORTH", 0.0)
+    monkeypatch.setattr(decoded, "SOON", 0.0)
+    caplog.set_level(logging.INFO)
+    first = decoded.Decoded(zoo, streamed.PictureFiles(sorted(zoo.rglob("*.jpg")), AT_8), zoo.parent / "data")
+    with ThreadPoolExecutor() as pool:
+        with first.alone():
+            second = pool.submit(read, zoo, keep)
+            until(lambda: "waiting for another process that decodes the pictures of" in caplog.text)
+            first.write()
+        source = second.result()
+    assert any("were decoded by an earlier run" in note for note in source.notes)
+    assert [path.suffix for path in sorted((zoo.parent / "data" / "decoded").iterdir())] == [".json", ".npy"]
 
 
 @pytest.mark.long

@@ -15,15 +15,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
-from made import InMemory
+from made import InMemory, adamw, examples, model, small, some_weights
 from process import Ran
 
 from kd_cli import processes
 from kd_cli.config.read import batchnorm_parts
 from kd_cli.errors import StorageError
+from kd_cli.learn.divided import DividedLearner
+from kd_cli.learn.methods import Hard
+from kd_cli.learn.objective import Objective
 from kd_cli.learn.processes import Processes
+from kd_cli.learn.teachers import MappedTeacher
 from kd_cli.processes import Place, command_name, launched
-from kd_cli.runs.several import SharedCheckpoint
+from kd_cli.runs.several import SharedCheckpoint, Taught
 from kd_cli.storage.run_dir import RunDir
 
 HERE = Path(__file__).parent
@@ -177,6 +181,27 @@ def test_the_parts_of_a_batch_are_all_of_it_and_differ_by_one_example_at_most(n:
     assert [i for part in parts for i in part] == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert all(len(range(n)[Processes(rank, 4).taken(n)]) for rank in range(4))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_process_announces_the_examples_that_it_asks_for(rank: int) -> None:
+    module, data = model(small), examples(20)
+    keys: dict[str, Any] = {"seed": 0, "objective": Objective(Hard(), some_weights()), "processes": Processes(rank, 3)}
+    learner = DividedLearner(module, adamw(module.parameters()), **keys)
+    order, sizes = torch.randperm(20)[None], [9, 9, 2]
+    announced, own = learner.asked_for(order, sizes)
+    batches = [batch.index for batch in learner.taken(data.blocks(order, sizes))]
+    assert [batch.shape[1] for batch in batches] == list(own)
+    assert torch.equal(torch.cat(batches, 1), announced)
+
+
+def test_logits_that_stay_in_their_files_reach_the_other_processes() -> None:
+    members, rows = [torch.randn(9, 3), torch.randn(9, 3)], torch.tensor([7, 2, 5])
+    taught = Taught.of(MappedTeacher(members, rows, combine="arithmetic"), None)
+    assert taught is not None
+    assert taught.logits is not None
+    assert taught.logits.equal(torch.stack(members)[:, rows])
+    assert taught.combine == "arithmetic"
 
 
 def test_a_run_goes_on_with_as_many_processes_as_it_was_begun_with(

@@ -190,3 +190,8 @@ def test_a_run_on_letters_says_what_was_mended(kd_run: Callable[..., Ran], tmp_p
     assert ran.code == 0, ran.err
     assert "EMNIST's pictures lie on their side in its files, and are turned" in ran.summary["notes"]
     assert ran.summary["dataset"]["name"] == "emnist"
+
+
+def test_a_place_other_than_memory_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"dataset.keep is 'disk', and torchvision's data sets are held in memory"):
+        any_dataset(data_dir=tmp_path, name="SVHN", keep="disk")

@@ -51,7 +51,18 @@ PIXELS = allowed(whole=True, least=0, most=256, what="a number of pixels")
 SEED = allowed(whole=True, least=0, most=2**63 - 1)
 
 
-RECIPE = ("patience", "ema", "accumulate", "clip", "freeze", "lr_factors", "sampling", "class_weights")
+RECIPE = (
+    "patience",
+    "ema",
+    "accumulate",
+    "clip",
+    "freeze",
+    "lr_factors",
+    "sampling",
+    "class_weights",
+    "channels_last",
+    "checkpointing",
+)
 
 
 BATCHNORM_PARTS = "batchnorm_parts"  # in a recipe: into how many parts a batch is divided for BatchNorm's statistics
@@ -78,6 +89,8 @@ class Training:
     sampling: str = field(default="shuffled", metadata=allowed(choices=("shuffled", "balanced")))
     class_weights: str = field(default="none", metadata=allowed(choices=("none", "balanced")))
     sync_batchnorm: bool = True
+    channels_last: bool = False
+    checkpointing: bool = False
 
     def recipe(self) -> dict[str, Any]:
         """Return the later keys that are not their defaults, for fingerprints made before there were such keys."""

@@ -1,6 +1,6 @@
 """Decoded pictures kept on disk, so that a folder of pictures is decoded once and not in every run.
 
-    <data_dir>/decoded/<key>.npy     the pixels [N, channels, size, size], memory-mapped by later runs
+    <data_dir>/decoded/<key>.npy     the pixels [N, channels, size, size], read by later runs
                        <key>.json    which files they come from, what was done to them, and the pixels' checksum
 
 The key names the folder and how it is read, so a folder that has changed replaces its older entry.
@@ -27,16 +27,17 @@ from kd_cli.data.duplicates import hashes
 from kd_cli.data.pictures import FACTS, Reading, decode_all, shown
 from kd_cli.data.reading_progress import ReadingProgress
 from kd_cli.data.room import free_disk, gigabytes
-from kd_cli.data.stored import PIECE, MappedFile
+from kd_cli.data.stored import PIECE, KeptFile
 from kd_cli.data.streamed import PictureFiles
 from kd_cli.errors import DataError
-from kd_cli.locks import try_lock
+from kd_cli.locks import lock, try_lock
 
 log = logging.getLogger(__name__)
 
 WORTH = 1.0  # seconds of decoding from which the pixels are kept
 VERSION = 3  # raised when the same files must be decoded anew
 TEMPORARY = ".decoding-"
+SOON = 1.0  # seconds of waiting for another process after which the log says so
 ABANDONED = 60.0  # seconds after which a temporary file that no process holds is another's that was killed
 
 
@@ -58,7 +59,27 @@ class Decoded:
             f"{len(self.files):,} pictures of {shown(self.root)} were decoded by an earlier run: {shown(self.pixels)}"
         )
 
-    def load(self) -> tuple[MappedFile, np.ndarray] | None:
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A context that one process at a time is in; others wait, and may then `load` what it has kept.
+
+        Where nothing can be locked, as in a folder that may only be read, there is no waiting.
+        """
+        said = False
+
+        def waiting(seconds: float) -> None:
+            nonlocal said
+            if seconds > SOON and not said:
+                log.info("waiting for another process that decodes the pictures of %s", shown(self.root))
+                said = True
+
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock(self.pixels.with_suffix(".lock"), waiting=waiting))
+            yield
+
+    def load(self) -> tuple[KeptFile, np.ndarray] | None:
         """The file of pixels and the hashes of its pictures; None if there is none, or it is damaged or of other files.
 
         The facts are then those of `files`.
@@ -67,8 +88,8 @@ class Decoded:
             entry = json.loads(self.about.read_text())
             if entry["files"] != self.stamp:
                 return None
-            file = MappedFile(self.pixels)
-            if file.array.dtype != np.uint8 or file.array.shape != (len(self.files), *self.files.shape):
+            file = KeptFile(self.pixels)
+            if file.shape != (len(self.files), *self.files.shape):
                 return None
             found = _hashes_of(file)
             if _digest(found.data) != entry["pixels"] or len(entry["facts"]) != len(self.files):
@@ -84,7 +105,7 @@ class Decoded:
             np.save(file, images.numpy(), allow_pickle=False)
             self._describe(hashes(images))
 
-    def write(self) -> tuple[MappedFile, np.ndarray]:
+    def write(self) -> tuple[KeptFile, np.ndarray]:
         """Decode all pictures into the file, a few megabytes at a time; return it as `load` does.
 
         Raises DataError where it cannot be written.
@@ -109,7 +130,7 @@ class Decoded:
                     progress.add(len(images))
                 joined = np.concatenate(found)
                 self._describe(joined)
-            return MappedFile(self.pixels), joined
+            return KeptFile(self.pixels), joined
         except OSError as error:
             raise DataError(
                 f"the decoded pictures cannot be written to {shown(self.folder)}: {error.strerror or error}",
@@ -142,10 +163,19 @@ def decoded(
 
 def in_memory(place: Decoded, files: Sequence[Path]) -> tuple[Tensor, np.ndarray, list[str]]:
     """As `decoded`, for a place whose files are given by their paths too."""
-    if (kept := place.load()) is not None:
-        array = np.load(place.pixels, mmap_mode="c")  # c: pages are read when they are used
-        del kept
-        return torch.from_numpy(array), place.files.facts, [place.note]
+    if place.load() is not None:
+        return _mapped(place)
+    with place.alone():
+        return _mapped(place) if place.load() is not None else _decoded_now(place, files)
+
+
+def _mapped(place: Decoded) -> tuple[Tensor, np.ndarray, list[str]]:
+    array = np.load(place.pixels, mmap_mode="c")  # c: pages are read when they are used
+    return torch.from_numpy(array), place.files.facts, [place.note]
+
+
+def _decoded_now(place: Decoded, files: Sequence[Path]) -> tuple[Tensor, np.ndarray, list[str]]:
+    """Decode pictures into memory, and keep them for later runs where that has taken a while."""
     begun = time.monotonic()
     images, place.files.facts[:] = decode_all(files, place.files.reading)
     seconds = time.monotonic() - begun
@@ -160,11 +190,12 @@ def in_memory(place: Decoded, files: Sequence[Path]) -> tuple[Tensor, np.ndarray
     return images, place.files.facts, []
 
 
-def _hashes_of(file: MappedFile) -> np.ndarray:
+def _hashes_of(file: KeptFile) -> np.ndarray:
     """The hash of each picture of a file of pixels."""
-    n = len(file.array)
-    size = max(1, PIECE // int(np.prod(file.array.shape[1:])))
-    return np.concatenate([hashes(torch.from_numpy(file.rows(slice(k, k + size)))) for k in range(0, n, size)])
+    n = file.shape[0]
+    size = max(1, PIECE // int(np.prod(file.shape[1:])))
+    parts = (range(k, min(k + size, n)) for k in range(0, n, size))
+    return np.concatenate([hashes(torch.from_numpy(file.rows(part))) for part in parts])
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ def hashes(images: Images) -> np.ndarray:
     weights = np.random.RandomState(0).randint(1, 2**62, (width + 7) // 8).astype(np.uint64) * 2 + 1
     out = [np.empty(0, dtype=np.uint64)]
     for part in images.split(max(1, CHUNK // max(width, 1))):
-        words = np.zeros((len(part), 8 * len(weights)), dtype=np.uint8)
-        words[:, :width] = part.contiguous().reshape(len(part), -1).view(torch.uint8).numpy()
-        out.append(words.view(np.uint64) @ weights)
+        content = part.contiguous().reshape(len(part), -1).view(torch.uint8).numpy()
+        if width % 8:  # else the pages of a copy take longer than the products
+            content = np.pad(content, ((0, 0), (0, -width % 8)))
+        out.append(content.view(np.uint64) @ weights)
     return np.concatenate(out)

@@ -11,7 +11,7 @@ import numpy as np
 from kd_cli.data.decoded import Decoded, in_memory
 from kd_cli.data.pictures import Reading, notes, shown
 from kd_cli.data.room import available_memory, free_disk, gigabytes
-from kd_cli.data.stored import Images, MappedImages
+from kd_cli.data.stored import Images, KeptImages
 from kd_cli.data.streamed import PictureFiles, StreamedImages
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
@@ -45,11 +45,15 @@ def read_pictures(
     if chosen == "none":
         note = f"the pictures take {gigabytes(size)} and are decoded from their files in every epoch {where}"
         return StreamedImages(found, np.arange(len(found))), [note]
-    kept = place.load()
-    said = [] if kept is None else [place.note]
-    file, hashes = place.write() if kept is None else kept
+    if (kept := place.load()) is None:
+        with place.alone():
+            kept = place.load()  # another process may have decoded them meanwhile
+            said = [] if kept is None else [place.note]
+            file, hashes = place.write() if kept is None else kept
+    else:
+        said, (file, hashes) = [place.note], kept
     said.append(f"the pictures take {gigabytes(size)} and are read from {shown(place.pixels)} {where}")
-    return MappedImages(file, np.arange(len(found)), hashes), [*notes(found.facts, reading), *said]
+    return KeptImages(file, np.arange(len(found)), hashes), [*notes(found.facts, reading), *said]
 
 
 def choose(size: int, *, memory: int | None, disk: int) -> tuple[str, str]:

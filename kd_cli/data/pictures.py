@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SGI", "TIFF", "WEBP")
 LARGE = 512  # pixels on the shorter side; smaller pictures are decoded in full, in about a millisecond
 GREY_MODES = ("1", "L", "I", "F")  # beginnings: LA and I;16 too
+HEAD = 1 << 16  # bytes of a file in which a JPEG's sizes are looked for
+JPEG_PLAIN = (0xE0, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE)  # segments: JFIF, Adobe, tables, restarts, a comment
 DARK = 4096  # of 65,536: 12-bit pictures in 16-bit files stay below
 
 
@@ -128,11 +130,9 @@ def decode_all(files: Sequence[Path], reading: Reading) -> tuple[Tensor, np.ndar
 
 def decode(file: str | Path, reading: Reading) -> tuple[Tensor, int]:
     """One picture -> [channels, size, size] uint8, and what was done to it. Raises DataError that names the file."""
-    from PIL import Image
-
     try:
-        with Image.open(file, formats=formats()) as opened:
-            pixels, facts = _squared(opened, reading)
+        with open(file, "rb") as opened:
+            pixels, facts = _decoded(opened, reading)
     except Exception as error:  # a damaged file raises whatever its decoder likes
         raise DataError(
             f"the picture {shown(file)} cannot be used: {error or type(error).__name__}",
@@ -143,14 +143,55 @@ def decode(file: str | Path, reading: Reading) -> tuple[Tensor, int]:
 
 def decode_content(content: bytes, name: str, reading: Reading) -> tuple[Tensor, int]:
     """The content of a picture's file, as `decode` does it. Raises DataError with the name."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(content), formats=formats()) as opened:
-            pixels, facts = _squared(opened, reading)
+        pixels, facts = _decoded(io.BytesIO(content), reading)
     except Exception as error:  # damaged content raises whatever its decoder likes
         raise DataError(f"the picture {name} cannot be used: {error or type(error).__name__}") from error
     return pixels, int(facts)
+
+
+def _decoded(file: BinaryIO, reading: Reading) -> tuple[Tensor, int]:
+    """The picture in an open file, [channels, size, size], and what was done to it."""
+    from PIL import Image
+
+    head = file.read(HEAD)
+    if (size := small_jpeg(head)) is not None:
+        try:
+            picture = Image.frombytes("RGB", size, head + file.read(), "jpeg", "RGB", "")
+        except (ValueError, OSError):  # damaged: the long way says how
+            pass
+        else:
+            cropped, enlarged = size[0] != size[1], min(size) < reading.size
+            facts = cropped * Fact.CROPPED.value + enlarged * Fact.ENLARGED.value
+            return _fitted(picture, reading), facts
+    file.seek(0)
+    with Image.open(file, formats=formats()) as opened:
+        pixels, found = _squared(opened, reading)
+    return pixels, int(found)
+
+
+def small_jpeg(head: bytes) -> tuple[int, int] | None:
+    """The width and height of a JPEG in colour that is below LARGE and says nothing of how it is to be shown.
+
+    Opening it with all that it may say takes as long as decoding it. None for every other file, and where `head`, the
+    beginning of the file, ends before the picture's data.
+    """
+    if head[:2] != b"\xff\xd8":
+        return None
+    at, size = 2, None
+    while at + 10 <= len(head) and head[at] == 0xFF:
+        marker, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4], "big")
+        if marker == 0xDA:  # the picture's data begin
+            return size
+        if marker in (0xC0, 0xC1, 0xC2):  # its frame: bits, height, width, components
+            bits, components = head[at + 4], head[at + 9]
+            size = int.from_bytes(head[at + 7 : at + 9], "big"), int.from_bytes(head[at + 5 : at + 7], "big")
+            if bits != 8 or components != 3 or not 0 < min(size) < LARGE or max(size) > 2 * LARGE:
+                return None
+        elif marker not in JPEG_PLAIN:  # EXIF, several pictures, another coding
+            return None
+        at += 2 + length
+    return None
 
 
 def square_of(picture: Image.Image, reading: Reading) -> Tensor:
@@ -160,7 +201,6 @@ def square_of(picture: Image.Image, reading: Reading) -> Tensor:
 
 def _squared(opened: Image.Image, reading: Reading) -> tuple[Tensor, Fact]:
     """The centre of a picture in the reading's size and channels, [channels, size, size], and what was done to it."""
-    from PIL import Image
 
     facts = Fact(0)
     if getattr(opened, "is_animated", False):  # only the classes of formats with frames have it
@@ -182,6 +222,13 @@ def _squared(opened: Image.Image, reading: Reading) -> tuple[Tensor, Fact]:
     eight_bits, depth = _eight_bits(upright, opened.format)
     opaque, transparent = _opaque(eight_bits, reading.background)
     facts |= turned | depth | transparent | (Fact.CMYK if opaque.mode == "CMYK" else Fact(0))
+    return _fitted(opaque, reading), facts
+
+
+def _fitted(opaque: Image.Image, reading: Reading) -> Tensor:
+    """The centre of an upright picture in the reading's size and channels, [channels, size, size]."""
+    from PIL import Image
+
     mode = "RGB" if reading.channels == 3 else "L"
     picture = opaque if opaque.mode == mode else opaque.convert(mode)
     width, height = picture.size
@@ -193,7 +240,7 @@ def _squared(opened: Image.Image, reading: Reading) -> tuple[Tensor, Fact]:
             (reading.size, reading.size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
         )
     pixels = torch.from_numpy(np.array(picture))
-    return pixels.unsqueeze(0) if reading.channels == 1 else pixels.permute(2, 0, 1), facts
+    return pixels.unsqueeze(0) if reading.channels == 1 else pixels.permute(2, 0, 1)
 
 
 def shown(path: str | Path) -> str:

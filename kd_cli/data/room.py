@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from kd_cli.cpus import GROUPS
 
 
 def available_memory() -> int | None:
@@ -48,21 +52,49 @@ def _of_machine() -> int | None:
         return None
 
 
-def _of_group() -> int | None:
-    """What the control group of this process (version 2), as containers set it, leaves of its limit."""
+@dataclass(frozen=True)
+class _Version:
+    """Where a version of Linux's control groups says what memory a group may take and has taken."""
+
+    limit: str
+    used: str
+    cache: str  # the line of memory.stat with the bytes of files that the system gives back when they are needed
+
+
+SECOND = _Version("memory.max", "memory.current", "inactive_file")
+FIRST = _Version("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+UNLIMITED = 1 << 60  # version 1 writes a number above this where there is no limit, version 2 the word max
+
+
+def _of_group(root: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """What the control groups of this process, as containers set them, leave of their limits: of either version."""
     try:
-        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        group = Path("/sys/fs/cgroup") / line[3:].lstrip("/")
-        return min(
-            (int(limit) - int((folder / "memory.current").read_text()) + _cache(folder))
-            for folder in (group, *group.parents)
-            if (folder / "memory.max").is_file() and (limit := (folder / "memory.max").read_text().strip()) != "max"
-        )
-    except (OSError, StopIteration, ValueError):
+        groups = [found for line in own.read_text().splitlines() for found in _groups(line, root)]
+        left = [_left(group, version) for group, version in groups]
+    except (OSError, ValueError):
         return None
+    return min((one for one in left if one is not None), default=None)
 
 
-def _cache(folder: Path) -> int:
-    """Bytes of files in memory that the system gives back when they are needed."""
-    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    return int(stat.get("inactive_file", 0))
+def _groups(line: str, root: Path) -> Iterator[tuple[Path, _Version]]:
+    """The folders of a line of /proc/self/cgroup and of those around it, where it is of memory."""
+    number, controllers, name = line.split(":", 2)
+    if number == "0":
+        top, version = root, SECOND
+    elif "memory" in controllers.split(","):
+        top, version = root / "memory", FIRST
+    else:
+        return
+    for group in (top / name.lstrip("/"), *(top / name.lstrip("/")).parents):
+        yield group, version
+
+
+def _left(group: Path, version: _Version) -> int | None:
+    """What one group leaves of its limit; None where it has none."""
+    if not (group / version.limit).is_file():
+        return None
+    limit = (group / version.limit).read_text().strip()
+    if limit == "max" or int(limit) >= UNLIMITED:
+        return None
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(limit) - int((group / version.used).read_text()) + int(stat.get(version.cache, 0))

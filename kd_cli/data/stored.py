@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
+import os
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_cli.errors import DataError
+
 PIECE = 2 << 20  # bytes read at a time where all are read
-DROPPED = 16 << 20  # bytes read from a map after which its pages are given back; a fault maps several more
 
 
 class StoredImages(ABC):
@@ -85,18 +88,18 @@ class StoredImages(ABC):
 Images: TypeAlias = Tensor | StoredImages
 
 
-class MappedImages(StoredImages):
-    """Pictures in a memory-mapped .npy file of bytes."""
+class KeptImages(StoredImages):
+    """Pictures in a .npy file of bytes."""
 
-    def __init__(self, file: MappedFile, positions: np.ndarray, hashes: np.ndarray) -> None:
+    def __init__(self, file: KeptFile, positions: np.ndarray, hashes: np.ndarray) -> None:
         """`hashes` are those of all pictures of the file."""
-        super().__init__(file.array.shape[1:], positions)
+        super().__init__(file.shape[1:], positions)
         self.file, self._hashes = file, hashes
         self.kept = "on disk"
 
-    def select(self, positions: slice | Tensor) -> MappedImages:
+    def select(self, positions: slice | Tensor) -> KeptImages:
         index = positions if isinstance(positions, slice) else positions.numpy()
-        return MappedImages(self.file, self.positions[index], self._hashes)
+        return KeptImages(self.file, self.positions[index], self._hashes)
 
     def read(self, positions: np.ndarray) -> Tensor:
         return torch.from_numpy(self.file.rows(positions))
@@ -105,29 +108,48 @@ class MappedImages(StoredImages):
         return self._hashes[self.positions]
 
 
-class MappedFile:
-    """A memory-mapped .npy file whose pages are given back to the system now and then.
+class KeptFile:
+    """A .npy file of bytes whose rows are read when they are asked for.
 
-    The system keeps them in its cache as long as it has room, so that reading them again costs no access to the disk;
-    only the memory of this process stays small.
+    The system keeps the file in its cache as long as it has room, so that reading a row again costs no access to the
+    disk. It is not mapped into memory: rows in random order map up to a hundred times as much as they are, which counts
+    as this process's memory, and a file that becomes shorter would end the process.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError or ValueError for a file that is not there or is no .npy file."""
+        """Raises OSError or ValueError for a file that is not there or is no .npy file of bytes."""
         self.path = path
-        self.array: np.ndarray = np.load(path, mmap_mode="r")
-        self.touched = 0
+        described = np.load(path, mmap_mode="r")  # for its header; nothing of it is read
+        if described.dtype != np.uint8 or not described.flags.c_contiguous:
+            raise ValueError(f"{path} holds {described.dtype}, and not bytes row by row")
+        self.shape, self.start = described.shape, described.offset
+        self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self.handle)
+        self.alone = threading.Lock()
 
-    def rows(self, positions: np.ndarray | slice) -> np.ndarray:
-        """Rows by position [n] or of a slice, copied."""
-        rows = self.array[positions]
-        found = np.array(rows) if isinstance(positions, slice) else np.asarray(rows)
-        self.touched += found.nbytes
-        if self.touched > DROPPED:
-            self.touched = 0
-            mapped: mmap.mmap = self.array._mmap  # type: ignore[attr-defined]  # numpy's only way to it
-            mapped.madvise(mmap.MADV_DONTNEED)
+    def rows(self, positions: np.ndarray | range) -> np.ndarray:
+        """Rows by position [n]. Raises DataError where the file has become shorter."""
+        found = np.empty((len(positions), *self.shape[1:]), dtype=np.uint8)
+        one = found[:1].nbytes
+        if isinstance(positions, range):
+            self._read(found.reshape(-1), positions.start * one)
+            return found
+        for row, position in zip(found.reshape(len(found), -1), positions.tolist(), strict=True):
+            self._read(row, position * one)
         return found
+
+    def _read(self, into: np.ndarray, start: int) -> None:
+        """Fill an array with the bytes from `start` on."""
+        if hasattr(os, "preadv"):  # Linux: with no position of the file that processes and threads share
+            n = os.preadv(self.handle, [into.data], self.start + start)
+        else:
+            with self.alone:
+                os.lseek(self.handle, self.start + start, os.SEEK_SET)
+                content = os.read(self.handle, into.nbytes)
+            n = len(content)
+            into[:n] = np.frombuffer(content, dtype=np.uint8)
+        if n != into.nbytes:
+            raise DataError(f"the decoded pictures in {self.path} were changed while this run used them")
 
 
 def selected(images: Images, positions: slice | Tensor) -> Images:

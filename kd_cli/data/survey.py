@@ -58,7 +58,8 @@ class Survey:
                     found.append(hashes(piece))
                 same.append(constant(piece))
                 if part == "train":
-                    self.counts += byte_counts(piece[self.trains[start:end]])
+                    of_training = self.trains[start:end]
+                    self.counts += byte_counts(piece if bool(of_training.all()) else piece[of_training])
                 start = end
                 progress.add(len(piece))
         self._hashes[part] = np.concatenate(found) if known is None else known

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kd_cli.data.folders import as_reading
 from kd_cli.data.pictures import Reading, square_of
+from kd_cli.data.room import available_memory, gigabytes
 from kd_cli.data.source import Source
 from kd_cli.data.splits import set_aside_by_class
 from kd_cli.data.torchvision import LAYOUTS, torchvision_dataset
@@ -85,13 +86,20 @@ def any_dataset(
     channels: int = 3,
     background: str | Sequence[int] = "white",
     test_fraction: float = 0.2,
+    keep: str = "memory",
 ) -> Source:
     """A data set of torchvision by its name, read from `data_dir` in torchvision's layout, or downloaded to there.
 
     `options` are further keys of its constructor. Pictures of unequal size are scaled and cropped to `image_size`. What
     a data set has otherwise than its pictures suggest is mended, and said: EMNIST's are turned, its letters counted
-    from 0. Raises ConfigError for one that has not one class for each picture, DataError if it cannot be read.
+    from 0. `keep` is memory: no other place is supported. Raises ConfigError for one that has not one class for each
+    picture, DataError if it cannot be read or does not fit.
     """
+    if keep not in ("memory", "auto"):
+        raise ConfigError(
+            f"dataset.keep is {keep!r}, and torchvision's data sets are held in memory",
+            hint="dataset=imagefolder with dataset.keep=disk, on a folder of their pictures",
+        )
     options = dict(options or {})
     if name in LAYOUTS and not options and image_size is None:
         return torchvision_dataset(data_dir=data_dir, name=name)
@@ -179,6 +187,13 @@ def _read(kind: Any, root: Path, keys: Keys, part: str, reading: Reading | None)
         return images.contiguous(), labels[:, 0] if labels.dim() == 2 else labels, names
     if reading is None:
         raise ConfigError(f"the pictures of {name} are of unequal size", hint="dataset.image_size=64")
+    size = len(found) * reading.channels * reading.size**2
+    if (memory := available_memory()) is not None and size > memory:
+        raise DataError(
+            f"the part {part} of {name} takes {gigabytes(size)} with image_size={reading.size}, and "
+            f"{gigabytes(memory)} of memory are available: torchvision's data sets are held in memory",
+            hint="a smaller dataset.image_size; or dataset=imagefolder with dataset.keep=disk, on its folder",
+        )
     images = torch.empty(len(found), reading.channels, reading.size, reading.size, dtype=torch.uint8)
     labels = torch.empty(len(found), dtype=torch.int64)
     for i in range(len(found)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -274,3 +274,19 @@ def repeat_groups(x: Any, size: int) -> Any:
     if len(x) == 1:
         return x.expand(size, *x.shape[1:])
     return x if len(x) == size else x.repeat_interleave(size // len(x), 0)
+
+
+def gathered(parts: Iterable[Tensor], n: int, *, dim: int = 0) -> Tensor:
+    """Tensors one after the other along a dimension, of n in all, as `torch.cat` joins them.
+
+    Each is copied into its place at once. Kept in a list, small tensors lie between the batches' large ones, and the
+    memory that a batch has freed no longer holds the next one: it grew by 20 MB a batch.
+    """
+    found, start = None, 0
+    for part in parts:
+        if found is None:
+            found = part.new_empty(*part.shape[:dim], n, *part.shape[dim + 1 :])
+        found.narrow(dim, start, part.shape[dim]).copy_(part)
+        start += part.shape[dim]
+    assert found is not None
+    return found

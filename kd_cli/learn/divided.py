@@ -66,17 +66,25 @@ class DividedLearner(ModuleLearner):
 
     def taken(self, block: Block) -> Block:
         """The examples of a block that this process computes, batch after batch."""
-        parts, start = [], 0
-        for size in block.sizes:
-            taken = self.processes.taken(size)
-            parts.append(torch.arange(start + taken.start, start + taken.stop))
-            start += size
-        positions = torch.cat(parts).to(block.index.device)
+        positions, sizes = self.own_positions(block.sizes)
+        positions = positions.to(block.index.device)
         augmented = block.augmented
         if augmented is not None:
             augmented = Augmented(augmented.augment, augmented.draws[:, positions], augmented.fill)
-        sizes = tuple(len(part) for part in parts)
         return replace(block, index=block.index[:, positions], sizes=sizes, augmented=augmented)
+
+    def asked_for(self, order: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+        positions, own = self.own_positions(sizes)
+        return order[:, positions.to(order.device)], own
+
+    def own_positions(self, sizes: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+        """Which examples of consecutive batches this process computes, and how many of each batch."""
+        parts, start = [], 0
+        for size in sizes:
+            taken = self.processes.taken(size)
+            parts.append(torch.arange(start + taken.start, start + taken.stop))
+            start += size
+        return torch.cat(parts), tuple(len(part) for part in parts)
 
     def gathered(self, outputs: Outputs, n: int) -> Outputs:
         """The outputs for a batch of n examples, from those that each process has computed."""

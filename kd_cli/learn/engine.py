@@ -215,7 +215,7 @@ def train_epoch(
     """Make the steps of one epoch, block after block."""
     plan, train, sizes = training.plan, training.train, training.sizes
     order = training.order(epoch).to(train.device)
-    train.expect(order, sizes)
+    train.expect(*learner.asked_for(order, sizes))
     steps_of = shares_of_steps(sizes, plan.accumulate) if plan.accumulate > 1 else []
     draws = draw_augmentation(plan.augment, len(train), training.seeds, training.role, epoch)
     draws = None if draws is None else draws.to(train.device)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.learn.batches import Batch, Block, Examples, repeat_groups
+from kd_cli.learn.batches import Batch, Block, Examples, gathered, repeat_groups
+from kd_cli.learn.checkpointing import Checkpointing
 from kd_cli.learn.methods.base import Terms, is_temperature
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.optimizers import quick_step, set_rates
@@ -113,13 +114,18 @@ class Learner(ABC):
             self.step(batch, target, objective, rate)
             yield
 
+    def asked_for(self, order: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+        """The examples whose images its steps ask for, of an epoch's `order` [U,n] in batches of these sizes."""
+        return order, sizes
+
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """The models' logits at T = 1 in eval mode, without gradients, for the same images [B,...]: [S,B,C]."""
 
     def predict(self, examples: Examples) -> Tensor:
         """The models' logits at T = 1 for all examples, in eval mode: [S,N,C]."""
-        return torch.cat([self.logits(images) for images in examples.in_order()], dim=1)
+        parts = (self.logits(images) for images in examples.in_order())
+        return gathered(parts, len(examples), dim=1)
 
     @abstractmethod
     def term_gradients(self, batch: Batch, terms: Callable[[Outputs], Terms]) -> dict[str, TermGradient]:
@@ -188,10 +194,13 @@ class ModuleLearner(UniformLearner):
         """`frozen` are those of the module's parts that stay in eval mode."""
         self.module, self.optimizer, self.seed, self.autocast = module, optimizer, seed, autocast
         self.recipe, self.frozen = recipe, frozen
+        if recipe.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs leave this form out
         self.average = AveragedWeights(module, recipe.ema) if recipe.ema else None
         self.rate: Rate | None = None  # of the step whose gradients are being accumulated
         self.method = objective.method
         self.features = FeatureHooks(module, self.method.student_features, role="student")
+        self.checkpointing = Checkpointing(module, self.features) if recipe.checkpointing else None
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.optimizer_step = quick_step(optimizer)
@@ -216,7 +225,8 @@ class ModuleLearner(UniformLearner):
             part.training = False
         self.method.train()
         # A user's nn.Dropout knows only the global generator, so that one is seeded too.
-        with global_stream(self.seed, role, "global", epoch, device=self.device):
+        blocks = contextlib.nullcontext() if self.checkpointing is None else self.checkpointing.active()
+        with global_stream(self.seed, role, "global", epoch, device=self.device), blocks:
             yield
         self.generators.end()
         if self.average is not None:
@@ -226,8 +236,11 @@ class ModuleLearner(UniformLearner):
 
     def outputs(self, images: Tensor) -> Outputs:
         """The outputs for images [1,B,...], with their graph."""
+        seen = images[0]
+        if self.recipe.channels_last and seen.dim() == 4:
+            seen = seen.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            logits = self.module(images[0])
+            logits = self.module(seen)
         features = {path: feature[None] for path, feature in self.features.take().items()}
         return Outputs(single_precision(logits)[None], features)
 

@@ -19,13 +19,16 @@ class Recipe:
     """Options of one model's training; the defaults are plain steps.
 
     `ema` is the decay of the average of the weights, `accumulate` the batches whose gradients make one step, `clip` the
-    largest norm of a step's gradient, `freeze` the module up to which nothing is trained.
+    largest norm of a step's gradient, `freeze` the module up to which nothing is trained. `channels_last` is the layout
+    in memory of images and convolutions, `checkpointing` computes blocks again in the backward pass.
     """
 
     ema: float = 0.0
     accumulate: int = 1
     clip: float = 0.0
     freeze: str | None = None
+    channels_last: bool = False
+    checkpointing: bool = False
 
     @property
     def plain(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.models.arguments import by, check_sizes, sizes
-from kd_cli.models.torchvision import UNFIT, USUAL_SIZES, try_shapes
+from kd_cli.models.torchvision import UNFIT, too_small, try_shapes
 from kd_cli.vision import network_timeout, repair_torchvision
 
 TARGET = "kd_cli.models.timm.timm_model"
@@ -82,11 +82,16 @@ def timm_model(
     known = configuration(timm, str(name), pretrained=bool(pretrained))
     size = (image_size, image_size) if image_size else tuple(known.input_size[1:]) if pretrained else None
     seen = (input_shape[0], *(size or input_shape[1:]))
+
+    def try_at(side: int) -> None:
+        shape = (input_shape[0], side, side)
+        try_shapes(create(timm, str(name), shape, num_classes), shape, num_classes)
+
     try:
         network = create(timm, str(name), seen, num_classes, pretrained=pretrained is True)
         try_shapes(network, seen, num_classes)
     except UNFIT as error:
-        raise too_small(timm, str(name), input_shape, num_classes, error) from error
+        raise too_small(error, str(name), input_shape, try_at) from error
     if pretrained:
         normalisation = {"mean": known.mean, "std": known.std}
         return Pretrained(network, image_size=size, normalisation=normalisation)
@@ -135,22 +140,6 @@ def create(
             "another machine's folder of Hugging Face (HF_HOME) serves without a network",
         ) from error
     return network
-
-
-def too_small(timm: ModuleType, name: str, shape: tuple[int, ...], num_classes: int, error: Exception) -> ConfigError:
-    """The error for images that a network cannot take, with the smallest usual size that it can."""
-    hint = "choose another name"
-    for size in USUAL_SIZES:
-        seen = (shape[0], size, size)
-        try:
-            with torch.device("meta"):
-                network = create(timm, name, seen, num_classes)
-            try_shapes(network, seen, num_classes)
-        except UNFIT:
-            continue
-        hint = f"image_size={size} resizes them for the network, and is the smallest of the usual sizes that it takes"
-        break
-    return ConfigError(f"{name} cannot take images of the shape {by(shape)}: {first_line(error)}", hint=hint)
 
 
 def notes_on_timm(node: Mapping[str, Any], *, shape: tuple[int, ...], classes: int, normalize: Any) -> list[str]:

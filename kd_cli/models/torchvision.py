@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -67,17 +68,21 @@ def torchvision_model(
     if image_size is not None:
         (image_size,) = sizes("image_size", [image_size])
 
+    def try_at(side: int) -> None:
+        network = _build(name, input_shape, num_classes, pretrained=pretrained, image_size=side)
+        try_shapes(network, input_shape, num_classes)
+
     try:
         network = _build(name, input_shape, num_classes, pretrained=pretrained, image_size=image_size)
     except UNFIT as error:
-        raise _too_small(error, name, input_shape, num_classes, pretrained) from error
+        raise too_small(error, name, input_shape, try_at) from error
     if pretrained:
         inner = network.network if isinstance(network, Adapted) else network
         _load_pretrained(inner, name, models.get_model_weights(name).DEFAULT, num_classes)
     try:
         try_shapes(network, input_shape, num_classes)
     except UNFIT as error:
-        raise _too_small(error, name, input_shape, num_classes, pretrained) from error
+        raise too_small(error, name, input_shape, try_at) from error
     return network
 
 
@@ -107,22 +112,22 @@ def _build(
     return network
 
 
-def _too_small(
-    error: Exception, name: str, input_shape: tuple[int, ...], num_classes: int, pretrained: bool
-) -> ConfigError:
-    """The error for images that a network cannot take, with the smallest usual size that it can."""
+def too_small(error: Exception, name: str, shape: tuple[int, ...], try_at: Callable[[int], None]) -> ConfigError:
+    """The error for images that a network cannot take, with the smallest usual size that it can.
+
+    `try_at(size)` builds the network for that size, without data, and raises one of UNFIT where images do not fit.
+    """
     for size in USUAL_SIZES:
         try:
             with torch.device("meta"):
-                network = _build(name, input_shape, num_classes, pretrained=pretrained, image_size=size)
-            try_shapes(network, input_shape, num_classes)
+                try_at(size)
         except UNFIT:
             continue
         hint = f"image_size={size} resizes them for the network, and is the smallest of the usual sizes that it takes"
         break
     else:
         hint = f"none of the usual sizes fits, from {USUAL_SIZES[0]} to {USUAL_SIZES[-1]}; choose another name"
-    return ConfigError(f"{name} cannot take images of the shape {by(input_shape)}: {first_line(error)}", hint=hint)
+    return ConfigError(f"{name} cannot take images of the shape {by(shape)}: {first_line(error)}", hint=hint)
 
 
 def _options(name: str, size: tuple[int, ...], pretrained: bool) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def check_replacement(config: RunConfig) -> None:
             f"{name}, and the two have different inputs: normalisations, sizes or features",
             hint="leave teacher.input, student.input and teacher.normalize out",
         )
+    if "checkpointing" in config.student.recipe:
+        raise ConfigError(f"{name}, and training.checkpointing is given", hint="leave it out")
     if "freeze" in config.student.recipe:
         raise ConfigError(f"{name} and freezes what follows them, and training.freeze is given", hint="leave it out")
 

@@ -18,7 +18,7 @@ from kd_cli.config.moved import current_name
 from kd_cli.config.values import TrainSpec
 from kd_cli.data.source import Dataset
 from kd_cli.errors import CheckpointError, ConfigError, KdError, first_line
-from kd_cli.learn.batches import Examples
+from kd_cli.learn.batches import Examples, gathered
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.stacked.structure import is_dense, widths
 from kd_cli.learn.teachers import freeze
@@ -322,4 +322,5 @@ def _count_flops(module: nn.Module, image: Tensor) -> int:
 def predict_module(module: nn.Module, examples: Examples) -> Tensor:
     """Logits at T = 1, on the CPU, in float32 at least; `bfloat16` is for training, and what is reported is what
     the saved weights say."""
-    return single_precision(torch.cat([module(images) for images in examples.in_order()])).cpu()
+    parts = (single_precision(module(images)) for images in examples.in_order())
+    return gathered(parts, len(examples)).cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kd_cli.config.values import RunConfig, TrainSpec
 from kd_cli.data.source import Dataset
 from kd_cli.errors import ConfigError
+from kd_cli.learn.checkpointing import blocks_of
 from kd_cli.learn.engine import Outcome
 from kd_cli.runs.building import HARD, build_method, frozen_parts, trained_parameters
 from kd_cli.runs.models import blank_module
@@ -23,6 +24,7 @@ def check_training(spec: TrainSpec, dataset: Dataset, role: str) -> list[str]:
                 f"{section}.{key} is for data with classes, and {dataset.name} has independent labels",
                 hint=hint if key == "sampling" else f"leave {section}.{key} out",
             )
+    check_memory(spec, dataset, role, section)
     if not {"freeze", "lr_factors"} & set(spec.recipe):
         return []
     module, key = blank_module(spec, dataset, role=role), "freeze"
@@ -41,9 +43,35 @@ def check_training(spec: TrainSpec, dataset: Dataset, role: str) -> list[str]:
     ]
 
 
+def check_memory(spec: TrainSpec, dataset: Dataset, role: str, section: str) -> None:
+    """ConfigError for the keys that say what a step keeps in memory, and how, where the model has no use for them."""
+    if not {"channels_last", "checkpointing"} & set(spec.recipe):
+        return
+    module = blank_module(spec, dataset, role=role)
+    if "channels_last" in spec.recipe and not any(p.dim() == 4 for p in module.parameters()):
+        raise ConfigError(
+            f"{section}.channels_last is a layout of images and convolutions, and {spec.title} has no convolution",
+            hint=f"leave {section}.channels_last out",
+        )
+    if "checkpointing" not in spec.recipe:
+        return
+    if spec.quantised:
+        raise ConfigError(
+            f"{section}.checkpointing calls each block twice in a step, and a quantised student measures its ranges in "
+            "every call",
+            hint=f"leave {section}.checkpointing or student.quantise out",
+        )
+    if not blocks_of(module):
+        raise ConfigError(
+            f"{section}.checkpointing computes blocks of layers a second time, and {spec.title} has none: it is "
+            "a plain chain of layers",
+            hint=f"leave {section}.checkpointing out",
+        )
+
+
 def check_together(config: RunConfig, *, labelled: bool) -> None:
     """ConfigError for keys of the students' training that peers, or a transfer set without labels, exclude."""
-    for key in ("patience", "accumulate"):
+    for key in ("patience", "accumulate", "checkpointing"):
         if config.peers and key in config.student.recipe:
             raise ConfigError(f"peers take every step together, and training.{key} is given", hint=f"leave {key} out")
     for key in LABELLED:

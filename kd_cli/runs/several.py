@@ -26,7 +26,7 @@ from kd_cli.learn.batches import batch_sizes
 from kd_cli.learn.divided import DividedLearner, batch_norms
 from kd_cli.learn.engine import Checkpoint, Training, fit
 from kd_cli.learn.processes import Processes, ProcessLost
-from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, Teacher
+from kd_cli.learn.teachers import CachedTeacher, LiveTeacher, MappedTeacher, Teacher
 from kd_cli.processes import Place
 from kd_cli.runs.building import TrainingTask, build_method, make_training
 from kd_cli.runs.device_data import DeviceData, load_device_data
@@ -50,6 +50,8 @@ class Taught:
         """A run's teacher; `spec` is that of its members, where they run live."""
         if isinstance(teacher, CachedTeacher):
             return cls(teacher.combine, logits=teacher.logits_MNC.cpu())
+        if isinstance(teacher, MappedTeacher):  # its files need not be there for a process of another machine
+            return cls(teacher.combine, logits=torch.stack([member[teacher.rows] for member in teacher.members]))
         if isinstance(teacher, LiveTeacher):
             states = [{name: t.cpu() for name, t in module.state_dict().items()} for module in teacher.modules]
             return cls(teacher.combine, spec=spec, states=states)
@@ -246,6 +248,11 @@ def check_divided(config: RunConfig, dataset: Dataset, size: int, *, examples: i
     if config.checkpoint is None:
         trained.append(("teacher_training", config.teacher, len(dataset.train)))
     for section, spec, n in trained:
+        if "checkpointing" in spec.recipe:
+            raise ConfigError(
+                f"{section}.checkpointing computes blocks again in one process, and torchrun has started {size}",
+                hint=f"leave {section}.checkpointing out: each process holds a part of a batch",
+            )
         if BATCHNORM_PARTS in spec.recipe and batch_norms(blank_module(spec, dataset, role="student")):
             smallest = min(batch_sizes(n, spec.batch_size))
             if smallest // size < 2:
