@@ -30,6 +30,7 @@ OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besid
         ["seed=0", "T=4", "alpha=1"],
         ["seed=0", "T=4", "alpha=1", "method=attention,feature,hints,similarity,relational,pkt,crd,review"],
     ],
+    "pruned_digits": [["seed=0", "student.hidden=[8],[4]", "student.prune=null,0.5", "teacher.hidden=[8]"]],
     "quantised_cifar10": [["seed=0", "after_sweep=null"]],  # which tests/test_quantised.py runs, with ONNX Runtime
     "quantised_digits": [["seed=0", "after_sweep=null", "student.channels=[4]", "teacher.hidden=[8]"]],
     "teacher_assistant": [["seed=0", "T=4", "teacher.hidden=[8]", "student.hidden=[8]"]],

@@ -10,9 +10,11 @@ import pytest
 from process import Ran
 
 from kd_cli.export.latency import ROUNDS, within
-from kd_cli.report.cost import cost_of, not_measured
+from kd_cli.report.compare import Comparison, Setting
+from kd_cli.report.cost import cost_of, latency_figure, not_measured
 from kd_cli.report.read import Run
 from kd_cli.runs.latency import LIMIT
+from kd_cli.statistics import mean_std
 
 ONE = {"median_ms": 2.0, "p95_ms": 3.0, "per_second": 500.0, "calls": 9}
 WHERE = {"cores": 2, "how": "all models took turns", "batch": 1, "threads": 1}
@@ -81,3 +83,28 @@ def test_a_student_alone_of_another_size_has_its_own_latency_or_none() -> None:
 def test_without_a_measurement_there_is_no_picture(latency: dict[str, Any] | None) -> None:
     assert cost_of(run_of(latency)) is None
     assert not_measured(run_of(latency)) == (latency or {}).get("not_measured")
+
+
+@pytest.mark.parametrize("sizes", [(10, 40), (10, 10)], ids=["two sizes", "one size"])
+def test_a_sweeps_picture_has_each_setting_of_several_sizes(sizes: tuple[int, int]) -> None:
+    runs = []
+    for seed, (parameters, ms) in enumerate([(sizes[0], 2.0), (sizes[0], 4.0), (sizes[0], 3.0), (sizes[1], 9.0)]):
+        run = run_of({**WHERE, "rows": {"student": {**ONE, "median_ms": ms}}})
+        run.summary["student"]["parameters"] = parameters
+        run.summary["student"]["test"]["errors"] = 7 if seed < 3 else 5
+        runs.append(run)
+    groups = (runs[:3], runs[3:])
+    stats = [{"errors": mean_std([run.summary["student"]["test"]["errors"] for run in own])} for own in groups]
+    rest = {"student_alone": {}, "teacher": {}, "saved": None, "gap_closed": None, "gap_n": 0}
+    rest |= dict.fromkeys(("diverged", "failed", "unfinished", "repeats", "changed"), 0)
+    settings = [
+        Setting({"student.hidden": hidden}, tuple(own), student, **rest)
+        for hidden, own, student in zip(([8], [32]), groups, stats, strict=True)
+    ]
+    figure = latency_figure(Comparison("made", tuple(runs), ("student.hidden",), tuple(settings), None))
+    if len(set(sizes)) == 1:
+        assert figure is None
+        return
+    assert figure is not None
+    for tip in ("7.0 ± 0.0 errors (n = 3), 3 ms", "5 errors (n = 1), 9 ms"):
+        assert tip in figure.chart

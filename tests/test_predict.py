@@ -16,7 +16,7 @@ from process import Ran
 from kd_cli.commands import kd_predict
 from kd_cli.commands.kd_predict import row_of
 from kd_cli.errors import DataError
-from kd_cli.export.predict import Prediction, Predictor, confusion, predictions
+from kd_cli.export.predict import Prediction, Predictor, background_in, confusion, predictions
 
 CLASSES = ("bird", "cat")
 
@@ -107,3 +107,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(SystemExit, match="neither the directory of a run"):
         kd_predict.main([str(tmp_path / "weights.bin"), str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "wanted"),
+    [({}, "white"), ({"background": "black"}, "black"), ({"background": "[1, 2, 3]"}, [1, 2, 3])],
+)
+def test_the_background_of_a_file_is_a_name_or_numbers(metadata: dict[str, str], wanted: object) -> None:
+    assert background_in(metadata) == wanted

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.ranges import check_number, input_view, interval, normalisation
-from kd_cli.config.schema import NODES, Allowed, DatasetKeys, OptimizerKeys, Schema, StudentKeys, TeacherKeys
+from kd_cli.config.schema import (
+    NODES,
+    Allowed,
+    DatasetKeys,
+    OptimizerKeys,
+    Pruning,
+    Schema,
+    StudentKeys,
+    TeacherKeys,
+)
 from kd_cli.errors import ConfigError
 from kd_cli.nearest import did_you_mean
 from kd_cli.numeric import is_number, is_whole
@@ -129,9 +138,26 @@ def check_value(name: str, value: Any, kind: Any, allowed: Allowed | None) -> An
         return value
     if allowed.view:
         return input_view(name, value)
+    if allowed.pruning:
+        return check_pruning(name, value)
     if allowed.normalisation:
         return normalisation(name, value)
     return check_number(name, value, allowed)
+
+
+def check_pruning(name: str, value: Any) -> dict[str, Any] | None:
+    """Return how a student is pruned, all keys of it; a number is the share of its units. Raises ConfigError."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        value = {"amount": check_value(name, value, float, Allowed(above=0, below=1, example="0.5"))}
+    found = check_section(value, Pruning, name)
+    if found["begin"] >= found["end"]:
+        raise ConfigError(
+            f"{name}.begin is {found['begin']:g} and {name}.end {found['end']:g}; pruning must begin before it ends",
+            hint=f"'{name}={{amount: {found['amount']:g}, begin: 0.1, end: 0.5}}'",
+        )
+    return found
 
 
 # ---------------------------------------------------------------- keys together

@@ -40,6 +40,7 @@ OWN_COMMENTS = {
     "teacher.combine": "how members' probabilities are averaged: geometric or arithmetic",
     "teacher.chain": "assistants between teacher and student, by name: [mediummlp], [{model: smallmlp, hidden: [300]}]",
     "teacher.generations": "students of the same architecture, each taught by the one before; the last is the run's",
+    "student.prune": "share of its hidden units or channels removed while it is trained: 0.5; see docs/PRUNING.md",
     "student.quantise": "int8 trains it as kd-export --int8 ships it: weights and inputs of its layers are of 8 bits",
 }
 

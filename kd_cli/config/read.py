@@ -87,9 +87,9 @@ def container(cfg: DictConfig, written: dict[str, Any] | None = None) -> dict[st
 def train_spec(
     v: dict[str, Any], role: str, model: Node, choices: Mapping[str, Any], *, normalize: Any = "data"
 ) -> TrainSpec:
-    """Return a role's model and how it is trained; `model` has the role's keys `input` and `quantise` too."""
+    """Return a role's model and how it is trained; `model` has the role's keys `input`, `prune`, `quantise` too."""
     model = dict(model)
-    quantise = model.pop("quantise", None)
+    quantise, prune = model.pop("quantise", None), model.pop("prune", None)
     view = dict(model.pop("input", None) or {})
     if "normalize" in view:
         if normalize != "data":
@@ -114,6 +114,7 @@ def train_spec(
         keep=training["keep"],
         batchnorm=training["batchnorm"],
         normalize=normalize,
+        prune=prune,
         input=view or None,
         recipe=kind(**own).recipe() | batchnorm_parts(training),
     )
@@ -158,7 +159,7 @@ def assistants(v: dict[str, Any], own: Mapping[str, Any], choices: Mapping[str, 
 
     Their seeds depend on the teacher's, so that students of several seeds share them. Raises ConfigError.
     """
-    student = train_spec(v, "student", v["student"], choices)
+    student = replace(train_spec(v, "student", v["student"], choices), prune=None)
     named = [(student.name, student.model)] * (own["generations"] - 1)
     if own["chain"] is not None:
         named = [(name, node) for name, node in own["chain"]]

@@ -32,6 +32,7 @@ class Allowed:
     classes: bool = False  # a list of classes, by number or name
     view: bool = False  # what a model sees of an example: a size, columns, a normalisation
     normalisation: bool = False  # data, imagenet, none, or a mean and a standard deviation
+    pruning: bool = False  # a share of the units, or a section of `Pruning`
     interval: bool = False  # a number of epochs, or of seconds: "30s"
     what: str = ""  # the quantity, where "a number" says too little
     example: str = ""  # shown in the hint
@@ -198,9 +199,22 @@ class TeacherKeys:
 
 
 @dataclass
+class Pruning:
+    """The keys of `student.prune`."""
+
+    amount: float = field(default=0.5, metadata=allowed(above=0, below=1, example="0.5"))
+    kind: str = field(default="structured", metadata=allowed(choices=("structured", "magnitude")))
+    schedule: str = field(default="cubic", metadata=allowed(choices=("cubic", "linear")))
+    begin: float = field(default=0.1, metadata=allowed(least=0, below=1, what="a share of the training", example="0.1"))
+    end: float = field(default=0.5, metadata=allowed(above=0, most=1, example="0.5"))
+    updates: int = field(default=20, metadata=allowed(whole=True, least=1, most=10**6))
+
+
+@dataclass
 class StudentKeys:
     input: Any = field(default=None, metadata=allowed(view=True))  # of the student; the teacher has its own
     quantise: str | None = field(default=None, metadata=allowed(choices=("int8",)))
+    prune: Any = field(default=None, metadata=allowed(pruning=True))
 
 
 @dataclass

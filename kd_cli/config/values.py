@@ -15,6 +15,7 @@ Node = dict[str, Any]  # a `_target_` and its arguments
 AUTO_T = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 20.0)  # the temperatures that T=auto tries
 AUTO_ALPHA = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the weights that alpha=auto tries
 FORMAT = 3  # raised when weights trained by an older version of this code must not be used again
+PRUNED = "kd_cli.models.pruned.pruned"  # what wraps the model of a student that has lost units
 QUANTISED = "kd_cli.models.quantised.quantised"  # what student.quantise=int8 wraps a model with
 WITHOUT_BATCHNORM = {"kd_cli.models.mlp.mlp", "kd_cli.models.cnn.cnn"}  # of the shipped models
 
@@ -36,6 +37,7 @@ class TrainSpec:
     batchnorm: str = "estimate"
     recipe: dict[str, Any] = field(default_factory=dict)  # the keys of `schema.RECIPE` that are not their defaults
     normalize: Any = "data"  # how the model wants its input: data, imagenet, none, or {mean, std}
+    prune: dict[str, Any] | None = None  # the keys of `schema.Pruning`
     input: dict[str, Any] | None = None  # what it sees of an example: {size: 7} or {columns: [0, 1]}; None is all
 
     @property
@@ -60,6 +62,7 @@ class TrainSpec:
             "batchnorm": "running",
             "normalize": "data",
             "input": None,
+            "prune": None,
             "recipe": {},
         }
         for key, value in absent.items():

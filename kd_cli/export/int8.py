@@ -20,6 +20,7 @@ CALIBRATION = 512  # training examples, evenly spaced over the training part
 BATCH = 32
 AGREEMENT = 0.98  # with the PyTorch student, at least
 MORE_ERRORS = 0.01  # of the test examples, at most
+INSTEAD = "ship --onnx instead"
 LAYERS = ["Conv", "Gemm", "MatMul"]  # the preparation of the input stays in floating point
 
 
@@ -66,7 +67,10 @@ def int8_bytes(content: bytes, train: Images, ranges: Ranges | None = None) -> t
                 f"ONNX Runtime does not quantise the student: {first_line(error)}", hint="--onnx"
             ) from error
         how = "in training" if ranges is not None else "static" if convolves else "dynamic"
-        return with_metadata(written.read_bytes(), content), how
+        quantised = onnx.load(written)
+        if ranges is not None:
+            leave_others_whole(quantised.graph)
+        return with_metadata(quantised, content), how
 
 
 def own_ranges(model: Any, ranges: Ranges) -> dict[str, Any]:
@@ -86,6 +90,20 @@ def own_ranges(model: Any, ranges: Ranges) -> dict[str, Any]:
         low, high = (numpy.array(end, dtype=numpy.float32) for end in span)
         found[node.input[0]] = [{"quant_type": QuantType.QInt8, "rmin": low, "rmax": high}]
     return {"TensorQuantOverrides": found, "OpTypesToExcludeOutputQuantization": LAYERS, "QuantizeBias": False}
+
+
+def leave_others_whole(graph: Any) -> None:
+    """Let all nodes but LAYERS read values as they were before they were rounded for these.
+
+    ONNX Runtime rounds a tensor for every node that reads it: of the input of a residual block, the shortcut would add
+    the rounded values, and the student was trained with the others.
+    """
+    rounding = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    rounded = {node.output[0]: rounding.get(node.input[0]) for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in graph.node:
+        if node.op_type not in LAYERS:
+            for k, name in enumerate(node.input):
+                node.input[k] = rounded.get(name) or name
 
 
 def calibration_images(train: Images) -> Tensor:
@@ -109,18 +127,18 @@ def reader(train: Images) -> Any:
     return Reader()
 
 
-def with_metadata(content: bytes, source: bytes) -> bytes:
-    """A .onnx file with the metadata of another."""
+def with_metadata(model: Any, source: bytes) -> bytes:
+    """The content of a model's .onnx file with the metadata of another file."""
     import onnx
 
-    model, other = onnx.load_from_string(content), onnx.load_from_string(source)
+    other = onnx.load_from_string(source)
     del model.metadata_props[:]
     model.metadata_props.extend(other.metadata_props)
     serialised: bytes = model.SerializeToString()
     return serialised
 
 
-def check_int8(found: Parity, student: Parity, name: str, role: str = "student") -> None:
+def check_int8(found: Parity, student: Parity, name: str, role: str = "student", *, hint: str = INSTEAD) -> None:
     """ExportError when an int8 form disagrees with the student, or errs, more often than is allowed."""
     more = (found.errors - student.errors) / found.total
     if found.agreement >= AGREEMENT and more <= MORE_ERRORS:
@@ -129,5 +147,5 @@ def check_int8(found: Parity, student: Parity, name: str, role: str = "student")
         f"{name} agrees with the PyTorch {role} on {found.agreement:.2%} of the test examples and makes "
         f"{found.errors} errors, the {role} {student.errors}; at least {AGREEMENT:.0%} must agree, and at most "
         f"{MORE_ERRORS:.0%} of the examples may be further errors; the file was not written",
-        hint="ship --onnx instead",
+        hint=hint,
     )

@@ -32,7 +32,7 @@ OWN_MODELS = {
     f"kd_cli.models.{name}"
     for name in (
         *("mlp.mlp", "cnn.cnn", "torchvision.torchvision_model", "timm.timm_model"),
-        *("extended.extended_student", "quantised.quantised"),
+        *("extended.extended_student", "quantised.quantised", "pruned.pruned"),
         *("cifar.resnet", "cifar.vgg", "cifar.wide_resnet"),
         *("cifar_light.mobilenetv2", "cifar_light.shufflenetv1", "cifar_light.shufflenetv2"),
     )

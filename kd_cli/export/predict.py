@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +72,15 @@ def predictor_of(model: Path, *, trust: bool = False) -> Predictor:
             raise DataError(f"{model} takes bytes, and the input holds floats")
         return predict(images.float() / 255 if is_bytes and not takes_bytes else images)
 
-    background = json.loads(found.get("background", f'"{WHITE}"'))
-    return Predictor(logits, shape, classes, json.loads(found.get("multilabel", "false")), background)
+    multilabel = json.loads(found.get("multilabel", "false"))
+    return Predictor(logits, shape, classes, multilabel, background_in(found))
+
+
+def background_in(metadata: Mapping[str, str]) -> str | Sequence[int]:
+    """The colour, by name or by its numbers, on which an exported file's metadata says pictures are laid."""
+    said = metadata.get("background", WHITE)
+    found: str | list[int] = json.loads(said) if said.startswith("[") else said
+    return found
 
 
 @torch.no_grad()
@@ -93,7 +100,7 @@ def predictions(model: Predictor, paths: Sequence[Path], *, batch: int) -> Itera
         else:
             raise DataError(
                 f"{path} is no picture, no folder and no CSV file" if path.exists() else f"{path} does not exist",
-                hint="sound is not read: no data set of kd-cli holds any" if path.suffix.lower() == ".wav" else None,
+                hint="pictures and CSV files are read; sound is not" if path.suffix.lower() == ".wav" else None,
             )
     if pictures:
         yield from of_pictures(model, pictures, batch)

@@ -187,7 +187,7 @@ def recorded_steps(
     if not isinstance(learner, UniformLearner):
         log.warning("steps are not recorded as CUDA graphs, and run one by one: several learners take turns")
         return steps
-    if isinstance(learner, ModuleLearner) and not learner.recipe.plain:
+    if isinstance(learner, ModuleLearner) and not learner.makes_plain_steps:
         log.warning("steps are not recorded as CUDA graphs, and run one by one: they do more than plain ones")
         return steps
     code = [learner.module, objective.method, *(teacher.modules if teacher is not None else ())]

@@ -215,6 +215,11 @@ class ModuleLearner(UniformLearner):
         self.module.eval()
         self.method.eval()
 
+    @property
+    def makes_plain_steps(self) -> bool:
+        """Whether a step is that of the optimiser alone."""
+        return self.recipe.plain
+
     @contextlib.contextmanager
     def training(self, role: str, epoch: int) -> Iterator[None]:
         self.generators.start(role, epoch)

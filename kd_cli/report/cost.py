@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
+from kd_cli.report.compare import Comparison, Setting
 from kd_cli.report.curves import COLOURS
 from kd_cli.report.figures import Figure, is_logarithmic
 from kd_cli.report.grids import Grid, plain
 from kd_cli.report.read import Run
 from kd_cli.report.svg.lines import Point, Series, line_chart
 from kd_cli.report.svg.small import legend
+from kd_cli.report.words import plus_minus
 from kd_cli.roles import ROLE_NAMES
 from kd_cli.storage.files import read_json
 
@@ -116,3 +119,39 @@ def not_measured(run: Run) -> str | None:
     """Why the run has no latencies; None where it or its export has some, and for runs that measured none."""
     found = run.summary.get("latency") or {}
     return None if read_cost(run) else found.get("not_measured")
+
+
+def latency_figure(comparison: Comparison) -> Figure | None:
+    """Mean test errors of each setting's student against its latency; None unless several sizes have one."""
+    found = [(setting, one) for setting in comparison.settings if (one := student_latency(setting)) is not None]
+    if len({(one["flops"], one["parameters"]) for _, one in found}) < 2:
+        return None  # one architecture: its latencies differ by chance alone
+    points = []
+    for setting, one in sorted(found, key=lambda pair: pair[1]["median_ms"]):
+        errors = setting.student["errors"]
+        tip = f"{setting.label}: {plus_minus(errors)} errors (n = {errors.n}), {one['median_ms']:g} ms"
+        points.append(Point(one["median_ms"], errors.mean, errors.std, tip))
+    series = [Series("student", points, COLOURS["student"])]
+    log = is_logarithmic(sorted({point.x for point in points}))
+    chart = line_chart(
+        series,
+        title="errors of each setting's student against its latency",
+        x_label="milliseconds for one example, one thread" + (" (logarithmic)" if log else ""),
+        y_label="test errors",
+        log_x=log,
+    )
+    note = (
+        "A point for each setting: the mean errors of its students, ± one standard deviation, and the median of the "
+        "latencies that its runs have measured, each beside its own teacher. Small differences say nothing."
+    )
+    return Figure("Errors against latency", chart, note, legend([(s.name, s.colour, "block") for s in series]))
+
+
+def student_latency(setting: Setting) -> dict[str, Any] | None:
+    """The size of a setting's student and the median of its runs' latencies; None where no run has one."""
+    costs = [cost for run in setting.runs if (cost := read_cost(run) or read_latency(run)) is not None]
+    rows = [cost["rows"]["student"] for cost in costs if "student" in cost["rows"]]
+    if not rows or "errors" not in setting.student:
+        return None
+    median = statistics.median(row["latency"][0]["median_ms"] for row in rows)
+    return {"median_ms": median, "flops": rows[0]["flops"], "parameters": rows[0]["parameters"]}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from kd_cli.report.answers import answer
 from kd_cli.report.compare import Comparison, Setting
+from kd_cli.report.cost import latency_figure
 from kd_cli.report.curves import gradient_figures, learning_curves
 from kd_cli.report.figures import error_figure, heat_figure
 from kd_cli.report.grids import methods_grid, runs_grid, settings_grid
@@ -54,7 +55,7 @@ def _section(comparison: Comparison, *, several: bool) -> dict[str, Any]:
         "tiles": _tiles(setting, comparison) if setting is not None and setting.n else [],
         "warnings": warnings(comparison),
         "notes": run_notes(comparison.runs),
-        "figures": [figure for figure in (*figures, learning_curves(comparison)) if figure],
+        "figures": [figure for figure in (*figures, latency_figure(comparison), learning_curves(comparison)) if figure],
         "gradients": gradient_figures(comparison),
         "methods": methods_grid(comparison),
         "settings": settings_grid(comparison) if len(comparison.settings) > 1 else None,

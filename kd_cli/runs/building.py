@@ -28,6 +28,7 @@ from kd_cli.learn.optimizers import without_compiler
 from kd_cli.learn.outputs import sample_outputs
 from kd_cli.learn.peers import Peers
 from kd_cli.learn.processes import Processes
+from kd_cli.learn.pruning import Pruning, PruningLearner
 from kd_cli.learn.randomness import global_stream
 from kd_cli.learn.recipe import Recipe, freeze_up_to
 from kd_cli.learn.replacement import Replacement, ReplacingLearner
@@ -121,6 +122,7 @@ def recipe_of(spec: TrainSpec) -> Recipe:
 def why_recipe_not(spec: TrainSpec) -> str | None:
     """Why models with this recipe are trained one by one and not in a stack, or None."""
     keys = [f"training.{key}" for key in spec.recipe if key not in ("sampling", "label_smoothing")]
+    keys += ["student.prune"] if spec.prune is not None else []
     return f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} for one model" if keys else None
 
 
@@ -288,6 +290,10 @@ def make_learner(
         if replacement is not None:
             chance = objective.method.probability
             return ReplacingLearner(modules[0], optimizer, replacement=replacement, probability=chance, **own)
+        if spec.prune is not None:
+            per_epoch = -(-len(batch_sizes(len(data.train), spec.batch_size)) // spec.recipe.get("accumulate", 1))
+            pruning = Pruning(**spec.prune)
+            return PruningLearner(modules[0], optimizer, pruning=pruning, steps=spec.epochs * per_epoch, **own)
         if processes is None:
             return ModuleLearner(modules[0], optimizer, **own)
         synced = BATCHNORM_PARTS not in spec.recipe

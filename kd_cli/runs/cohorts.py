@@ -50,6 +50,7 @@ def _by_key(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield f"training.{key}", value
     for key, value in facts.get("recipe", {}).items():
         yield f"training.{key}", value
+    yield "student.prune", facts.get("prune")
     yield "precision", facts["precision"]
 
 

@@ -25,6 +25,7 @@ from kd_cli.runs.loss_balance import small_terms
 from kd_cli.runs.models import load_module, predict_module
 from kd_cli.runs.peers import peers_report
 from kd_cli.runs.pictures import pictures
+from kd_cli.runs.pruned import pruned_note, pruned_spec
 from kd_cli.runs.recipe_check import ended_early
 from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error, missed_classes, with_agreement
@@ -150,7 +151,8 @@ class Distillation:
         task, outcome = tasks[chosen], outcomes[chosen]
         spec = task.spec
         self.report_choice(job, outcomes, chosen)
-        module = load_module(spec, outcome.state, data, role="student")
+        shipped = pruned_spec(spec, data.dataset)
+        module = load_module(shipped, outcome.state, data, role="student")
         logits = predict_module(module, data.test)
         shift = torch.zeros(data.dataset.classes)
         if self.transfer.omitted:
@@ -161,7 +163,8 @@ class Distillation:
         report["loss_balance"] = outcome.balance
         unusual = unusual_weights(job, tasks, chosen)
         early = ended_early(title(job), spec, outcome)
-        for note in (*early, *unusual, *small_terms(outcome.balance), *learned_temperatures(outcome)):
+        lost = pruned_note(report, title(job))
+        for note in (*lost, *early, *unusual, *small_terms(outcome.balance), *learned_temperatures(outcome)):
             job.note(note)
         job.summary["student"] = with_agreement(report, logits, job.teacher)
         if (sentence := missed_classes(report["test"], data.dataset)) is not None:
@@ -169,13 +172,13 @@ class Distillation:
         if job.teacher is not None and job.teacher.test is not None:
             errors = (job.summary[role]["test"]["errors"] for role in ("teacher", "student_alone", "student"))
             job.summary["gap_closed"] = gap_closed(*errors)
-        job.directory.write_student(outcome.state, record_student(spec, data.dataset, shift))
+        job.directory.write_student(outcome.state, record_student(shipped, data.dataset, shift))
         if job.config.generations > 1:
             job.summary["generations"] = generations_report(self.session, job, logits)
         if job.config.peers:
             job.summary["peers"] = peers_report(self.session, job, outcomes, shift)
         self.write_pictures(job, logits, T=task.T)
-        report_latency(self.session, job, spec, outcome.state)
+        report_latency(self.session, job, shipped, outcome.state)
         job.directory.write_summary(job.summary | {"status": "completed"})
         job.on_completed(job.path)
         job.summary["status"] = "completed"

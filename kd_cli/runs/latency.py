@@ -16,6 +16,7 @@ from kd_cli.export.teacher import one_network
 from kd_cli.runs.answering import is_answers
 from kd_cli.runs.jobs import Job
 from kd_cli.runs.models import load_module
+from kd_cli.runs.pruned import pruned_spec
 
 if TYPE_CHECKING:
     from kd_cli.runs.session import Session
@@ -54,8 +55,9 @@ def networks_of(session: Session, job: Job, spec: TrainSpec, state: dict[str, Te
     if job.teacher is not None and not is_answers(job.teacher.spec):
         own = [load_module(job.teacher.spec, one.weights(), data, role="teacher") for one in job.teacher.members]
         found["teacher"] = one_network(own, job.teacher.combine)
-    if job.alone is not None and spec.model != job.config.student.model:
-        found["student_alone"] = load_module(job.config.student, job.alone.weights(), data, role="student")
+    alone = pruned_spec(job.config.student, data.dataset)
+    if job.alone is not None and spec.model != alone.model:
+        found["student_alone"] = load_module(alone, job.alone.weights(), data, role="student")
     return found | {"student": load_module(spec, state, data, role="student")}
 
 

@@ -25,6 +25,7 @@ from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
 from kd_cli.runs.model_notes import quantised_notes
 from kd_cli.runs.models import check_shape, forward_flops
+from kd_cli.runs.pruned import check_pruned_run, check_pruning, pruned_report
 from kd_cli.runs.recipe_check import check_together, check_training
 from kd_cli.runs.several import Leader, check_divided
 from kd_cli.runs.stacks import Trainer
@@ -120,6 +121,7 @@ class Session:
         config, method = job.config, job.method
         assert method is not None
         check_chain(config, method)
+        check_pruned_run(config, method)
         roles = [("student", spec) for spec in config.peers or [config.student]]
         roles += [("assistant", spec) for spec in config.chain]
         if job.needs_teacher and is_answers(config.teacher):
@@ -129,10 +131,11 @@ class Session:
             roles.append(("teacher", config.teacher))
         for role, spec in roles:
             trained = role != "teacher" or config.checkpoint is None
-            model = (role, fingerprint([spec.model, spec.normalize, spec.input, trained]))
+            model = (role, fingerprint([spec.model, spec.normalize, spec.input, spec.prune, trained]))
             recipe = (role, fingerprint([spec.optimizer, spec.schedule, spec.augment]))
             if model not in self.checked:
-                self.shape_notes[model] = check_shape(spec, self.data.dataset, role=role, trained=trained)
+                notes = check_shape(spec, self.data.dataset, role=role, trained=trained)
+                self.shape_notes[model] = [*notes, *check_pruning(spec, self.data.dataset)]
             for sentence in self.shape_notes[model]:
                 self.note(job, sentence)
             if recipe not in self.checked:
@@ -218,7 +221,8 @@ class Session:
 
     def model_report(self, spec: TrainSpec, module: torch.nn.Module, logits: Tensor, outcome: Outcome | None) -> Report:
         """What a summary says of a trained model; `outcome` is None for weights that the user brought."""
-        key = fingerprint(spec.model)
+        key = fingerprint([spec.model, spec.prune])
+        pruned = None if spec.prune is None else pruned_report(spec, self.data.dataset, module.state_dict())
         if key not in self.flops:
             self.flops[key] = forward_flops(module, self.data.test.first(1)[0])
         return {
@@ -229,4 +233,5 @@ class Session:
             "seconds": round(outcome.seconds, 3) if outcome else 0.0,
             "val": validation(outcome) if outcome else None,
             "test": results_on_test(logits, self.data.dataset),
+            **({} if pruned is None else {"pruned": pruned}),
         }

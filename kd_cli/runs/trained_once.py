@@ -23,6 +23,7 @@ from kd_cli.runs.group import Member, Stage
 from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.model_notes import loaded_teacher_notes, output_notes
 from kd_cli.runs.models import load_module, predict_module, read_checkpoint
+from kd_cli.runs.pruned import pruned_spec
 from kd_cli.runs.recipe_check import ended_early
 from kd_cli.runs.stacks import report_line
 from kd_cli.runs.summary import diverged_error
@@ -246,7 +247,8 @@ class Shared:
                 users[0].say(report_line(model.title, model.spec, outcome))
             state = model.state if outcome is None else outcome.state
             assert state is not None
-            module = load_module(model.spec, state, session.data, role=stream_of(self.role))
+            spec = pruned_spec(model.spec, session.data.dataset)
+            module = load_module(spec, state, session.data, role=stream_of(self.role))
             outputs = {"test": predict_module(module, session.data.test)}
             if self.role in ("teacher", "assistant"):  # on all of the training data, whatever the transfer set
                 outputs["train"] = predict_module(module, session.data.train)
