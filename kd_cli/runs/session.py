@@ -25,6 +25,7 @@ from kd_cli.runs.jobs import Job, alive, failing, grouped
 from kd_cli.runs.method_check import check_method
 from kd_cli.runs.model_notes import quantised_notes
 from kd_cli.runs.models import check_shape, forward_flops
+from kd_cli.runs.pruning import Pruning
 from kd_cli.runs.recipe_check import check_together, check_training
 from kd_cli.runs.several import Leader, check_divided
 from kd_cli.runs.stacks import Trainer
@@ -40,8 +41,15 @@ from kd_cli.storage.store import Store
 class Session:
     """Jobs on one data set, device and store, and what they share."""
 
-    def __init__(self, data: DeviceData, store: Store, checkpoints: Checkpoints, leader: Leader | None = None) -> None:
-        self.data, self.store, self.leader = data, store, leader
+    def __init__(
+        self,
+        data: DeviceData,
+        store: Store,
+        checkpoints: Checkpoints,
+        leader: Leader | None = None,
+        pruning: Pruning | None = None,
+    ) -> None:
+        self.data, self.store, self.leader, self.pruning = data, store, leader, pruning
         self.trainer = Trainer(checkpoints, store.root / "stack-sizes.json", leader)
         self.transfers: dict[str, TransferSet] = {}
         self.user_weights: dict[str, Wanted] = {}
