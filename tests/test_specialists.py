@@ -210,9 +210,21 @@ def test_clusters_are_the_classes_that_are_confused() -> None:
 
 def test_families_are_found_where_groups_are_families() -> None:
     perfect = families_found([[0, 1], [2, 3, 4]], [0, 0, 1, 1, 1])
-    assert perfect == {"purity": 1.0, "mutual_information": pytest.approx(1.0)}
+    assert (perfect["purity"], perfect["adjusted_rand"]) == (1.0, pytest.approx(1.0))
+    assert perfect["mutual_information"] == pytest.approx(1.0)
     mixed = families_found([[0, 2], [1, 3]], [0, 0, 1, 1])
-    assert mixed == {"purity": 0.5, "mutual_information": pytest.approx(0.0)}
+    assert (mixed["purity"], mixed["adjusted_rand"]) == (0.5, pytest.approx(-0.5))  # 2 pairs, 2/3 by chance
+    assert mixed["mutual_information"] == pytest.approx(0.0)
+    assert mixed["purity_by_chance"] == pytest.approx(2 / 3, abs=0.05)  # a third of the partitions is that of families
+
+
+def test_the_adjusted_rand_index_is_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = torch.Generator().manual_seed(0)
+    group, family = (torch.randint(k, (60,), generator=random) for k in (5, 4))
+    groups = [(group == g).nonzero()[:, 0].tolist() for g in range(5)]
+    found = families_found(groups, family.tolist())["adjusted_rand"]
+    assert found == pytest.approx(metrics.adjusted_rand_score(family, group))
 
 
 # ---------------------------------------------------------------- the command

@@ -27,6 +27,7 @@ from kd_cli.learn.teachers import Teacher, freeze
 from kd_cli.losses import at_temperature, log_soften, single_precision
 
 UNUSED = -1e9  # a logit that never wins
+SHUFFLES = 200  # random groups, of which the mean purity is that by chance
 LIMIT = 1000  # rounds of the joint prediction
 
 
@@ -277,10 +278,12 @@ def from_generalist(tensor: Tensor, like: Tensor, own: Sequence[int]) -> Tensor:
 
 
 def families_found(groups: Sequence[Sequence[int]], families: Sequence[int]) -> dict[str, float]:
-    """How well groups of classes agree with known families [C]: purity, and normalised mutual information (0 to 1).
+    """How well groups of classes agree with known families [C].
 
-    Purity is the share of classes that belong to the commonest family of their group. Classes in no group are left out;
-    those in several count in each.
+    Purity is the share of classes that belong to the commonest family of their group, `purity_by_chance` its mean over
+    random groups of the same sizes; mutual information is normalised to 0 to 1; the adjusted Rand index (Hubert and
+    Arabie 1985) is 0 by chance and 1 for equal partitions. Classes in no group are left out; those in several count in
+    each.
     """
     pairs = [(g, families[c]) for g, some in enumerate(groups) for c in some]
     table = torch.zeros(len(groups), max(families) + 1, dtype=torch.float64)
@@ -295,8 +298,30 @@ def families_found(groups: Sequence[Sequence[int]], families: Sequence[int]) -> 
 
     information = entropy(by_group) + entropy(by_family) - entropy(joint)
     scale = math.sqrt(entropy(by_group) * entropy(by_family))
-    purity = float(table.max(1).values.sum()) / len(pairs)
-    return {"purity": purity, "mutual_information": information / scale if scale > 0 else 0.0}
+    chance = generator(0, "specialists", "families")
+    of_pairs, shuffled = torch.tensor(pairs), torch.zeros(len(groups), max(families) + 1, dtype=torch.float64)
+    ones, by_chance = torch.ones(len(pairs), dtype=torch.float64), 0.0
+    for _ in range(SHUFFLES):
+        mixed = of_pairs[torch.randperm(len(pairs), generator=chance), 1]
+        shuffled.zero_().index_put_((of_pairs[:, 0], mixed), ones, accumulate=True)
+        by_chance += float(shuffled.max(1).values.sum()) / len(pairs) / SHUFFLES
+    return {
+        "purity": float(table.max(1).values.sum()) / len(pairs),
+        "purity_by_chance": by_chance,
+        "mutual_information": information / scale if scale > 0 else 0.0,
+        "adjusted_rand": adjusted_rand(table),
+    }
+
+
+def adjusted_rand(table: Tensor) -> float:
+    """The adjusted Rand index of two partitions, from how many members each pair of their parts shares: [G,F]."""
+
+    def choose_two(n: Tensor) -> float:
+        return float((n * (n - 1)).sum()) / 2
+
+    both, rows, columns = choose_two(table), choose_two(table.sum(1)), choose_two(table.sum(0))
+    expected, most = rows * columns / choose_two(table.sum()), (rows + columns) / 2
+    return 1.0 if most == expected else (both - expected) / (most - expected)
 
 
 class Committee(Teacher):

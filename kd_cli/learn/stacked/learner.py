@@ -218,7 +218,7 @@ class StackedLearner(UniformLearner):
         for s in models:
             modules.append(copy.deepcopy(self.module))
             modules[-1].load_state_dict(self.model_state(s))
-        hyper, seeds = ([of[s] for s in models] for of in (self.hyper, self.seeds))
+        hyper, seeds = [self.hyper[s] for s in models], [self.seeds[s] for s in models]
         small = StackedLearner(modules, self.make_optimizer, hyper=hyper, seeds=seeds, autocast=self.autocast)
         small.take_optimizer_state(self, models)
         return small
