@@ -236,7 +236,7 @@ def test_the_epochs_that_pruning_saved_are_counted() -> None:
 SEARCH = [
     *("-m", "hydra/sweeper=search", "hydra.sweeper.trials=9", "hydra.sweeper.batch=5", "hydra.sweeper.prune=median"),
     *("teacher=tinymlp", "student=tinymlp", "training.epochs=3", "teacher_training.epochs=1", "device=cpu"),
-    *("T=interval(1,9)", "alpha=interval(0,0.01)", "beta=tag(log,interval(0.01,1))", "hydra.sweep.dir=found"),
+    *("T=interval(1,9)", "optimizer.lr=tag(log,interval(0.00001,0.02))", "hydra.sweep.dir=found"),
 ]
 
 

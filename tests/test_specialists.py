@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from process import Ran
 from torch import Tensor
 
@@ -253,3 +254,27 @@ def test_the_experiment_runs(model: str, kd_run: Callable[..., Ran], tmp_path: P
     generalists = [summary["teacher"]["test"]["accuracy"] for summary in summaries]
     assert [run["test"]["generalist"] for run in found["runs"]] == pytest.approx(generalists)
     assert "with specialists" in (tmp_path / "sweep" / "specialists.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_clusters_of_made_alphabets_are_compared_with_them(kd_run: Callable[..., Ran], tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    random = torch.Generator().manual_seed(0)
+    for name in ("Bars-01", "Bars-02", "Bars-03", "Dots-01", "Dots-02", "Dots-03"):
+        ink = torch.randint(0, 256, (7, 7), generator=random)
+        (tmp_path / "omniglot" / name).mkdir(parents=True)
+        for drawer in range(1, 21):
+            drawn = (ink + torch.randint(-9, 9, (7, 7), generator=random)).clamp(0, 255).byte()
+            picture = drawn.repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
+            Image.fromarray(picture).save(tmp_path / "omniglot" / name / f"{drawer:02}.png")
+    small = ["teacher.hidden=[8]", "teacher_training.epochs=2", "after_sweep.count=2", "seed=0", f"data_dir={tmp_path}"]
+    ran = kd_run("experiment=omniglot_clusters", *small, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert ran.code == 0, ran.err
+    tables = json.loads((tmp_path / "sweep" / "class_clusters.json").read_text())
+    assert [table["cluster_T"] for table in tables] == [1, 4]
+    for table in tables:
+        assert table["families"] == [0, 0, 0, 1, 1, 1]
+        (run,) = table["runs"]
+        assert sorted(c for group in run["groups"] for c in group) == list(range(6))
+        assert run["purity"] == families_found(run["groups"], table["families"])["purity"]
+    assert "Do the clusters find the families? at T = 4" in (tmp_path / "sweep" / "class_clusters.html").read_text()
