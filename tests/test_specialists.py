@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kd_cli.learn.batches import Batch, Examples
 from kd_cli.learn.engine import Plan
+from kd_cli.learn.joint_prediction import by_rounds, geometric_prediction, joint_prediction
 from kd_cli.learn.methods import Hard, Weights
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.outputs import Outputs
@@ -25,12 +26,10 @@ from kd_cli.learn.specialists import (
     SpecialistLoss,
     SpecialistTraining,
     active,
-    by_rounds,
     covariance,
     families_found,
     from_generalist,
     grouped,
-    joint_prediction,
     log_probabilities,
 )
 
@@ -65,6 +64,40 @@ def test_the_joint_prediction_is_that_of_a_slow_solver() -> None:
         logits.data += momentum
     torch.testing.assert_close(q, logits.detach().softmax(1), atol=1e-4, rtol=0)
     torch.testing.assert_close(q.sum(1), torch.ones(5, dtype=torch.float64))
+
+
+def test_the_geometric_prediction_is_that_of_a_slow_solver_and_the_geometric_mean() -> None:
+    own = [[0, 1, 2], [2, 3], [5, 6, 7]]
+    g = random_probabilities(5, 9, seed=0)
+    specialists = [random_probabilities(5, len(some) + 1, seed=k + 1) for k, some in enumerate(own)]
+    which = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool)
+    q = geometric_prediction(g, specialists, own, which, tolerance=1e-13)
+
+    def divergence(q: Tensor) -> Tensor:  # KL(q, g) + sum of KL(q, p_m), q summed over the classes of others
+        total = (q * (q.log() - g.log())).sum(1)
+        for m, (some, p) in enumerate(zip(own, specialists, strict=True)):
+            other = [c for c in range(9) if c not in some]
+            seen = torch.cat([q[:, some], q[:, other].sum(1, keepdim=True)], 1)
+            total = total + which[:, m] * (seen * (seen.log() - p.log())).sum(1)
+        return total
+
+    logits = torch.zeros(5, 9, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([logits], max_iter=300, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        total = divergence(logits.softmax(1)).sum()
+        total.backward()
+        return total
+
+    solver.step(loss)  # type: ignore[arg-type]
+    torch.testing.assert_close(q, logits.detach().softmax(1), atol=1e-4, rtol=0)
+
+    every, nothing = list(range(9)), torch.zeros(5, 1, dtype=torch.float64)
+    one = random_probabilities(5, 9, seed=7)
+    both = geometric_prediction(g, [torch.cat([one, nothing], 1)], [every], torch.ones(5, 1, dtype=torch.bool))
+    mean = (g * one).sqrt()
+    torch.testing.assert_close(both, mean / mean.sum(1, keepdim=True))
 
 
 def test_models_with_a_probability_for_each_class_are_averaged() -> None:
