@@ -389,6 +389,13 @@ PARTS = (
         seeds.specialists,
     ),
     Part(
+        "omniglot_clusters",
+        "Do clusters of Omniglot's characters find the alphabets?",
+        "Generalists of 2x400 units, without specialists: eight clusters of 242 characters by what each predicts on "
+        "its training drawings, compared with the eight alphabets. docs/SPECIALISTS.md says more.",
+        seeds.class_clusters,
+    ),
+    Part(
         "privileged_synthetic",
         "Privileged information: four made cases",
         "Lopez-Paz et al. 2016: the teacher sees privileged features, the student regular ones. The last case has to "

@@ -134,6 +134,21 @@ def specialists(runs: list[Run]) -> Finding:
     return Finding(table, " ".join(sentences))
 
 
+def class_clusters(runs: list[Run]) -> Finding:
+    found = written(runs, "class_clusters.json")
+    if found is None:
+        return Finding([])
+    keys = ("purity", "purity_by_chance", "mutual_information", "adjusted_rand")
+    table = [
+        ["predictions clustered at", "purity", "purity by chance", "mutual information", "adjusted Rand index", "n"]
+    ]
+    for one in found:
+        each = [stat(run[key] for run in one["runs"]) for key in keys]
+        table.append([f"T = {one['cluster_T']:g}", *(said(value, ".2f") for value in each), count(each[0])])
+    chart = alone(families_figure(found[-1]).chart)
+    return Finding(table, "The picture is of the first seed at the highest T.", (("omniglot_clusters", chart),))
+
+
 # ---------------------------------------------------------------- privileged information
 
 CASES = {  # the paper's accuracies of the teacher, the student alone and the distilled student, in percent
