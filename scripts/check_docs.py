@@ -36,7 +36,8 @@ from kd_cli.report.read import collect
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = re.compile(r"^ {4}((?:kd-run|python scripts/)\S*.*)$")
 INLINE = re.compile(r"`(?:python )?((?:kd-run -m|scripts/\w+\.py)[^`]*)`")
-PRESETS = "methods_|speech|specialists|privileged|teacher_assistant|born_again|theseus|smoothed|pruned"  # many models
+# Presets that train many models.
+PRESETS = "methods_|speech|specialists|omniglot|privileged|teacher_assistant|born_again|theseus|smoothed|pruned"
 EXPENSIVE = re.compile(rf"scripts/|hinton_mnist|experiment=(?:{PRESETS})|dataset=(?!digits)")
 COMMIT = re.compile(r"\bcommit `?([0-9a-f]{7,40})\b")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")

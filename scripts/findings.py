@@ -38,13 +38,14 @@ def alone(chart: object) -> str:
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{css} svg {{ background:var(--page); }}</style>{rest}\n'
 
 
-def figure(series: Sequence[Series], **words: Any) -> str:
+def figure(series: Sequence[Series], *, log_x: bool = True, **words: Any) -> str:
     """A line chart as a file of its own: with its colours, a background, and the lines' names below."""
-    chart = str(line_chart(series, log_x=True, width=1000, **words))
+    chart = str(line_chart(series, log_x=log_x, width=1000, **words))
     css = (TEMPLATES / "charts.css").read_text()
     style = f"<style>{css} svg {{ background:var(--page); }}</style>"
+    apart = min(220, 930 // len(series))
     names = "".join(
-        f'<text x="{60 + 220 * k}" y="380" style="fill:var(--{one.colour})">&#9679; {one.name}</text>'
+        f'<text x="{60 + apart * k}" y="380" style="fill:var(--{one.colour})">&#9679; {one.name}</text>'
         for k, one in enumerate(series)
     )
     head, _, rest = chart.replace('viewBox="0 0 1000 340"', 'viewBox="0 0 1000 392"').partition(">")

@@ -369,6 +369,13 @@ PARTS = (
         seeds.speech,
     ),
     Part(
+        "speech_regulariser",
+        "Speech: soft targets as a regulariser",
+        "The paper's table of 3 % of the data, on frames of spoken digits: networks of 2x128 units without dropout, "
+        "soft targets alone at T = 2. docs/SPEECH.md has the split by speaker.",
+        seeds.speech_regulariser,
+    ),
+    Part(
         "specialists",
         "Specialists on the handwritten digits",
         "Three specialists beside a generalist; each class has one. docs/SPECIALISTS.md says how.",
@@ -382,6 +389,13 @@ PARTS = (
         seeds.specialists,
     ),
     Part(
+        "omniglot_clusters",
+        "Do clusters of Omniglot's characters find the alphabets?",
+        "Generalists of 2x400 units, without specialists: eight clusters of 242 characters by what each predicts on "
+        "its training drawings, compared with the eight alphabets. docs/SPECIALISTS.md says more.",
+        seeds.class_clusters,
+    ),
+    Part(
         "privileged_synthetic",
         "Privileged information: four made cases",
         "Lopez-Paz et al. 2016: the teacher sees privileged features, the student regular ones. The last case has to "
@@ -392,6 +406,12 @@ PARTS = (
         "privileged_mnist",
         "Privileged information: digits at 28x28 and 7x7 pixels",
         "300 digits to train on, for the teacher at 28x28 pixels, for the student at 7x7.",
+        seeds.privileged_mnist,
+    ),
+    Part(
+        "privileged_mnist_500",
+        "Privileged information: the same with 500 digits",
+        "500 digits to train on, for the teacher at 28x28 pixels, for the student at 7x7.",
         seeds.privileged_mnist,
     ),
     Part(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from findings import Finding, alone, count, figure, said
-from kd_cli.experiments.specialist_pages import cover_rows, families_figure
+from kd_cli.experiments.specialist_pages import agreement_with_families, cover_rows, families_figure
 from kd_cli.report.read import Run
 from kd_cli.report.svg.lines import Point, Series
 from kd_cli.statistics import stat
@@ -67,6 +68,27 @@ def speech(runs: list[Run]) -> Finding:
     return Finding(table, sentence, (("speech", chart),))
 
 
+def speech_regulariser(runs: list[Run]) -> Finding:
+    found = written(runs, "speech_regulariser.json")
+    if found is None:
+        return Finding([])
+    paper = {
+        "baseline, all frames": "63.4 / 58.9",
+        "labels, best epoch by validation": "67.3 / 44.5",
+        "soft targets, last epoch": "65.4 / 57.0",
+    }
+    table = [["frames right, %", "paper: train / test", "ours: train", "test", "recordings wrong, %", "n"]]
+    for row in found["rows"]:
+        each = {key: stat(one[key] for one in row["results"]) for key in ("train", "test", "recording_errors")}
+        numbers = [said(value, ".2f") for value in each.values()]
+        table.append([row["name"], paper.get(row["name"], ""), *numbers, count(each["test"])])
+    return Finding(
+        table,
+        f"The baseline had {found['frames']:,} frames, the others {found['trained']:,} of them. Accuracy on training "
+        "frames is that while the epoch's steps were taken.",
+    )
+
+
 # ---------------------------------------------------------------- specialists
 
 
@@ -106,13 +128,25 @@ def specialists(runs: list[Run]) -> Finding:
         + ".",
     ]
     if found["families"] is not None:
-        purity, shared = (said(stat(run[key] for run in each), ".2f") for key in ("purity", "mutual_information"))
-        sentences.append(
-            f"Clusters and families of classes: purity {purity}, mutual information {shared} (1: the same)."
-        )
+        sentences.append(f"Clusters and families of classes: {agreement_with_families(found)}.")
         chart = alone(families_figure(found).chart)
         return Finding(table, " ".join(sentences), ((f"specialists_{found['dataset']}", chart),))
     return Finding(table, " ".join(sentences))
+
+
+def class_clusters(runs: list[Run]) -> Finding:
+    found = written(runs, "class_clusters.json")
+    if found is None:
+        return Finding([])
+    keys = ("purity", "purity_by_chance", "mutual_information", "adjusted_rand")
+    table = [
+        ["predictions clustered at", "purity", "purity by chance", "mutual information", "adjusted Rand index", "n"]
+    ]
+    for one in found:
+        each = [stat(run[key] for run in one["runs"]) for key in keys]
+        table.append([f"T = {one['cluster_T']:g}", *(said(value, ".2f") for value in each), count(each[0])])
+    chart = alone(families_figure(found[-1]).chart)
+    return Finding(table, "The picture is of the first seed at the highest T.", (("omniglot_clusters", chart),))
 
 
 # ---------------------------------------------------------------- privileged information
@@ -162,4 +196,31 @@ def privileged_mnist(runs: list[Run]) -> Finding:
         table,
         f"{len(settings)} settings were trained, of which 1,000 validation images choose; the table has those that "
         "share T or the imitation with the chosen one. The paper has a figure without numbers.",
+        ((f"privileged_mnist_{runs[0].summary['dataset']['train']}", imitation_chart(settings, alone)),),
+    )
+
+
+def imitation_chart(settings: Mapping[tuple[float, float], list[Run]], alone: Iterable[Run]) -> str:
+    """Accuracy on the test images against the imitation, a line for each T, between student alone and teacher."""
+
+    def point(x: float, role: str, some: Iterable[Run]) -> Point:
+        value = stat(100 * (run.test(role, "accuracy") or 0.0) for run in some)
+        assert value is not None
+        return Point(x, value.mean, value.std)
+
+    shares = sorted({share for _, share in settings})
+    series = [
+        Series(f"T = {T:g}", [point(share, "student", settings[T, share]) for share in shares], f"c{k}")
+        for k, T in enumerate(sorted({T for T, _ in settings}))
+    ]
+    own = list(alone)
+    for role, name, colour in (("teacher", "teacher, 28x28", "teacher"), ("student_alone", "student alone", "alone")):
+        series.append(Series(name, [point(share, role, own) for share in shares], colour, "level"))
+    return figure(
+        series,
+        title="accuracy against imitation",
+        x_label="imitation",
+        y_label="test digits right, %",
+        x_ticks=shares,
+        log_x=False,
     )

@@ -30,6 +30,11 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.delenv("KD_DATA", raising=False)
 
 
+@pytest.fixture(scope="session")
+def _optuna() -> None:
+    pytest.importorskip("optuna", minversion="5.0", reason="pip install 'kd-cli[search]'")
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Running]:
     """Start `kd-run` with arguments in a folder, by default the test's own."""

@@ -36,7 +36,8 @@ OF_THE_FIELD = {  # of no paper by Hinton: the words that make them small, besid
     "teacher_assistant": [["seed=0", "T=4", "teacher.hidden=[8]", "student.hidden=[8]"]],
 }
 OF_OTHER_DATA = {"speech", "specialists", "specialists_omniglot"}
-OF_OTHER_DATA |= {"privileged_synthetic", "privileged_mnist"}  # run by tests of their own
+OF_OTHER_DATA |= {"speech_regulariser", "omniglot_clusters"}
+OF_OTHER_DATA |= {"privileged_synthetic", "privileged_mnist", "privileged_mnist_500"}  # run by tests of their own
 OF_OTHER_PAPERS = {"theseus_mnist", "theseus_cifar10", "smoothed_teachers"}  # also run by tests of their own
 MEASURED = {"flops_against_latency"}  # nothing is trained; run by a test of its own
 NOT_HERE = OF_THE_FIELD.keys() | OF_OTHER_PAPERS | MEASURED

@@ -12,6 +12,7 @@ import torch
 from process import Ran
 
 from kd_cli.config.ranges import input_view
+from kd_cli.config.read import frames_around
 from kd_cli.data.privileged import CASES, privileged
 from kd_cli.errors import ConfigError
 from kd_cli.export.load import load_student
@@ -34,6 +35,25 @@ def test_a_smaller_image_is_the_mean_of_its_pixels() -> None:
     images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     small = images.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5))
     torch.testing.assert_close(model(images), model.get_submodule("network")(small))
+
+
+def test_channels_are_those_that_are_named_or_their_mean() -> None:
+    images = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    some = network({"channels": [2, 0]}, (3, 4, 4))
+    torch.testing.assert_close(some(images), some.get_submodule("network")(images[:, [2, 0]]))
+    grey = network({"channels": "grey", "size": 2}, (3, 4, 4))
+    small = images.mean(1, keepdim=True).unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5))
+    torch.testing.assert_close(grey(images), grey.get_submodule("network")(small))
+
+
+def test_context_is_the_frames_around_the_middle_one() -> None:
+    part = frames_around("student", 1, {"context": 3, "mels": 2})
+    frames = torch.arange(7).repeat_interleave(2)  # the number of the frame of each of an example's 14 numbers
+    assert frames[chosen(part, 14)].tolist() == [2, 2, 3, 3, 4, 4]
+    with pytest.raises(ConfigError, match=r"dataset\.context is 3"):
+        frames_around("student", 4, {"context": 3, "mels": 2})
+    with pytest.raises(ConfigError, match="no frames with context"):
+        frames_around("student", 1, {"root": "table.csv"})
 
 
 def test_columns_are_those_that_are_named() -> None:
@@ -60,6 +80,8 @@ def test_a_view_and_a_normalisation_go_together() -> None:
         ({"columns": [5]}, (5,), "5 features"),
         ({"columns": "9:"}, (5,), "5 features"),
         ({"columns": [0]}, (1, 8, 8), "features of a table"),
+        ({"channels": [3]}, (3, 8, 8), "3 channels"),
+        ({"channels": "grey"}, (5,), "no images"),
     ],
 )
 def test_a_view_that_the_data_do_not_have_is_refused(
@@ -70,7 +92,11 @@ def test_a_view_that_the_data_do_not_have_is_refused(
 
 
 @pytest.mark.parametrize(
-    "value", [3, {}, {"sise": 7}, {"size": 0}, {"columns": []}, {"columns": [0, 0]}, {"size": 2, "columns": [0]}]
+    "value",
+    [
+        *(3, {}, {"sise": 7}, {"size": 0}, {"columns": []}, {"columns": [0, 0]}, {"size": 2, "columns": [0]}),
+        *({"channels": [0, 0]}, {"channels": "red"}, {"channels": 3}, {"context": -1}, {"context": 1, "channels": [0]}),
+    ],
 )
 def test_a_wrong_view_is_refused_before_data_are_read(value: object) -> None:
     with pytest.raises(ConfigError, match=r"student\.input"):

@@ -23,7 +23,7 @@ PROGRESS = {
     "%s: %s of %s pictures decoded",
     "specialists are trained one after another: %s",
     "%d jobs in %.1f s",
-    "trials %d to %d of %d; best so far: %s",
+    "trials %d to %d of %d%s; best so far: %s",
     "%d jobs in %s",
     "#%d : %s",
     "%d models do not fit in the memory of %s together; halving",

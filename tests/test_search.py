@@ -22,11 +22,6 @@ from kd_cli.sweeps.trials import FILE, Trial, Trials, dominates, mean_objectives
 installed = pytest.mark.usefixtures("_optuna")
 
 
-@pytest.fixture(scope="module")
-def _optuna() -> None:
-    pytest.importorskip("optuna", minversion="5.0", reason="pip install 'kd-cli[search]'")
-
-
 def space(*words: str) -> Space:
     return Space.of(OverridesParser.create().parse_overrides(list(words)))
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kd_cli.config.schema import TeacherTraining, Training
 from kd_cli.errors import DataError
-from kd_cli.experiments.smoothed import difference, penultimate
+from kd_cli.experiments.projection import penultimate, projected, templates
+from kd_cli.experiments.smoothed import difference
 from kd_cli.learn.batches import Examples
 from kd_cli.metrics import clusters
 from kd_cli.models.cifar import resnet
@@ -59,6 +60,20 @@ def test_the_penultimate_layer_is_what_the_classifier_sees() -> None:
     assert torch.allclose(classified(small, seen, "fc"), small(pictures), atol=1e-6)
 
 
+def test_three_templates_lie_in_the_plane_and_distances_in_it_are_kept() -> None:
+    generator = torch.Generator().manual_seed(0)
+    three = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    places = projected(three, three)
+    assert places[0].tolist() == pytest.approx([0, 0])
+    assert float(places[1, 1]) == pytest.approx(0)
+    assert float(places[2, 1]) > 0
+    assert torch.allclose(torch.cdist(places, places), torch.cdist(three, three))
+    away = torch.linalg.svd(three - three[0]).Vh[-1]  # at a right angle to the plane
+    assert torch.allclose(projected(three + 5 * away, three), places)
+    network = made.model(lambda: mlp(hidden=[7, 5], **made.SIZES))
+    assert torch.equal(templates(network, made.SIZES["num_classes"]), network.get_submodule("5").weight)
+
+
 def test_differences_are_paired_by_seed() -> None:
     found = difference({0: 12.0, 1: 15.0, 2: 9.0}, {1: 11.0, 0: 10.0, 3: 0.0})
     assert found is not None
@@ -81,6 +96,7 @@ def test_smoothing_is_the_teachers_alone_and_the_experiment_compares_by_it(kd_ru
     assert len(found["alone"]) == 2
     page = (folder / "smoothed.html").read_text()
     assert "taught by a teacher with smoothing 0.1" in page
+    assert "Three classes before the classifier, label smoothing 0.1" in page
     summaries = [json.loads((path / "summary.json").read_text()) for path in ran.run_dirs]
     assert len({summary["teacher"]["fingerprint"] for summary in summaries}) == 4
     assert len({summary["student_alone"]["fingerprint"] for summary in summaries}) == 2

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from process import Ran
 from torch import Tensor
 
 from kd_cli.learn.batches import Batch, Examples
 from kd_cli.learn.engine import Plan
+from kd_cli.learn.joint_prediction import by_rounds, geometric_prediction, joint_prediction
 from kd_cli.learn.methods import Hard, Weights
 from kd_cli.learn.objective import Objective
 from kd_cli.learn.outputs import Outputs
@@ -24,12 +26,10 @@ from kd_cli.learn.specialists import (
     SpecialistLoss,
     SpecialistTraining,
     active,
-    by_rounds,
     covariance,
     families_found,
     from_generalist,
     grouped,
-    joint_prediction,
     log_probabilities,
 )
 
@@ -64,6 +64,40 @@ def test_the_joint_prediction_is_that_of_a_slow_solver() -> None:
         logits.data += momentum
     torch.testing.assert_close(q, logits.detach().softmax(1), atol=1e-4, rtol=0)
     torch.testing.assert_close(q.sum(1), torch.ones(5, dtype=torch.float64))
+
+
+def test_the_geometric_prediction_is_that_of_a_slow_solver_and_the_geometric_mean() -> None:
+    own = [[0, 1, 2], [2, 3], [5, 6, 7]]
+    g = random_probabilities(5, 9, seed=0)
+    specialists = [random_probabilities(5, len(some) + 1, seed=k + 1) for k, some in enumerate(own)]
+    which = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool)
+    q = geometric_prediction(g, specialists, own, which, tolerance=1e-13)
+
+    def divergence(q: Tensor) -> Tensor:  # KL(q, g) + sum of KL(q, p_m), q summed over the classes of others
+        total = (q * (q.log() - g.log())).sum(1)
+        for m, (some, p) in enumerate(zip(own, specialists, strict=True)):
+            other = [c for c in range(9) if c not in some]
+            seen = torch.cat([q[:, some], q[:, other].sum(1, keepdim=True)], 1)
+            total = total + which[:, m] * (seen * (seen.log() - p.log())).sum(1)
+        return total
+
+    logits = torch.zeros(5, 9, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([logits], max_iter=300, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        total = divergence(logits.softmax(1)).sum()
+        total.backward()
+        return total
+
+    solver.step(loss)  # type: ignore[arg-type]
+    torch.testing.assert_close(q, logits.detach().softmax(1), atol=1e-4, rtol=0)
+
+    every, nothing = list(range(9)), torch.zeros(5, 1, dtype=torch.float64)
+    one = random_probabilities(5, 9, seed=7)
+    both = geometric_prediction(g, [torch.cat([one, nothing], 1)], [every], torch.ones(5, 1, dtype=torch.bool))
+    mean = (g * one).sqrt()
+    torch.testing.assert_close(both, mean / mean.sum(1, keepdim=True))
 
 
 def test_models_with_a_probability_for_each_class_are_averaged() -> None:
@@ -210,9 +244,21 @@ def test_clusters_are_the_classes_that_are_confused() -> None:
 
 def test_families_are_found_where_groups_are_families() -> None:
     perfect = families_found([[0, 1], [2, 3, 4]], [0, 0, 1, 1, 1])
-    assert perfect == {"purity": 1.0, "mutual_information": pytest.approx(1.0)}
+    assert (perfect["purity"], perfect["adjusted_rand"]) == (1.0, pytest.approx(1.0))
+    assert perfect["mutual_information"] == pytest.approx(1.0)
     mixed = families_found([[0, 2], [1, 3]], [0, 0, 1, 1])
-    assert mixed == {"purity": 0.5, "mutual_information": pytest.approx(0.0)}
+    assert (mixed["purity"], mixed["adjusted_rand"]) == (0.5, pytest.approx(-0.5))  # 2 pairs, 2/3 by chance
+    assert mixed["mutual_information"] == pytest.approx(0.0)
+    assert mixed["purity_by_chance"] == pytest.approx(2 / 3, abs=0.05)  # a third of the partitions is that of families
+
+
+def test_the_adjusted_rand_index_is_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = torch.Generator().manual_seed(0)
+    group, family = (torch.randint(k, (60,), generator=random) for k in (5, 4))
+    groups = [(group == g).nonzero()[:, 0].tolist() for g in range(5)]
+    found = families_found(groups, family.tolist())["adjusted_rand"]
+    assert found == pytest.approx(metrics.adjusted_rand_score(family, group))
 
 
 # ---------------------------------------------------------------- the command
@@ -241,3 +287,27 @@ def test_the_experiment_runs(model: str, kd_run: Callable[..., Ran], tmp_path: P
     generalists = [summary["teacher"]["test"]["accuracy"] for summary in summaries]
     assert [run["test"]["generalist"] for run in found["runs"]] == pytest.approx(generalists)
     assert "with specialists" in (tmp_path / "sweep" / "specialists.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_clusters_of_made_alphabets_are_compared_with_them(kd_run: Callable[..., Ran], tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    random = torch.Generator().manual_seed(0)
+    for name in ("Bars-01", "Bars-02", "Bars-03", "Dots-01", "Dots-02", "Dots-03"):
+        ink = torch.randint(0, 256, (7, 7), generator=random)
+        (tmp_path / "omniglot" / name).mkdir(parents=True)
+        for drawer in range(1, 21):
+            drawn = (ink + torch.randint(-9, 9, (7, 7), generator=random)).clamp(0, 255).byte()
+            picture = drawn.repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
+            Image.fromarray(picture).save(tmp_path / "omniglot" / name / f"{drawer:02}.png")
+    small = ["teacher.hidden=[8]", "teacher_training.epochs=2", "after_sweep.count=2", "seed=0", f"data_dir={tmp_path}"]
+    ran = kd_run("experiment=omniglot_clusters", *small, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert ran.code == 0, ran.err
+    tables = json.loads((tmp_path / "sweep" / "class_clusters.json").read_text())
+    assert [table["cluster_T"] for table in tables] == [1, 4]
+    for table in tables:
+        assert table["families"] == [0, 0, 0, 1, 1, 1]
+        (run,) = table["runs"]
+        assert sorted(c for group in run["groups"] for c in group) == list(range(6))
+        assert run["purity"] == families_found(run["groups"], table["families"])["purity"]
+    assert "Do the clusters find the families? at T = 4" in (tmp_path / "sweep" / "class_clusters.html").read_text()

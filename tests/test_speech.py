@@ -75,3 +75,25 @@ def test_the_experiment_runs_on_made_recordings(kd_run: Callable[..., Ran], tmp_
     )
     page = (tmp_path / "sweep" / "speech.html").read_text()
     assert "recordings recognised wrongly" in page
+
+
+@pytest.mark.slow
+def test_soft_targets_as_a_regulariser_are_compared_on_made_recordings(
+    kd_run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    pytest.importorskip("soundfile")
+    data = made_digits(tmp_path / "data")
+    small = ["teacher.hidden=[16]", "student.hidden=[16]", "training.epochs=3", "transfer.fraction=0.3"]
+    small += ["teacher_training.epochs=2", "seed=0,1", f"data_dir={data}", "dataset.val_fraction=0.25"]
+    ran = kd_run("experiment=speech_regulariser", *small, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert ran.code == 0, ran.err
+    found = json.loads((tmp_path / "sweep" / "speech_regulariser.json").read_text())
+    assert [len(row["results"]) for row in found["rows"]] == [2] * 4
+    assert found["trained"] == round(0.3 * found["frames"])
+    summaries = [json.loads(file.read_text()) for file in sorted(tmp_path.rglob("summary.json"))]
+    runs = [s for s in summaries if len(s["student"]["test"]) and s["seed"] == 0]
+    soft = found["rows"][3]["results"][0]["test"]
+    assert soft in [pytest.approx(100 * run["student"]["test"]["accuracy"], abs=1e-4) for run in runs]
+    baseline = found["rows"][0]["results"][0]["test"]
+    assert baseline == pytest.approx(100 * runs[0]["teacher"]["test"]["accuracy"])
+    assert "validation frames right" in (tmp_path / "sweep" / "speech_regulariser.html").read_text()

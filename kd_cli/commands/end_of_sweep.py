@@ -40,7 +40,7 @@ def end_sweep(error: BaseException | None = None) -> None:
     written = write_report([folder], folder)
     print(f"\n{written.table}\n\nwritten to {os.path.relpath(folder)}: sweep.csv, sweep.html")
     draw_after(folder)
-    bad = [run for run in written.runs if run.status != "completed"]
+    bad = [run for run in written.runs if run.status not in ("completed", "pruned")]
     if not bad:
         return
     lines = []

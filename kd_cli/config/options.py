@@ -34,7 +34,7 @@ OWN_COMMENTS = {
     "teacher.checkpoint": "file of trained weights for this architecture, of torch or safetensors; null trains it",
     "teacher.checkpoint_key": "which of several weights in that file, by a part of their names: model, ema",
     "teacher.normalize": "how its input was normalised: data (as the student's), imagenet, none, {mean: 0.5, std: 0.5}",
-    "teacher.input": "what it sees of an example: null is all, {size: 7} smaller images, {columns: [0, 1]} features",
+    "teacher.input": "what it sees of an example: null is all, {size: 7} images, {channels: grey}, {columns: [0, 1]}",
     "student.input": "what it sees of an example, as for the teacher, which may see more",
     "teacher.members": "networks that answer together, trained alike but for their seeds",
     "teacher.combine": "how members' probabilities are averaged: geometric or arithmetic",

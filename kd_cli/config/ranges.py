@@ -95,11 +95,24 @@ def normalisation(name: str, value: Any) -> Any:
     return value
 
 
+def _distinct_numbers(value: Any) -> bool:
+    """Whether this is a list of whole numbers from 0 up, each once, and not empty."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(is_whole(c) and c >= 0 for c in value)
+        and len(set(value)) == len(value)
+    )
+
+
 def input_view(name: str, value: Any) -> dict[str, Any] | None:
-    """Return what a model sees of an example: a size of images, or columns of a table, and a normalisation; or None."""
+    """Return what a model sees of an example, or None for all of it.
+
+    A size and channels of images, columns of a table or context of frames, and a normalisation.
+    """
     if value is None:
         return None
-    keys = ("size", "columns", "normalize")
+    keys = ("size", "channels", "columns", "context", "normalize")
     if not isinstance(value, dict) or not value or not set(value) <= set(keys):
         raise ConfigError(
             f"{name} is {value!r}; it must be null, or have some of the keys {', '.join(keys)}",
@@ -116,8 +129,20 @@ def input_view(name: str, value: Any) -> dict[str, Any] | None:
             )
         if len(set(columns)) < len(columns):
             raise ConfigError(f"{name}.columns names a feature twice: {columns}")
-    if size is not None and columns is not None:
-        raise ConfigError(f"{name} has a size of images and columns of a table", hint="give one of them")
+    channels, context = value.get("channels"), value.get("context")
+    if channels not in (None, "grey") and not _distinct_numbers(channels):
+        raise ConfigError(
+            f"{name}.channels is {channels!r}; it must be a list of channels, each once and counted from 0, or grey",
+            hint=f"'{name}={{channels: [0]}}' for the first one, '{name}={{channels: grey}}' for the mean of all",
+        )
+    if context is not None and (not is_whole(context) or context < 0):
+        raise ConfigError(f"{name}.context is {context!r}; it must be a whole number of frames, 0 or more")
+    of_images = size is not None or channels is not None
+    if of_images + (columns is not None) + (context is not None) > 1:
+        raise ConfigError(
+            f"{name} has more than one of a view of images, columns of a table and context of frames",
+            hint="give one of them",
+        )
     if "normalize" in value:
         normalisation(f"{name}.normalize", value["normalize"])
     return value

@@ -65,6 +65,21 @@ def run_config(cfg: DictConfig, choices: Mapping[str, Any], written: dict[str, A
     )
 
 
+def frames_around(role: str, context: int, dataset: Node) -> str:
+    """The columns of an example of frames that have this context: (2 context + 1) frames of `mels` numbers."""
+    whole, width = dataset.get("context"), dataset.get("mels")
+    if whole is None or width is None:
+        raise ConfigError(
+            f"{role}.input.context is {context}, and the data set has no frames with context",
+            hint="dataset=spoken_digits has; columns of a table are input.columns",
+        )
+    if context > whole:
+        raise ConfigError(
+            f"{role}.input.context is {context}, and dataset.context is {whole}", hint=f"dataset.context={context}"
+        )
+    return f"{(whole - context) * width}:{(whole + context + 1) * width}"
+
+
 def as_written(cfg: DictConfig) -> dict[str, Any]:
     """Return a configuration as plain dictionaries and lists, interpolations as they are written."""
     values = OmegaConf.to_container(cfg, enum_to_str=True)
@@ -95,6 +110,8 @@ def train_spec(
         if normalize != "data":
             raise ConfigError(f"{role}.normalize and {role}.input.normalize are both given", hint="give one of them")
         normalize = normalisation(f"{role}.input.normalize", view.pop("normalize"))
+    if "context" in view:
+        view = {**view, "columns": frames_around(role, view.pop("context"), v["dataset"])}
     prefix = "teacher_" if role == "teacher" else ""
     training = v[f"{prefix}training"]
     kind = TeacherTraining if role == "teacher" else Training

@@ -6,14 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from kd_cli.errors import DataError
+from kd_cli.experiments.projection import penultimate, projection_figure
 from kd_cli.experiments.recorded import completed, configuration, stored
-from kd_cli.learn.batches import Examples
-from kd_cli.learn.layers import last_layer
-from kd_cli.learn.outputs import FeatureHooks
 from kd_cli.metrics import clusters
 from kd_cli.report.figures import Figure
 from kd_cli.report.read import Run
@@ -35,8 +30,9 @@ def smoothed_teachers(folder: Path) -> list[Path]:
 
     The folder is that of a sweep over `teacher_training.label_smoothing`, T and seeds, each seed with a teacher of its
     own. Clusters are those of the test data's classes in the input of the teacher's classifier: the mean distance of an
-    example to its class's mean over that of two classes' means. Each teacher's T is chosen by validation accuracy.
-    Writes smoothed.json and smoothed.html into the folder. Raises DataError when the sweep has one smoothing only.
+    example to its class's mean over that of two classes' means; three classes are drawn as Müller et al. do. Each
+    teacher's T is chosen by validation accuracy. Writes smoothed.json and smoothed.html into the folder. Raises
+    DataError when the sweep has one smoothing only.
     """
     runs = completed(folder)
     by_smoothing: dict[float, list[Run]] = {}
@@ -65,7 +61,8 @@ def smoothed_teachers(folder: Path) -> list[Path]:
         ],
     }
     write_json(folder / "smoothed.json", table)
-    write_text(folder / "smoothed.html", _page(teachers, students, alone))
+    planes = [projection_figure(s, of_each_seed(some)[0], data) for s, some in by_smoothing.items()]
+    write_text(folder / "smoothed.html", _page(teachers, students, alone, planes))
     return [folder / "smoothed.html", folder / "smoothed.json"]
 
 
@@ -85,22 +82,6 @@ def teachers_of(runs: Sequence[Run], data: DeviceData) -> dict[Any, dict[str, fl
         measures = {name: float(run.summary["teacher"]["test"][name]) for name in ("errors", "nll", "ece")}
         found[run.seed] = {**measures, "within": seen.within, "between": seen.between, "ratio": seen.ratio}
     return found
-
-
-@torch.no_grad()
-def penultimate(module: nn.Module, examples: Examples) -> Tensor:
-    """What a network's classifier sees of all examples, in eval mode: [N,D]; maps as the mean over their positions."""
-    layer = last_layer(module, examples.first(2))
-    if not layer:
-        raise DataError("the teacher has no layer in front of its classifier", hint="a teacher with hidden layers")
-    hooks = FeatureHooks(module, [layer[0].path], role="teacher")
-    found = []
-    for images in examples.in_order():
-        module.eval()(images)
-        (features,) = hooks.take().values()
-        found.append(features.flatten(2).mean(2) if features.ndim > 2 else features)
-    hooks.remove()
-    return torch.cat(found)
 
 
 def students_of(runs: Iterable[Run]) -> dict[float, dict[Any, float]]:
@@ -128,7 +109,12 @@ def difference(errors: Mapping[Any, float], others: Mapping[Any, float]) -> dict
     return None if found is None else found._asdict()
 
 
-def _page(teachers: Teachers, students: Mapping[float, dict[float, dict[Any, float]]], alone: list[Any]) -> str:
+def _page(
+    teachers: Teachers,
+    students: Mapping[float, dict[float, dict[Any, float]]],
+    alone: list[Any],
+    planes: Sequence[Figure],
+) -> str:
     temperatures = sorted({T for by_T in students.values() for T in by_T})
     names = {smoothing: f"taught by a teacher with smoothing {smoothing:g}" for smoothing in students}
     series = [
@@ -168,6 +154,7 @@ def _page(teachers: Teachers, students: Mapping[float, dict[float, dict[Any, flo
             x_ticks=sorted(teachers),
         )
         figures.append(Figure(title, chart, f"{words[0].upper()}{words[1:]}. Mean ± std over seeds, n = {n}."))
+    figures += planes
     return render("charts", title="Teachers with and without label smoothing", figures=figures)
 
 

@@ -93,28 +93,37 @@ def family_names(table: Mapping[str, Any]) -> list[str]:
     return [name for _, name in sorted({(family, name.rpartition("-")[0]) for family, name in named})]
 
 
-def families_figure(table: Mapping[str, Any]) -> Figure:
-    """How many classes of each family the first run's specialists have."""
+def families_figure(table: Mapping[str, Any], where: str = "") -> Figure:
+    """How many classes of each family the first run's clusters have; `where` is added to the heading."""
     run, names = table["runs"][0], family_names(table)
     cells = {}
     for m, own in enumerate(run["groups"]):
         counts = Counter(table["families"][c] for c in own)
         for f, name in enumerate(names):
-            title = f"specialist {m + 1}: {counts[f]} of its {len(own)} classes are of {name}"
+            title = f"cluster {m + 1}: {counts[f]} of its {len(own)} classes are of {name}"
             cells[f, m] = HeatCell(counts[f] / len(own), str(counts[f]), title)
     chart = heat_map(
         cells,
         columns=names,
-        rows=[f"specialist {m + 1}" for m in range(len(run["groups"]))],
-        title="specialists' classes by family",
+        rows=[f"cluster {m + 1}" for m in range(len(run["groups"]))],
+        title="classes of the clusters by family",
         x_label="family of the class, by its name",
         y_label="",
     )
-    purity, shared = (stat(one[key] for one in table["runs"]) for key in ("purity", "mutual_information"))
-    assert purity is not None
-    assert shared is not None
     note = (
-        f"Of the first seed; the colour is the share of a specialist's classes. Over {len(table['runs'])} seeds: "
-        f"purity {plus_minus(purity, '.2f')}, normalised mutual information {plus_minus(shared, '.2f')}."
+        f"Of the first seed; the colour is the share of a cluster's classes. Over {len(table['runs'])} seeds: "
+        f"{agreement_with_families(table)}."
     )
-    return Figure("Do the clusters find the families?", chart, note)
+    return Figure(f"Do the clusters find the families? {where}".strip(), chart, note)
+
+
+def agreement_with_families(table: Mapping[str, Any]) -> str:
+    """How well the clusters of all runs agree with the families, in words."""
+    words = {
+        "purity": "purity",
+        "purity_by_chance": "of random groups",
+        "mutual_information": "normalised mutual information",
+        "adjusted_rand": "adjusted Rand index",
+    }
+    found = {key: stat(one.get(key) for one in table["runs"]) for key in words}
+    return ", ".join(f"{words[key]} {plus_minus(some, '.2f')}" for key, some in found.items() if some is not None)

@@ -41,6 +41,7 @@ from kd_cli.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+COMBINE = ("arithmetic", "geometric")  # q minimises KL(p, q) or KL(q, p)
 OUTSIDE = ("dustbin", "soft")  # what specialists learn of classes that they do not own
 TOLERANCE = 1e-5  # of the joint prediction's probabilities
 Results = dict[str, Any]
@@ -56,6 +57,7 @@ def specialists(
     epochs: int = 10,
     outside: str = "dustbin",
     distil: bool = True,
+    combine: str = "arithmetic",
 ) -> list[Path]:
     """Train specialists of each run's teacher, the generalist, and compare accuracy without and with them.
 
@@ -64,13 +66,13 @@ def specialists(
     nearest to its centre. Each is trained for `epochs` epochs with the teacher's recipe. Those active for an image have
     one of the generalist's `best` likeliest classes. `outside="soft"` gives specialists all classes, and the
     generalist's soft targets at the run's T for those that they do not own (section 6.1). With `distil`, q is distilled
-    into the run's student as the generalist was. Writes specialists.json and specialists.html into the folder. Raises
-    ConfigError and DataError.
+    into the run's student as the generalist was. `combine="geometric"` minimises KL(q, p) in place of KL(p, q). Writes
+    specialists.json and specialists.html into the folder. Raises ConfigError and DataError.
     """
     runs = completed(folder)
     config = configuration(runs[0])
     data = load_device_data(config)
-    team = Team(count, size, best, cluster_T, epochs, outside, distil)
+    team = Team(count, size, best, cluster_T, epochs, outside, distil, combine)
     team.check(data)
     store = Store(config.store_dir)
     found = [of_run(run, data, store, team) for run in runs]
@@ -97,6 +99,7 @@ class Team:
     epochs: int
     outside: str
     distil: bool
+    combine: str
 
     def check(self, data: DeviceData) -> None:
         """Raise ConfigError for keys that the data's classes do not allow."""
@@ -116,6 +119,9 @@ class Team:
         if self.outside not in OUTSIDE:
             raise ConfigError(f"after_sweep.outside is {self.outside!r}; it must be {' or '.join(OUTSIDE)}")
 
+        if self.combine not in COMBINE:
+            raise ConfigError(f"after_sweep.combine is {self.combine!r}; it must be {' or '.join(COMBINE)}")
+
     @property
     def whole(self) -> bool:
         """Whether specialists have logits of all classes."""
@@ -132,7 +138,9 @@ def of_run(run: Run, data: DeviceData, store: Store, team: Team) -> Results:
     counts = torch.bincount(data.dataset.train.labels, minlength=data.dataset.classes)
     classes = Classes.of(groups, counts)
     modules = train_specialists(config, data, generalist, classes, team)
-    committee = Committee(generalist, modules, classes, best=team.best, tolerance=TOLERANCE, whole=team.whole)
+    committee = Committee(
+        generalist, modules, classes, best=team.best, tolerance=TOLERANCE, whole=team.whole, combine=team.combine
+    )
     found: Results = {"seed": run.seed, "groups": [list(some) for some in groups]}
     if (known := families(data.dataset.class_names)) is not None:
         found |= families_found(groups, known)

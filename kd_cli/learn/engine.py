@@ -117,6 +117,7 @@ class Outcome:
     diverged: int | None = None  # the epoch in which the loss stopped being finite
     epoch: int | None = None  # the epoch that the weights are of
     balance: list[Row] = field(default_factory=list)  # each term's share of the gradient, as `loss_balance` returns it
+    left: int | None = None  # the epoch after which it left the training, by a decision of others
 
 
 class Observer:
@@ -149,6 +150,14 @@ class Interrupted(KeyboardInterrupt):
     """Training was asked to stop, and has stopped at the end of an epoch."""
 
 
+class Left(Exception):
+    """Some models leave the training, which `epoch` epochs and `outcomes` of all S models describe so far."""
+
+    def __init__(self, epoch: int, outcomes: list[Outcome]) -> None:
+        super().__init__(f"models leave after epoch {epoch}")
+        self.epoch, self.outcomes = epoch, outcomes
+
+
 def fit(
     learner: Learner,
     training: Training,
@@ -157,12 +166,14 @@ def fit(
     checkpoint: Checkpoint | None = None,
     stopping: Callable[[], bool] = lambda: False,
     recorder: Recorder | None = None,
+    leaving: Callable[[list[Outcome]], bool] = lambda outcomes: False,
 ) -> list[Outcome]:
     """Train S models side by side and return the outcome of each.
 
     With a `checkpoint`, training continues from the epoch that it holds, to the same result as a training that was
     never interrupted. When `stopping()` is true at the end of an epoch, the state is saved and Interrupted is raised.
-    With a `recorder`, steps are recorded and replayed where all of their parts allow it.
+    With a `recorder`, steps are recorded and replayed where all of their parts allow it. When `leaving(outcomes)` is
+    true before an epoch, Left is raised, and the caller goes on with the models that stay.
     """
     observer = observer or Observer()
     plan = training.plan
@@ -173,11 +184,14 @@ def fit(
         for earlier in zip(*(outcome.history for outcome in outcomes), strict=True):
             observer.epoch(list(earlier))
     steps = recorded_steps(learner, training.teacher, training.objective, recorder)
-    if done == 0:
+    if done == 0 and not any(outcome.balance for outcome in outcomes):
         add_balance(learner, training, outcomes, epoch=0)
     for epoch in range(done + 1, plan.epochs + 1):
         if all(outcome.diverged for outcome in outcomes) or ended_early(outcomes, plan):
             break
+        if leaving(outcomes):
+            observer.finish()
+            raise Left(epoch - 1, outcomes)
         started = time.perf_counter()
         train_epoch(learner, training, epoch, steps, observer)
         n = len(training.train)

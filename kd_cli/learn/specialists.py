@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kd_cli.learn.batches import Batch
 from kd_cli.learn.engine import Training
+from kd_cli.learn.joint_prediction import geometric_prediction, joint_prediction
 from kd_cli.learn.methods import Method
 from kd_cli.learn.methods.base import Terms, Weights
 from kd_cli.learn.outputs import Outputs
@@ -27,7 +28,7 @@ from kd_cli.learn.teachers import Teacher, freeze
 from kd_cli.losses import at_temperature, log_soften, single_precision
 
 UNUSED = -1e9  # a logit that never wins
-LIMIT = 1000  # rounds of the joint prediction
+SHUFFLES = 200  # random groups, of which the mean purity is that by chance
 
 
 def covariance(probabilities: Tensor) -> Tensor:
@@ -177,87 +178,6 @@ def grouped(logits: Tensor, classes: Classes) -> Tensor:
     return found
 
 
-def joint_prediction(
-    generalist: Tensor,
-    specialists: Sequence[Tensor],
-    own: Sequence[Sequence[int]],
-    active: Tensor,
-    *,
-    tolerance: float = 1e-6,
-) -> Tensor:
-    """The distribution q that minimises KL(g, q) + sum over active specialists of KL(p_m, q), for all examples: [N,C].
-
-    `generalist` g is [N,C], `specialists[m]` [N,K_m] the probabilities of the classes `own[m]` and, last, of all
-    others, against which q summed over these others stands; `active` [N,S]. Hinton 2015, equation 5, which the paper
-    solves by gradient descent for one image at a time. The sum is convex in q; where one specialist is active, q has a
-    closed form, and `by_rounds` finds it where several are.
-    """
-    q = generalist.clone()
-    several = active.sum(1) > 1
-    for m, some in enumerate(own):
-        rows = (active[:, m] & ~several).nonzero()[:, 0]
-        if len(rows):
-            q[rows] = with_one(generalist[rows], specialists[m][rows], some)
-    rows = several.nonzero()[:, 0]
-    if len(rows):
-        each = [p[rows] for p in specialists]
-        q[rows] = by_rounds(generalist[rows], each, own, active[rows], tolerance=tolerance)
-    return q
-
-
-def outside(own: Sequence[int], like: Tensor) -> Tensor:
-    """1 for each class that is not own, 0 for own ones: [C] of the type of `like` [N,C]."""
-    found = torch.ones(like.shape[1], dtype=like.dtype, device=like.device)
-    found[list(own)] = 0
-    return found
-
-
-def with_one(generalist: Tensor, specialist: Tensor, own: Sequence[int]) -> Tensor:
-    """`joint_prediction` where one specialist [N,K] is active: [N,C].
-
-    Own classes have the mean of both; the others share the mean of what both leave them as the generalist does.
-    """
-    rest = generalist * outside(own, generalist)
-    mass = rest.sum(1, keepdim=True)
-    share = rest / mass.clamp_min(torch.finfo(rest.dtype).tiny)
-    q = share * (mass + specialist[:, -1:]) / 2
-    q[:, list(own)] = (generalist[:, list(own)] + specialist[:, : len(own)]) / 2
-    return q
-
-
-def by_rounds(
-    generalist: Tensor,
-    specialists: Sequence[Tensor],
-    own: Sequence[Sequence[int]],
-    active: Tensor,
-    *,
-    tolerance: float,
-) -> Tensor:
-    """`joint_prediction` by the EM algorithm for grouped observations: [N,C].
-
-    Each model's probability of a group of classes is divided among them as q has it, and q becomes the mean of what all
-    models then say. Every round lowers the sum, until no probability changes by `tolerance`.
-    """
-    models = 1 + active.sum(1, keepdim=True).to(generalist)
-    fixed = generalist.clone()  # what does not depend on q
-    for m, some in enumerate(own):
-        fixed[:, list(some)] += specialists[m][:, : len(some)] * active[:, m, None]
-    others = [outside(some, generalist) for some in own]
-    q = 0.99 * generalist + 0.01 / generalist.shape[1]
-    for _ in range(LIMIT):
-        total = fixed.clone()
-        for m, which in enumerate(others):
-            rest = q * which
-            mass = rest.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-            total += rest * (specialists[m][:, -1:] * active[:, m, None] / mass)
-        new = total / models
-        change = float((new - q).abs().max())
-        q = new
-        if change < tolerance:
-            break
-    return q
-
-
 def from_generalist(tensor: Tensor, like: Tensor, own: Sequence[int]) -> Tensor:
     """A specialist's first values of a parameter `like`: the generalist's rows of own classes, the mean of the others.
 
@@ -277,10 +197,12 @@ def from_generalist(tensor: Tensor, like: Tensor, own: Sequence[int]) -> Tensor:
 
 
 def families_found(groups: Sequence[Sequence[int]], families: Sequence[int]) -> dict[str, float]:
-    """How well groups of classes agree with known families [C]: purity, and normalised mutual information (0 to 1).
+    """How well groups of classes agree with known families [C].
 
-    Purity is the share of classes that belong to the commonest family of their group. Classes in no group are left out;
-    those in several count in each.
+    Purity is the share of classes that belong to the commonest family of their group, `purity_by_chance` its mean over
+    random groups of the same sizes; mutual information is normalised to 0 to 1; the adjusted Rand index (Hubert and
+    Arabie 1985) is 0 by chance and 1 for equal partitions. Classes in no group are left out; those in several count in
+    each.
     """
     pairs = [(g, families[c]) for g, some in enumerate(groups) for c in some]
     table = torch.zeros(len(groups), max(families) + 1, dtype=torch.float64)
@@ -295,8 +217,30 @@ def families_found(groups: Sequence[Sequence[int]], families: Sequence[int]) -> 
 
     information = entropy(by_group) + entropy(by_family) - entropy(joint)
     scale = math.sqrt(entropy(by_group) * entropy(by_family))
-    purity = float(table.max(1).values.sum()) / len(pairs)
-    return {"purity": purity, "mutual_information": information / scale if scale > 0 else 0.0}
+    chance = generator(0, "specialists", "families")
+    of_pairs, shuffled = torch.tensor(pairs), torch.zeros(len(groups), max(families) + 1, dtype=torch.float64)
+    ones, by_chance = torch.ones(len(pairs), dtype=torch.float64), 0.0
+    for _ in range(SHUFFLES):
+        mixed = of_pairs[torch.randperm(len(pairs), generator=chance), 1]
+        shuffled.zero_().index_put_((of_pairs[:, 0], mixed), ones, accumulate=True)
+        by_chance += float(shuffled.max(1).values.sum()) / len(pairs) / SHUFFLES
+    return {
+        "purity": float(table.max(1).values.sum()) / len(pairs),
+        "purity_by_chance": by_chance,
+        "mutual_information": information / scale if scale > 0 else 0.0,
+        "adjusted_rand": adjusted_rand(table),
+    }
+
+
+def adjusted_rand(table: Tensor) -> float:
+    """The adjusted Rand index of two partitions, from how many members each pair of their parts shares: [G,F]."""
+
+    def choose_two(n: Tensor) -> float:
+        return float((n * (n - 1)).sum()) / 2
+
+    both, rows, columns = choose_two(table), choose_two(table.sum(1)), choose_two(table.sum(0))
+    expected, most = rows * columns / choose_two(table.sum()), (rows + columns) / 2
+    return 1.0 if most == expected else (both - expected) / (most - expected)
 
 
 class Committee(Teacher):
@@ -313,8 +257,13 @@ class Committee(Teacher):
         best: int,
         tolerance: float,
         whole: bool = False,
+        combine: str = "arithmetic",
     ) -> None:
-        """`whole` says that specialists have logits of all classes, as `SoftOutside` trains them."""
+        """`whole` says that specialists have logits of all classes, as `SoftOutside` trains them.
+
+        `combine="geometric"` minimises KL(q, p) in place of KL(p, q).
+        """
+        self.join = geometric_prediction if combine == "geometric" else joint_prediction
         self.modules = [freeze(module) for module in (generalist, *specialists)]
         self.classes, self.best, self.tolerance, self.whole = classes, best, tolerance, whole
 
@@ -337,4 +286,4 @@ class Committee(Teacher):
         own = self.classes.own
         each = [torch.cat([p[:, : len(some)], p[:, -1:]], 1) for p, some in zip(answers, own, strict=True)]
         which = active(generalist, self.classes.owned(), best=self.best)
-        return joint_prediction(generalist, each, own, which, tolerance=self.tolerance)
+        return self.join(generalist, each, own, which, tolerance=self.tolerance)

@@ -48,6 +48,7 @@ class Setting:
     gap_closed: float | None
     gap_n: int
     diverged: int
+    pruned: tuple[int, ...]  # of each run that a search ended early: after how many epochs
     failed: int
     unfinished: int
     repeats: int
@@ -181,11 +182,11 @@ def order(value: Any) -> tuple[int, float, str]:
 def best(settings: Sequence[Setting]) -> Setting | None:
     """The setting with the highest mean validation accuracy; of equal ones that with the lowest validation NLL.
 
-    Test results play no part. Settings with a diverged run are chosen only if every setting has one: a mean over the
-    runs that survived flatters them. None when no setting has validation results.
+    Test results play no part. Settings with a diverged or pruned run are chosen only if every setting has one: a mean
+    over the runs that survived flatters them. None when no setting has validation results.
     """
     candidates = [setting for setting in settings if "val_accuracy" in setting.student]
-    candidates = [setting for setting in candidates if not setting.diverged] or candidates
+    candidates = [setting for setting in candidates if not setting.diverged and not setting.pruned] or candidates
 
     def rank(setting: Setting) -> tuple[float, float]:
         nll = setting.student.get("val_nll")
@@ -234,8 +235,9 @@ def _setting(values: dict[str, Any], group: Sequence[Run]) -> Setting:
         gap_closed=gap_closed(*(mean_std(errors).mean for errors in zip(*whole, strict=True))) if whole else None,
         gap_n=len(whole),
         diverged=sum(run.status == "diverged" for run in group),
+        pruned=tuple(int(run.summary["pruned"]) for run in group if run.status == "pruned"),
         failed=sum(run.status == "failed" for run in group),
-        unfinished=sum(run.status not in ("completed", "diverged", "failed") for run in group),
+        unfinished=sum(run.status not in ("completed", "diverged", "pruned", "failed") for run in group),
         repeats=len(completed) - len(runs),
         changed=len({run.fingerprint for run in completed} - {run.fingerprint for run in runs}),
     )

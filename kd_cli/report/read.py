@@ -24,7 +24,10 @@ _ENTRY = re.compile(r"^\[\d{4}-[^\]]*\]\[[^\]]*\]\[([A-Z]+)\] (.*)$", re.M)  # o
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory as found. Status: completed, diverged, failed (its log ends with an error) or unfinished."""
+    """A run directory as found.
+
+    Status: completed, diverged, pruned (ended early by a search), failed (its log ends with an error) or unfinished.
+    """
 
     path: Path
     status: str
@@ -40,7 +43,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether there is a result: the run completed or diverged."""
+        """Whether there is a summary: the run completed, diverged or was pruned."""
         return bool(self.summary)
 
     def test(self, role: str, measure: str) -> float | None:
@@ -51,6 +54,8 @@ class Run:
 
     def validation(self, measure: str) -> float | None:
         """The student's val_accuracy or val_nll in the epoch whose weights were kept; None without validation data."""
+        if self.status == "pruned":  # no weights were kept
+            return None
         rows = [row for row in self.history.get("student", []) if not row.get("member")]  # of peers, the first
         if self.config.get("training.keep") == "best":
             seen = [row for row in rows if row.get("val_accuracy") is not None and row.get("val_nll") is not None]

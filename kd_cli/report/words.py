@@ -164,8 +164,10 @@ def sizes(comparison: Comparison) -> str:
 
 
 def counts(setting: Setting) -> str:
-    """n, and the runs that no mean contains: 3 (1 diverged)."""
+    """n, and the runs that no mean contains: 3 (1 diverged), 0 (3 pruned after epoch 10)."""
     lost = [f"{k} {word}" for word in ("diverged", "failed", "unfinished") if (k := getattr(setting, word))]
+    if setting.pruned:
+        lost.append(f"{len(setting.pruned)} pruned after epoch {from_to(set(setting.pruned))}")
     return f"{setting.n} ({', '.join(lost)})" if lost else str(setting.n)
 
 
@@ -173,6 +175,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """In a sentence, what distillation was worth in one run."""
     if summary["status"] == "diverged":
         return f"diverged: {summary.get('cause', 'a loss is not a finite number')}"
+    if summary["status"] == "pruned":
+        return f"pruned: {summary['cause']}"
     if "peers" in summary:
         return peers_verdict(summary)
     if summary["teacher"] is None:

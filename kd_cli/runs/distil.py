@@ -113,10 +113,18 @@ class Distillation:
                 raise error
             report_ended()
 
+        for job in self.jobs:
+            if self.session.pruning is not None and job.summary.get("status") == "pruned":
+                self.session.pruning.note(job.path.name)
         members = [self.member(*place) for place in places]
         for i, outcome, beside in self.session.trainer.train(self.stage(), members, on_epoch, on_failure):
             job, k = places[i]
             job.summary["trained_with"] = trained_with(beside)
+            if outcome.left is not None:
+                with failing([job]):
+                    self.end_pruned(job, outcome.left)
+                report_ended()
+                continue
             own = outcomes.setdefault(id(job), {})
             own[k] = outcome
             if len(own) == len(self.tasks[id(job)]) and not job.ended:
@@ -136,6 +144,7 @@ class Distillation:
             config=self.config,
             teacher_spec=None if (teacher := alive(self.jobs)[0].taught_by) is None else teacher.spec,
             on_transfer_set=True,
+            pruning=self.session.pruning,
         )
 
     def member(self, job: Job, k: int) -> Member:
@@ -182,6 +191,15 @@ class Distillation:
         job.directory.write_summary(job.summary | {"status": "completed"})
         job.on_completed(job.path)
         job.summary["status"] = "completed"
+
+    def end_pruned(self, job: Job, after: int) -> None:
+        """Write the summary of a job whose student left its training after so many epochs: it has no result."""
+        assert self.session.pruning is not None
+        cause = self.session.pruning.cause(job.path.name)
+        job.say(cause)
+        job.summary |= {"pruned": after, "cause": cause}
+        job.directory.write_summary(job.summary | {"status": "pruned"})
+        job.summary["status"] = "pruned"
 
     def report_choice(self, job: Job, outcomes: Sequence[Outcome], chosen: int) -> None:
         """Log and note the setting that was chosen. Raises Diverged when its training did."""

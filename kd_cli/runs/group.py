@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from kd_cli.runs.checkpoints import Checkpoints, SavedTraining
 from kd_cli.runs.device_data import DeviceData
 from kd_cli.runs.progress import OnEpoch, Progress
 from kd_cli.runs.several import Leader, Taught, Work
+from kd_cli.runs.trial_pruning import Staying, TrialPruning, fit_pruned
 
 KINDS = {"teacher": "teachers", "student_alone": "students alone", "student": "students"}
 KINDS |= {"assistant": "assistants"}
@@ -50,6 +52,7 @@ class Stage:
     config: RunConfig | None = None  # of one of its jobs, for the other processes of several
     teacher_spec: TrainSpec | None = None  # of the members of a teacher that is a network
     on_transfer_set: bool = False  # whether `data` has the transfer set for its training part
+    pruning: TrialPruning | None = None  # decides which members are not worth training on
 
     @property
     def kind(self) -> str:
@@ -76,7 +79,7 @@ class Group:
     checkpoints: Checkpoints
     workers: int = 1  # stacks that take their steps at once, each with one thread
     leader: Leader | None = None  # of several processes that train the one model together
-    diverged: list[bool] = field(default_factory=list)  # of the members, once they are trained
+    ended: list[bool] = field(default_factory=list)  # which members diverged or left, once they are trained
 
     @property
     def numbers(self) -> list[int]:
@@ -127,9 +130,8 @@ class Group:
         return self.checkpoints.of(name, title=self.title, device=stage.data.device, results=results)
 
     def remove_state(self) -> bool:
-        """Remove the saved state once every member has its result or diverged; whether that is so."""
-        pairs = zip(self.own, self.diverged, strict=True)
-        safe = all(diverged or member.result.exists() for member, diverged in pairs)
+        """Remove the saved state once every member has its result, diverged or left; whether that is so."""
+        safe = all(ended or member.result.exists() for member, ended in zip(self.own, self.ended, strict=True))
         if safe and self.state is not None:
             self.state.remove()
         return safe
@@ -143,19 +145,45 @@ class Group:
             if self.members[numbers[s]].needed():
                 on_epoch(numbers[s], row)
 
-        keys: Any = {
-            "observer": Progress(self.title, specs[0].epochs, role=stage.role, on_epoch=on_row),
-            "checkpoint": self.state,
-            "stopping": self.checkpoints.stopping,
-        }
+        def observer(some: Sequence[int], seen: int) -> Progress:
+            def on_new_row(s: int, row: dict[str, Any]) -> None:
+                if row["epoch"] > seen:
+                    on_row(some[s], row)
+
+            return Progress(self.title, specs[0].epochs, role=stage.role, on_epoch=on_new_row)
+
+        every = range(len(numbers))
+        keys: Any = {"checkpoint": self.state, "stopping": self.checkpoints.stopping}
         with batchnorm_explained(specs[0]):
             if self.leader is not None:
-                outcomes = self.leader.train(self.work(), stage.data, stage.teacher, **keys)
+                outcomes = self.leader.train(
+                    self.work(), stage.data, stage.teacher, observer=observer(every, 0), **keys
+                )
+            elif stage.pruning is not None and not self.coupled:
+                outcomes = self.train_pruned(stage.pruning, observer, recorder=stage.data.recorder, **keys)
             else:
-                outcomes = fit(*self.learner_and_training(), recorder=stage.data.recorder, **keys)
+                learner_and_training = self.learner_and_training()
+                outcomes = fit(*learner_and_training, observer=observer(every, 0), recorder=stage.data.recorder, **keys)
         for outcome in outcomes:
             outcome.history = [{**row, "role": stage.role} for row in outcome.history]
         return outcomes
+
+    def train_pruned(
+        self, pruning: TrialPruning, observer: Callable[[Sequence[int], int], Progress], **keys: Any
+    ) -> list[Outcome]:
+        """Train the members, of which the hopeless leave."""
+        ends = list(itertools.accumulate(map(len, self.stacks), initial=0))
+        stacks = [list(range(a, b)) for a, b in itertools.pairwise(ends)]
+        return fit_pruned(
+            Staying(*self.learner_and_training(), stacks),
+            [member.task for member in self.own],
+            [member.name for member in self.own],
+            pruning,
+            data=self.stage.data,
+            role=self.stage.role,
+            observer=observer,
+            **keys,
+        )
 
     def work(self) -> Work:
         """What the other processes need to take part in the training of the one model."""

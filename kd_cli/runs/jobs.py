@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+RESULTS = ("completed", "pruned")  # statuses of jobs that have ended and have not failed
 
 
 class Say(Protocol):
@@ -60,7 +61,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        return self.error is not None or self.summary.get("status") == "completed"
+        return self.error is not None or self.summary.get("status") in RESULTS
 
     @property
     def unfinished(self) -> bool:
@@ -89,7 +90,7 @@ class Job:
             if summary["status"] == "completed":
                 self.on_completed(self.path)  # the earlier process may have been killed before it did so
             self.summary, self.identity = summary, read_identity(self.path)
-            if summary["status"] != "completed":
+            if summary["status"] not in RESULTS:
                 raise Diverged(f"{summary['status']}: {summary.get('cause')}")
             return
         self.rundir = RunDir(self.path, again=self.config.resume)

@@ -22,6 +22,7 @@ from kd_cli.runs.session import Session
 from kd_cli.runs.several import Leader
 from kd_cli.runs.threads import choose_threads
 from kd_cli.runs.trained_once import wanted_alone, wanted_teacher
+from kd_cli.runs.trial_pruning import TrialPruning
 from kd_cli.storage.run_dir import STACKS, claim
 from kd_cli.storage.stack_plan import StackPlan
 from kd_cli.storage.store import Store
@@ -38,12 +39,13 @@ def run_many(
     fail_fast: bool = False,
     stopping: Callable[[], bool] = lambda: False,
     leader: Leader | None = None,
+    pruning: TrialPruning | None = None,
 ) -> None:
     """Run jobs together; `opened` is called when their methods are known, `finished` once for each job when it ends.
 
     A job that fails keeps its error and fails no other, unless `fail_fast` stops those that have not ended. When
     `stopping()` is true, training stops at the end of the epoch, its state is saved, and Interrupted is raised.
-    With a `leader`, other processes take part in each training.
+    With a `leader`, other processes take part in each training. `pruning` ends the trainings of hopeless students.
     """
     reported: set[int] = set()
 
@@ -77,7 +79,7 @@ def run_many(
             with failing(same_data), WarningsAsNotes(same_data):
                 checkpoints = Checkpoints(partial_states(config), config.every, stopping, plan)
                 data = load_device_data(config)
-                session = Session(data, store, checkpoints, leader)
+                session = Session(data, store, checkpoints, leader, pruning)
                 if leader is None and data.device.type == "cpu" and (sentence := choose_threads()) is not None:
                     for job in alive(same_data):
                         session.note(job, sentence)

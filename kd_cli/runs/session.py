@@ -34,6 +34,7 @@ from kd_cli.runs.teaching import taught_by, way_of_teaching
 from kd_cli.runs.trained_once import Ensemble, Shared, Wanted, wanted_alone, wanted_answers, wanted_teacher
 from kd_cli.runs.transfer import TransferSet, transfer_set
 from kd_cli.runs.transfer import key_of as transfer_key
+from kd_cli.runs.trial_pruning import TrialPruning
 from kd_cli.runs.unstacked import log_unstacked
 from kd_cli.storage.store import Store
 
@@ -41,8 +42,15 @@ from kd_cli.storage.store import Store
 class Session:
     """Jobs on one data set, device and store, and what they share."""
 
-    def __init__(self, data: DeviceData, store: Store, checkpoints: Checkpoints, leader: Leader | None = None) -> None:
-        self.data, self.store, self.leader = data, store, leader
+    def __init__(
+        self,
+        data: DeviceData,
+        store: Store,
+        checkpoints: Checkpoints,
+        leader: Leader | None = None,
+        pruning: TrialPruning | None = None,
+    ) -> None:
+        self.data, self.store, self.leader, self.pruning = data, store, leader, pruning
         self.trainer = Trainer(checkpoints, store.root / "stack-sizes.json", leader)
         self.transfers: dict[str, TransferSet] = {}
         self.user_weights: dict[str, Wanted] = {}

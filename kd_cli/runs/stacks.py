@@ -85,7 +85,7 @@ class Trainer:
                 for i, outcome in zip(group.numbers, outcomes, strict=True):
                     if members[i].needed():
                         yield Trained(i, outcome, group.beside(i))
-                group.diverged = [outcome.diverged is not None for outcome in outcomes]
+                group.ended = [(outcome.diverged or outcome.left) is not None for outcome in outcomes]
                 del outcomes, outcome  # frees the weights before the next models are trained
                 unsaved = [one for one in [*unsaved, group] if not one.remove_state()]
 

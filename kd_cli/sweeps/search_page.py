@@ -11,7 +11,7 @@ from kd_cli.report.svg.lines import Point, Series, line_chart
 from kd_cli.report.svg.rows import Row, row_chart
 from kd_cli.report.svg.small import legend
 from kd_cli.sweeps.objectives import shown
-from kd_cli.sweeps.trials import ENOUGH, Trial, Trials
+from kd_cli.sweeps.trials import ENOUGH, Trial, Trials, mean_curve
 
 PAGE = "search.html"
 
@@ -20,6 +20,8 @@ def page(trials: Trials) -> str:
     """Each objective by trial with the best so far, and the importance of each key; of two objectives, the chosen."""
     done = [trial for trial in trials.all if trial.objectives is not None]
     figures = [_progress(name, done) for name in trials.names]
+    if any(trial.curves for trial in trials.all):
+        figures.append(_curves(trials.names[0], trials.all))
     if len(trials.names) > 1:
         figures.insert(0, _chosen(trials))
     for name in trials.names:
@@ -43,6 +45,20 @@ def _progress(name: str, done: Sequence[Trial]) -> Figure:
     ]
     chart = line_chart(series, title=f"{name} by trial", x_label="trial", y_label=name)
     return Figure(f"{name} by trial", chart, "", legend([(s.name, s.colour, s.style) for s in series]))
+
+
+def _curves(name: str, trials: Sequence[Trial]) -> Figure:
+    """The means over seeds after each epoch, of pruned trials as far as they came."""
+    kinds = {"completed": ("c1", "thin"), "pruned": ("c3", "dashed")}
+    series = []
+    for trial in trials:
+        curve = mean_curve([curve for curve in trial.curves if curve])
+        kind = kinds["completed" if trial.pruned is None else "pruned"]
+        points = [Point(epoch, value, title=_title(trial)) for epoch, value in enumerate(curve, 1)]
+        series.append(Series(f"trial {trial.number + 1}", points, *kind, marks=False))
+    chart = line_chart(series, title=f"{name} by epoch", x_label="epoch", y_label=name)
+    note = "Each line is a trial, the mean of its seeds. The median rule has ended the pruned ones."
+    return Figure(f"{name} by epoch", chart, note, legend([(word, *kind) for word, kind in kinds.items()]))
 
 
 def _chosen(trials: Trials) -> Figure:

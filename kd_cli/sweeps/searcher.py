@@ -18,9 +18,12 @@ from kd_cli.errors import ConfigError, KdError
 from kd_cli.numeric import is_whole
 from kd_cli.storage.files import write_text
 from kd_cli.sweeps.hydra_internals.registration import register_plugin, store_node
+from kd_cli.sweeps.launcher import FusedLauncher
 from kd_cli.sweeps.objectives import check_objectives, measured, shown
+from kd_cli.sweeps.pruning import MedianPruning, check_pruning, curves, pruned_lines
 from kd_cli.sweeps.search_page import PAGE, page
 from kd_cli.sweeps.search_space import Space
+from kd_cli.sweeps.task import Task
 from kd_cli.sweeps.trials import Trial, Trials, mean_objectives
 
 log = logging.getLogger(__name__)
@@ -33,9 +36,15 @@ class SearchSweeper(Sweeper):
     """Searches for the values that minimise `objectives`, in `trials` trials of which `batch` are trained together."""
 
     def __init__(
-        self, trials: int, batch: int, objectives: Sequence[str], seed: int, params: dict[str, str] | None
+        self,
+        trials: int,
+        batch: int,
+        objectives: Sequence[str],
+        seed: int,
+        params: dict[str, str] | None,
+        prune: str = "none",
     ) -> None:
-        self.trials, self.batch, self.seed = trials, batch, seed
+        self.trials, self.batch, self.seed, self.prune = trials, batch, seed, prune
         self.objectives, self.params = objectives, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -54,7 +63,8 @@ class SearchSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = Space.of(parser.parse_overrides(words))
         folder = Path(str(self.config.hydra.sweep.dir))
-        trials = Trials(space, self.objectives, self.seed, folder)
+        trials = Trials(space, self.objectives, self.seed, folder, prune=self.prune)
+        check_pruning(self.prune, trials, together=isinstance(self.launcher, FusedLauncher))
         if OmegaConf.select(self.config, "dry_run", default=False):
             self._dry_run(trials, space)
             return []
@@ -85,18 +95,26 @@ class SearchSweeper(Sweeper):
         if not trials.all:
             self.validate_batch_is_legal(jobs)
         assert self.launcher is not None
+        if self.prune != "none":
+            Task.pruning = MedianPruning(trials, batch, each * len(trials.all))
         returns = self.launcher.launch(jobs, initial_job_idx=each * len(trials.all))
+        Task.pruning = None
         paths = [folder_of(returned) for returned in returns]
         found = measured(paths, self.objectives)
         for k, trial in enumerate(batch):
             own = slice(each * k, each * (k + 1))
             trial.jobs = [path.name for path in paths[own]]
             trial.objectives = mean_objectives(found[own])
+            if self.prune != "none":
+                trial.curves, trial.pruned = curves(paths[own], trials.names[0])
         trials.report(batch)
-        if all(trial.objectives is None for trial in batch):
+        if all(trial.objectives is None and trial.pruned is None for trial in batch):
             raise KdError(f"none of the {len(batch)} trials of a batch has a result", hint="the jobs' errors are above")
         first, last = batch[0].number + 1, batch[-1].number + 1
-        log.info("trials %d to %d of %d; best so far: %s", first, last, self.trials, said(trials.best()[0]))
+        pruned = sum(trial.pruned is not None for trial in batch)
+        ended = f" ({pruned} pruned)" if pruned else ""
+        best = said(trials.best()[0])
+        log.info("trials %d to %d of %d%s; best so far: %s", first, last, self.trials, ended, best)
         return returns
 
     def _dry_run(self, trials: Trials, space: Space) -> None:
@@ -128,8 +146,9 @@ def result(trials: Trials, total: int) -> list[str]:
     best, names = trials.best(), ", ".join(trials.names)
     n = len(trials.space.seeds) or 1
     by = names + (f", means of {n} seeds" if n > 1 else "")
-    failed = sum(trial.objectives is None for trial in trials.all)
+    failed = sum(trial.objectives is None and trial.pruned is None for trial in trials.all)
     lines = [f"{failed} of {total} trials have no result and are not chosen"] if failed else []
+    lines += pruned_lines(trials.all)
     if len(trials.names) == 1:
         if found := trials.importance(trials.names[0]):
             ordered = sorted(found.items(), key=lambda one: -one[1])
@@ -151,5 +170,6 @@ def register() -> None:
         "objectives": ["val_error"],
         "seed": 0,
         "params": None,
+        "prune": "none",
     }
     store_node(NAME, node, group="hydra/sweeper")

@@ -35,6 +35,7 @@ from kd_cli.sweeps.sweep_folder import FAILED, MULTIRUN, SweepNotes, command, le
 if TYPE_CHECKING:
     from kd_cli.runs.jobs import Job, Say
     from kd_cli.runs.several import Leader
+    from kd_cli.sweeps.pruning import MedianPruning
 
 log = logging.getLogger("kd_cli")
 
@@ -52,6 +53,7 @@ class Task(SweepTask):
     """Trains what a composed configuration says. Returns the student's validation error, for sweepers that search."""
 
     folder: Path | None = None  # of the run that this process began last
+    pruning: MedianPruning | None = None  # of the jobs that a search has trained together
     leader: Leader | None = None  # where this is the first of several processes that train together
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -144,6 +146,9 @@ class Task(SweepTask):
 
     def _train_together(self, sweep_jobs: Sequence[SweepJob], printed: Printed, fail_fast: bool) -> None:
         todo, owners = [], {}
+        if (pruning := Task.pruning) is not None and sweep_jobs:
+            numbers = {job.path.name: job.number for job in sweep_jobs if job.path is not None}
+            pruning.begin(numbers, [job.plain.config for job in sweep_jobs])
         for sweep_job in sweep_jobs:
             assert sweep_job.path is not None
             job = new_job(sweep_job.plain.config, sweep_job.path, printed.by(sweep_job))
@@ -166,7 +171,7 @@ class Task(SweepTask):
                 report_failure(sweep_job)
             sweep_job.end()
 
-        run_jobs(todo, opened=opened, finished=finished, fail_fast=fail_fast)
+        run_jobs(todo, opened=opened, finished=finished, fail_fast=fail_fast, pruning=pruning)
         for job in todo:  # `finished` is not called for those that fail_fast has stopped
             owners[id(job)].error = job.error
 

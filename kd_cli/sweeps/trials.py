@@ -46,6 +46,8 @@ class Trial:
     words: dict[str, str]  # as the command line has them
     jobs: list[str] = field(default_factory=list)  # names of their directories
     objectives: dict[str, float] | None = None
+    curves: list[list[float]] = field(default_factory=list)  # the objective of each job after each epoch, with pruning
+    pruned: int | None = None  # the epoch after which its trainings were ended
 
 
 class Trials:
@@ -55,8 +57,10 @@ class Trials:
     recorded trials and nothing else: a resumed search proposes what an uninterrupted one would have.
     """
 
-    def __init__(self, space: Space, objectives: Sequence[str], seed: int, folder: Path) -> None:
-        self.package = optuna()
+    def __init__(
+        self, space: Space, objectives: Sequence[str], seed: int, folder: Path, *, prune: str = "none"
+    ) -> None:
+        self.package, self.prune = optuna(), prune
         self.space, self.names, self.seed, self.file = space, list(objectives), seed, folder / FILE
         self.all: list[Trial] = []
         kinds = self.package.distributions
@@ -84,12 +88,32 @@ class Trials:
             raise StorageError(f"{self.file} is that of a search with other words", hint="start the search anew")
         self.all = trials
 
+    @property
+    def done(self) -> list[Trial]:
+        """The trials with a result."""
+        return [trial for trial in self.all if trial.objectives is not None]
+
+    def is_hopeless(self, curve: Sequence[float], others: Sequence[Sequence[float]], warm_up: int) -> bool:
+        """Whether Optuna's median rule ends a trial after the last epoch of its curve, compared with completed ones."""
+        pruner = self.package.pruners.MedianPruner(n_warmup_steps=warm_up)
+        study = self.package.create_study(direction="minimize", pruner=pruner)
+        study.add_trials([self._completed(other) for other in others])
+        trial = study.ask()
+        for epoch, value in enumerate(curve, 1):
+            trial.report(value, epoch)
+        return bool(trial.should_prune())
+
+    def _completed(self, curve: Sequence[float]) -> Any:
+        state = self.package.trial.TrialState.COMPLETE
+        steps = dict(enumerate(curve, 1))
+        return self.package.trial.create_trial(state=state, value=curve[-1], intermediate_values=steps)
+
     def importance(self, name: str) -> dict[str, float]:
         """The share of each searched key in what decides this objective; empty for few trials, or a single key.
 
         PED-ANOVA (Watanabe et al. 2023), of which the numbers add up to 1.
         """
-        done = [trial for trial in self.all if trial.objectives is not None]
+        done = self.done
         values = {trial.objectives[name] for trial in done if trial.objectives}
         if len(done) < ENOUGH or len(values) < 2 or len(self.distributions) < 2:
             return {}
@@ -116,17 +140,19 @@ class Trials:
         """Record a batch of finished trials."""
         self.all += trials
         chosen = [trial.number for trial in self.best()]
-        write_json(self.file, {"search": self.facts(), "trials": list(map(asdict, self.all)), "chosen": chosen})
+        noted = [without_unused(asdict(trial)) for trial in self.all]
+        write_json(self.file, {"search": self.facts(), "trials": noted, "chosen": chosen})
 
     def facts(self) -> dict[str, Any]:
         """What must be equal for recorded trials to be those of this search."""
         kinds = {key: {type(v).__name__: asdict(v)} for key, v in self.space.searched.items()}
         plain = {key: {kind: _lists(values) for kind, values in one.items()} for key, one in kinds.items()}
-        return {"searched": plain, "seeds": self.space.seeds, "objectives": self.names, "seed": self.seed}
+        facts = {"searched": plain, "seeds": self.space.seeds, "objectives": self.names, "seed": self.seed}
+        return facts if self.prune == "none" else {**facts, "prune": self.prune}
 
     def best(self) -> list[Trial]:
         """The trial with the smallest objective; of several objectives, the trials that no other one dominates."""
-        done = [trial for trial in self.all if trial.objectives is not None]
+        done = self.done
         if len(self.names) == 1 and done:
             return [min(done, key=lambda trial: trial.objectives[self.names[0]])]  # type: ignore[index]
         rows = {trial.number: [trial.objectives[name] for name in self.names] for trial in done if trial.objectives}
@@ -143,12 +169,22 @@ class Trials:
     def _as_optunas(self, trial: Trial, names: Sequence[str]) -> Any:
         state = self.package.trial.TrialState
         values = None if trial.objectives is None else [trial.objectives[name] for name in names]
+        kind, steps = state.FAIL if values is None else state.COMPLETE, {}
+        if trial.pruned is not None:  # the sampler ranks pruned trials behind the others, by how far they came
+            own = mean_curve([curve[: trial.pruned] for curve in trial.curves if curve])
+            kind, steps = state.PRUNED, dict(enumerate(own, 1))
         return self.package.trial.create_trial(
-            state=state.FAIL if values is None else state.COMPLETE,
+            state=kind,
             params=trial.values,
             distributions=self.distributions,
             values=values,
+            intermediate_values=steps,
         )
+
+
+def without_unused(trial: dict[str, Any]) -> dict[str, Any]:
+    """A trial's record without what a search without pruning does not have."""
+    return {key: value for key, value in trial.items() if key not in ("curves", "pruned") or value not in ([], None)}
 
 
 def mean_objectives(found: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
@@ -157,6 +193,11 @@ def mean_objectives(found: Sequence[Mapping[str, float] | None]) -> dict[str, fl
     if len(rows) < len(found):
         return None
     return {name: statistics.fmean(values[name] for values in rows) for name in rows[0]}
+
+
+def mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
+    """The means of several curves, epoch by epoch, as far as all of them go."""
+    return [statistics.fmean(values) for values in zip(*curves, strict=False)]
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -29,10 +29,10 @@ class Flat:
         some = next(iter(first.values()))
         self.values = torch.zeros(sum(widths), dtype=some.dtype, device=some.device)
         self.slopes = torch.zeros_like(self.values)
-        self.blocks: list[tuple[Tensor, Tensor]] = [
-            (values.view(self.size, -1), slopes.view(self.size, -1))
-            for values, slopes in zip(self.values.split(widths), self.slopes.split(widths), strict=True)
-        ]
+        self.widths = widths
+        self.blocks: list[tuple[Tensor, Tensor]] = list(
+            zip(self.by_parameter(self.values), self.by_parameter(self.slopes), strict=True)
+        )
         self.parameters: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         for (name, p), (values, slopes) in zip(first.items(), self.blocks, strict=True):
@@ -40,6 +40,10 @@ class Flat:
             self.gradients[name] = slopes[:, : p.numel()].view(self.size, *p.shape)
             for s, model in enumerate(models):
                 self.parameters[name][s].copy_(model[name].detach())
+
+    def by_parameter(self, values: Tensor) -> list[Tensor]:
+        """A stretch of memory like that of the parameters as a view for each parameter, [S, its numbers]."""
+        return [part.view(self.size, -1) for part in values.split(self.widths)]
 
     def groups(self, hyper: Sequence[dict[str, float]]) -> Iterator[tuple[slice, dict[str, Any]]]:
         """Parameter groups for an optimiser, and which models they are of: neighbours with equal `hyper` share one."""

@@ -7,6 +7,7 @@ Fully connected networks have their gradients in closed form.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,7 @@ class StackedLearner(UniformLearner):
         autocast: Autocast = NO_AUTOCAST,
     ) -> None:
         self.size, self.module = len(modules), modules[0]
+        self.make_optimizer, self.hyper, self.seeds, self.autocast = optimizer, hyper, seeds, autocast
         self.flat = Flat([dict(module.named_parameters()) for module in modules])
         self.parameters = self.flat.parameters
         self.device = self.flat.values.device
@@ -210,6 +212,46 @@ class StackedLearner(UniformLearner):
         self.flat.values.copy_(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
 
+    def only(self, models: Sequence[int]) -> StackedLearner:
+        """A stack of these models alone, ascending, with their weights and the state of their optimiser."""
+        modules = []
+        for s in models:
+            modules.append(copy.deepcopy(self.module))
+            modules[-1].load_state_dict(self.model_state(s))
+        hyper, seeds = [self.hyper[s] for s in models], [self.seeds[s] for s in models]
+        small = StackedLearner(modules, self.make_optimizer, hyper=hyper, seeds=seeds, autocast=self.autocast)
+        small.take_optimizer_state(self, models)
+        return small
+
+    @torch.no_grad()
+    def take_optimizer_state(self, other: StackedLearner, models: Sequence[int]) -> None:
+        """Continue from what the optimiser of `other` has of its models of these numbers.
+
+        Numbers that the optimiser keeps once for all, such as its count of steps, are equal for all models: the
+        learning rate and the weight decay alone differ between them.
+        """
+        whole: dict[str, Tensor] = {}  # as the parameters lie in memory, by the optimiser's names
+        once: dict[str, Any] = {}
+        for run, parts in zip(other.runs, optimizer_parts(other.optimizer), strict=True):
+            for b, param in enumerate(parts):
+                for key, value in other.optimizer.state.get(param, {}).items():
+                    if not isinstance(value, Tensor) or value.shape != param.shape:
+                        once[key] = value
+                        continue
+                    full = whole.setdefault(key, torch.zeros_like(other.flat.values))
+                    (full if param.dim() == 1 else other.flat.by_parameter(full)[b][run]).copy_(value)
+        kept = {
+            key: torch.cat([part[list(models)].flatten() for part in other.flat.by_parameter(full)])
+            for key, full in whole.items()
+        }
+        for run, parts in zip(self.runs, optimizer_parts(self.optimizer), strict=True):
+            for b, param in enumerate(parts):
+                state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in once.items()}
+                for key, full in kept.items():
+                    state[key] = (full if param.dim() == 1 else self.flat.by_parameter(full)[b][run]).clone()
+                if state:
+                    self.optimizer.state[param] = state
+
     def _logits(self, images: Tensor) -> Tensor:
         """Images [U,B,...] -> logits [S,B,C] without a graph, which the next call overwrites."""
         return single_precision(self.network.logits(images))
@@ -237,3 +279,9 @@ class StackedLearner(UniformLearner):
         batch = Batch(labels, labels, labels)
         terms = objective(Outputs(together), None if teacher is None else Outputs(teacher), batch)
         self.sums.add(terms, together, labels)
+
+
+def optimizer_parts(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
+    """The tensors of each of an optimiser's parameter groups: one [numbers] for a whole stack, else one per parameter,
+    [models of the group, numbers]."""
+    return [group["params"] for group in optimizer.param_groups]
