@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_sound import tone, write_wav
 from PIL import Image
 from process import Ran
 
@@ -65,6 +66,36 @@ def test_predictions_are_those_of_the_evaluation(
     assert 0 < right < 1
 
 
+@pytest.mark.slow
+def test_recordings_are_predicted_as_they_were_evaluated(
+    tiny: Callable[..., Ran], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("soundfile")
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 6)):
+        for name, pitch in (("low", 300), ("high", 1200)):
+            for i in range(count):
+                sound = tone(pitch + 40 * i, seconds=0.1 + 0.02 * i, rate=8000 if i % 2 else 16000)
+                rate = 8000 if i % 2 else 16000
+                write_wav(
+                    tmp_path / "sounds" / part / name / f"{i}.wav",
+                    sound + 0.2 * noise.standard_normal(len(sound)),
+                    rate=rate,
+                )
+    reading = ["dataset.sample_rate=8000", "dataset.seconds=0.2", "dataset.mels=12"]
+    ran = tiny("dataset=audiofolder", f"dataset.root={tmp_path / 'sounds'}", *reading)
+    capsys.readouterr()
+    kd_predict.main([str(ran.run_dir), str(tmp_path / "sounds" / "test"), "--format", "json", "--batch", "5"])
+    said = capsys.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    labels = [Path(row["file"]).parent.name for row in rows]
+    test = ran.summary["student"]["test"]
+    assert len(rows) == 12
+    assert f"{test['errors']} of 12 are wrong" in said.err
+    nll = -np.mean([np.log(row["top"][label]) for row, label in zip(rows, labels, strict=True)])
+    assert nll == pytest.approx(test["nll"], abs=1e-4)
+
+
 def test_rows_of_a_table_are_predicted_and_a_heading_is_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("length,width\n0,1\n2,0\n\n0.5,0.25\n")
@@ -95,7 +126,7 @@ def test_confusions_are_counted_where_every_example_has_a_label() -> None:
     assert confusion([*found, Prediction("d", None, no)], 2) is None
 
 
-@pytest.mark.parametrize(("name", "said"), [("a.wav", "no picture"), ("none.png", "does not exist")])
+@pytest.mark.parametrize(("name", "said"), [("a.wav", "none of the pictures"), ("none.png", "does not exist")])
 def test_what_is_no_picture_is_refused(name: str, said: str, tmp_path: Path) -> None:
     if name == "a.wav":
         (tmp_path / name).write_bytes(b"RIFF")

@@ -43,11 +43,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="kd-predict",
-        description="Predict pictures, folders of pictures, rows of CSV files. Where the folder of every picture has "
-        "the name of a class, errors and a confusion matrix follow on stderr.",
+        description="Predict pictures or recordings, folders of them, rows of CSV files. Where folders have the names "
+        "of classes, errors and a confusion matrix follow on stderr.",
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="the directory of a completed run, or a .onnx file")
-    parser.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="a picture, a folder or a CSV file")
+    parser.add_argument(
+        "paths", metavar="PATH", type=Path, nargs="+", help="a picture, a recording, a folder or a CSV file"
+    )
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="json: an object per line")
     parser.add_argument("--top", type=int, default=3, metavar="K", help="how many classes to show (%(default)s)")
     parser.add_argument("--batch", type=int, default=128, metavar="N", help="examples at once (%(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,32 @@ from kd_cli.errors import ConfigError
 from kd_cli.numeric import is_number
 
 RECORDING = Kind("recording", frozenset(SOUNDS), is_sound, "libsndfile", "wav", ".wav or .flac")
+
+
+@dataclass(frozen=True)
+class SoundReading:
+    """How recordings become spectrograms: samples a second, the seconds that are kept, Mel filters of a frame."""
+
+    sample_rate: int
+    seconds: float
+    mels: int
+
+    @property
+    def length(self) -> int:
+        """Samples of a recording."""
+        return max(1, round(self.seconds * self.sample_rate))
+
+    def sound(self, file: Path) -> Sound:
+        """A file's waveform. Raises DataError, which names the file, if it cannot be read."""
+        return read_sound(file, rate=self.sample_rate)
+
+    def spectrogram(self, sound: Sound) -> Tensor:
+        """A sound, cut or filled to the length with its middle kept, as log Mel frames: [1,frames,mels]."""
+        over = len(sound.waveform) - self.length
+        waveform = sound.waveform[max(0, over) // 2 :][: self.length]
+        missing = self.length - len(waveform)
+        waveform = torch.nn.functional.pad(waveform - waveform.mean(), (missing // 2, missing - missing // 2))
+        return log_mel(waveform, rate=self.sample_rate, mels=self.mels)[None]
 
 
 def audiofolder(
@@ -44,21 +71,12 @@ def audiofolder(
     folder = folder_of(root, Path(data_dir).expanduser(), hint="give the folder that holds one folder per class")
     tree = read_tree(folder, RECORDING)
     files = files_of(tree)
-    sounds = [read_sound(file, rate=sample_rate) for file in files]
-    length = max(1, round(seconds * sample_rate))
-    images = torch.stack([spectrogram(sound.waveform, length, rate=sample_rate, mels=mels) for sound in sounds])
+    reading = SoundReading(sample_rate, seconds, mels)
+    sounds = [reading.sound(file) for file in files]
+    images = torch.stack([reading.spectrogram(sound) for sound in sounds])
     names = tuple(shown(file.relative_to(folder)) for file in files)
-    said = [*tree.notes, *notes(sounds, length, rate=sample_rate)]
+    said = [*tree.notes, *notes(sounds, reading.length, rate=sample_rate)]
     return source_of(folder, tree, images, names, test_fraction=test_fraction, said=said, noun="recording")
-
-
-def spectrogram(waveform: Tensor, length: int, *, rate: int, mels: int) -> Tensor:
-    """A waveform, cut or filled to `length` samples with its middle kept, as log Mel frames: [1,frames,mels]."""
-    over = len(waveform) - length
-    waveform = waveform[max(0, over) // 2 :][:length]
-    missing = length - len(waveform)
-    waveform = torch.nn.functional.pad(waveform - waveform.mean(), (missing // 2, missing - missing // 2))
-    return log_mel(waveform, rate=rate, mels=mels)[None]
 
 
 def notes(sounds: Sequence[Sound], length: int, *, rate: int) -> list[str]:

@@ -8,16 +8,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kd_cli.data.audio import SOUNDS
+from kd_cli.data.audiofolder import SoundReading
 from kd_cli.data.folders import as_reading
 from kd_cli.data.pictures import decode_all, is_picture, shown
 from kd_cli.errors import DataError
 from kd_cli.export.forms import check_packages, run_onnx
 from kd_cli.export.load import load_student
-from kd_cli.export.run_data import background_of
+from kd_cli.export.run_data import background_of, sound_of
 from kd_cli.numeric import is_number
 
 WHITE = "white"  # as in conf/dataset/imagefolder.yaml
@@ -25,13 +28,17 @@ WHITE = "white"  # as in conf/dataset/imagefolder.yaml
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with what its input must look like; `logits` takes bytes or floats [B, *input_shape]."""
+    """A model with what its input must look like; `logits` takes bytes or floats [B, *input_shape].
+
+    `sound` says how recordings become its input; None for a model that takes none.
+    """
 
     logits: Callable[[Tensor], Tensor]
     input_shape: tuple[int, ...]
     classes: tuple[str, ...]
     multilabel: bool
     background: str | Sequence[int]
+    sound: SoundReading | None = None
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities [B, classes]; independent labels have their own."""
@@ -52,8 +59,8 @@ def predictor_of(model: Path, *, trust: bool = False) -> Predictor:
     """The predictor of a run's directory or of a .onnx file that kd-export wrote. Raises DataError for other files."""
     if model.is_dir():
         student = load_student(model, trust=trust)
-        background = background_of(model) or WHITE
-        return Predictor(student, student.input_shape, student.classes, student.multilabel, background)
+        background, sound = background_of(model) or WHITE, reading_of_sounds(sound_of(model))
+        return Predictor(student, student.input_shape, student.classes, student.multilabel, background, sound)
     if model.suffix != ".onnx" or not model.is_file():
         raise DataError(f"{model} is neither the directory of a run nor a .onnx file")
     check_packages()
@@ -73,7 +80,12 @@ def predictor_of(model: Path, *, trust: bool = False) -> Predictor:
         return predict(images.float() / 255 if is_bytes and not takes_bytes else images)
 
     multilabel = json.loads(found.get("multilabel", "false"))
-    return Predictor(logits, shape, classes, multilabel, background_in(found))
+    sound = reading_of_sounds(json.loads(found.get("sound", "null")))
+    return Predictor(logits, shape, classes, multilabel, background_in(found), sound)
+
+
+def reading_of_sounds(fields: Mapping[str, Any] | None) -> SoundReading | None:
+    return None if fields is None else SoundReading(**fields)
 
 
 def background_in(metadata: Mapping[str, str]) -> str | Sequence[int]:
@@ -85,25 +97,37 @@ def background_in(metadata: Mapping[str, str]) -> str | Sequence[int]:
 
 @torch.no_grad()
 def predictions(model: Predictor, paths: Sequence[Path], *, batch: int) -> Iterator[Prediction]:
-    """Predictions of pictures, of all pictures in folders, and of the rows of CSV files. DataError for other files."""
-    pictures = []
+    """Predictions of pictures or recordings, of all in folders, and of the rows of CSV files.
+
+    A model of `dataset=audiofolder` takes recordings, any other pictures. Raises DataError for other files.
+    """
+    noun, of_files = ("pictures", of_pictures) if model.sound is None else ("recordings", of_sounds)
+    files = []
     for path in paths:
         if path.suffix.lower() == ".csv":
             yield from of_rows(model, path, batch)
         elif path.is_dir():
-            found = [file for file in sorted(path.rglob("*")) if file.is_file() and is_picture(file)]
+            found = [file for file in sorted(path.rglob("*")) if file.is_file() and is_input(model, file)]
             if not found:
-                raise DataError(f"{path} holds no pictures")
-            pictures += found
-        elif path.is_file() and is_picture(path):
-            pictures.append(path)
+                raise DataError(f"{path} holds no {noun}")
+            files += found
+        elif path.is_file() and is_input(model, path):
+            files.append(path)
         else:
+            sound = model.sound is None and path.suffix.lower() in SOUNDS
             raise DataError(
-                f"{path} is no picture, no folder and no CSV file" if path.exists() else f"{path} does not exist",
-                hint="pictures and CSV files are read; sound is not" if path.suffix.lower() == ".wav" else None,
+                f"{path} is none of the {noun} that the model takes, no folder and no CSV file"
+                if path.exists()
+                else f"{path} does not exist",
+                hint="recordings are for students of dataset=audiofolder" if sound else None,
             )
-    if pictures:
-        yield from of_pictures(model, pictures, batch)
+    if files:
+        yield from of_files(model, files, batch)
+
+
+def is_input(model: Predictor, file: Path) -> bool:
+    """Whether a file is a recording, or for a model of pictures a picture."""
+    return is_picture(file) if model.sound is None else file.suffix.lower() in SOUNDS
 
 
 def of_pictures(model: Predictor, files: Sequence[Path], batch: int) -> Iterator[Prediction]:
@@ -111,11 +135,26 @@ def of_pictures(model: Predictor, files: Sequence[Path], batch: int) -> Iterator
     if len(model.input_shape) != 3 or model.input_shape[1] != model.input_shape[2]:
         raise DataError(f"the model takes {list(model.input_shape)}, and pictures are read as squares with channels")
     reading = as_reading(model.input_shape[1], model.input_shape[0], model.background)
+    return of_batches(model, files, batch, lambda part: decode_all(part, reading)[0])
+
+
+def of_sounds(model: Predictor, files: Sequence[Path], batch: int) -> Iterator[Prediction]:
+    """Predictions of recordings, which are resampled, and cut or filled, as dataset=audiofolder does."""
+    reading = model.sound
+    assert reading is not None
+    return of_batches(
+        *(model, files, batch), lambda part: torch.stack([reading.spectrogram(reading.sound(file)) for file in part])
+    )
+
+
+def of_batches(
+    model: Predictor, files: Sequence[Path], batch: int, read: Callable[[Sequence[Path]], Tensor]
+) -> Iterator[Prediction]:
+    """Predictions of files, `batch` of them at a time; `read` makes the model's input of them."""
     numbers = {name: i for i, name in enumerate(model.classes)}
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
-        images, _ = decode_all(part, reading)
-        for file, row in zip(part, model.probabilities(images), strict=True):
+        for file, row in zip(part, model.probabilities(read(part)), strict=True):
             label = None if model.multilabel else numbers.get(file.parent.name)
             yield Prediction(shown(file), label, row)
 

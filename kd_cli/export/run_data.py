@@ -73,6 +73,14 @@ def background_of(folder: Path) -> Any:
     return configuration_of(folder)["dataset"].get("background")
 
 
+def sound_of(folder: Path) -> dict[str, Any] | None:
+    """How a run of `dataset=audiofolder` read its recordings, the fields of `SoundReading`; None for another run."""
+    node = with_current_names(configuration_of(folder)["dataset"])
+    if node["_target_"] != "kd_cli.data.audiofolder.audiofolder":
+        return None
+    return {key: node[key] for key in ("sample_rate", "seconds", "mels")}
+
+
 def resolved(config: Any, key: str) -> Any:
     """One value of a configuration as plain values; other parts may hold references that only Hydra resolves."""
     from omegaconf import OmegaConf

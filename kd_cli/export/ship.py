@@ -26,7 +26,7 @@ from kd_cli.export.forms import (
 from kd_cli.export.int8 import AGREEMENT, INSTEAD, MORE_ERRORS, check_int8, int8_bytes
 from kd_cli.export.load import load_student
 from kd_cli.export.parity import TOLERANCE, Parity, check_parity, compare, logits_of
-from kd_cli.export.run_data import background_of, dataset_of, finished_summary
+from kd_cli.export.run_data import background_of, dataset_of, finished_summary, sound_of
 from kd_cli.export.student import Student
 from kd_cli.export.teacher import load_teacher
 from kd_cli.models.quantised import in_floats, int8_layers, ranges_in_order
@@ -219,6 +219,7 @@ def metadata_of(run_dir: Path, summary: Mapping[str, Any], model: Student, teach
         **({"multilabel": True} if model.multilabel else {}),
         **({} if model.encoding is None else {"columns": model.encoding.record()}),
         **({"background": background} if (background := background_of(run_dir)) is not None else {}),
+        **({"sound": sound} if (sound := sound_of(run_dir)) is not None else {}),
         "versions": summary["versions"],
         "exported_with": versions(),
     }
