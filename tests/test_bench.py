@@ -39,7 +39,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.mark.slow
 def test_prints_ratios_on_made_data_of_mnists_shape_and_writes_every_round(tmp_path: Path, bench: Bench) -> None:
-    said = bench(*TINY, "--batch", "16", "--teacher", "smallmlp", "--no-startup", "--json", "numbers.json")
+    said = bench(*TINY, "--student", "tinymlp", "--teacher", "smallmlp", "--no-startup", "--json", "numbers.json")
 
     assert "256 examples of made data of MNIST's shape" in said
     assert re.search(r"^bare loop +[\d,]+ +\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) +goal 2\.4", said, re.M), said
