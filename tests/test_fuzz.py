@@ -27,7 +27,7 @@ from kd_cli.commands.kd_report import arguments, report
 from kd_cli.commands.kd_run import main
 from kd_cli.errors import KdError
 
-EXAMPLES = int(os.environ.get("KD_FUZZ", "160"))
+EXAMPLES = int(os.environ.get("KD_FUZZ", "100"))
 SEED = int(os.environ.get("KD_FUZZ_SEED", "20150309"))
 LIMIT = 60.0  # seconds: no run here takes a hundredth of it on a quiet machine
 counts = {"ran": 0, "refused": 0, "diverged": 0, "damaged": 0}

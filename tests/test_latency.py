@@ -97,6 +97,7 @@ def test_a_sweeps_picture_has_each_setting_of_several_sizes(sizes: tuple[int, in
     stats = [{"errors": mean_std([run.summary["student"]["test"]["errors"] for run in own])} for own in groups]
     rest = {"student_alone": {}, "teacher": {}, "saved": None, "gap_closed": None, "gap_n": 0}
     rest |= dict.fromkeys(("diverged", "failed", "unfinished", "repeats", "changed"), 0)
+    rest["pruned"] = ()
     settings = [
         Setting({"student.hidden": hidden}, tuple(own), student, **rest)
         for hidden, own, student in zip(([8], [32]), groups, stats, strict=True)

@@ -39,6 +39,7 @@ PROGRESS = {
     "%s pictures of %s take %s, %s",
     "downloading %s to %s",
     "waiting for another process that trains the same model for %s",
+    "waiting for another process that decodes the pictures of %s",
 }
 
 UNLABELLED = "the transfer set has no labels: beta = 0.5 has no effect"

@@ -256,7 +256,7 @@ def test_a_search_prunes_trials_and_never_chooses_them(kd_run: Callable[..., Ran
         assert [len(curve) for curve in trial["curves"]] == [trial["pruned"]]
         for job in trial["jobs"]:
             summary = json.loads((folder / job / "summary.json").read_text())
-            assert (summary["status"], summary["pruned"], summary["student"]) == ("pruned", trial["pruned"], None)
+            assert (summary["status"], summary["pruned_after"], summary["student"]) == ("pruned", trial["pruned"], None)
             assert not (folder / job / "student.safetensors").exists()
             assert len((folder / job / "metrics.jsonl").read_text().splitlines()) >= trial["pruned"]
     assert f"{len(pruned)} of 9 trials were pruned after epoch" in " ".join(ran.err.split())

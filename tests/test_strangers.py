@@ -109,7 +109,10 @@ def test_a_student_names_no_code_to_import(student: Path, model: dict[str, objec
 
 def test_a_student_of_every_shipped_model_is_loaded_without_trust() -> None:
     shipped = {yaml.safe_load(file.read_text())["_target_"] for file in (conf_dir() / "model").glob("*.yaml")}
-    made = {"kd_cli.models.extended.extended_student", "kd_cli.models.quantised.quantised"}  # from any of them
+    models = "kd_cli.models."
+    made = {
+        models + name for name in ("extended.extended_student", "quantised.quantised", "pruned.pruned")
+    }  # from them
     assert shipped | made == OWN_MODELS
 
 

@@ -235,7 +235,7 @@ def _setting(values: dict[str, Any], group: Sequence[Run]) -> Setting:
         gap_closed=gap_closed(*(mean_std(errors).mean for errors in zip(*whole, strict=True))) if whole else None,
         gap_n=len(whole),
         diverged=sum(run.status == "diverged" for run in group),
-        pruned=tuple(int(run.summary["pruned"]) for run in group if run.status == "pruned"),
+        pruned=tuple(int(run.summary["pruned_after"]) for run in group if run.status == "pruned"),
         failed=sum(run.status == "failed" for run in group),
         unfinished=sum(run.status not in ("completed", "diverged", "pruned", "failed") for run in group),
         repeats=len(completed) - len(runs),

@@ -197,7 +197,7 @@ class Distillation:
         assert self.session.pruning is not None
         cause = self.session.pruning.cause(job.path.name)
         job.say(cause)
-        job.summary |= {"pruned": after, "cause": cause}
+        job.summary |= {"pruned_after": after, "cause": cause}
         job.directory.write_summary(job.summary | {"status": "pruned"})
         job.summary["status"] = "pruned"
 

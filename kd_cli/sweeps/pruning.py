@@ -60,7 +60,7 @@ def curves(folders: Sequence[Path], name: str) -> tuple[list[list[float]], int |
     for run in map(read_run, folders):
         found.append([value_in(row, name) for row in run.history.get("student", [])])
         if run.status == "pruned":
-            pruned.append(int(run.summary["pruned"]))
+            pruned.append(int(run.summary["pruned_after"]))
     return found, max(pruned, default=None)
 
 
