@@ -304,7 +304,7 @@ def test_a_read_only_folder_ends_the_run_with_a_message_and_harms_nothing(
 
 @pytest.mark.slow
 def test_a_folder_that_becomes_read_only_in_the_middle_ends_the_run_and_it_can_go_on(tmp_path: Path) -> None:
-    argv = (*TINY, "training.epochs=300", "checkpoint.every=1", "store_dir=store", "hydra.run.dir=out")
+    argv = (*TINY, "training.epochs=200", "checkpoint.every=1", "store_dir=store", "hydra.run.dir=out")
     process = unprivileged(tmp_path, *argv)
     metrics = tmp_path / "out" / "metrics.jsonl"
     deadline = time.monotonic() + 60

@@ -194,7 +194,7 @@ def test_one_architecture_of_each_unusual_family_gives_one_tensor(name, no_memor
         assert network(torch.empty(1, 3, 224, 224)).shape == (1, 7)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ONE_PER_FAMILY])
 def test_every_other_architecture_gives_one_tensor(name, no_memory):
     network = torchvision_model(input_shape=(3, 224, 224), num_classes=7, name=name).eval()

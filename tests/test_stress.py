@@ -19,7 +19,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "options", [["--processes", "3", "--runs", "18", "--in-one", "0"], ["--runs", "0", "--in-one", "25"]]
+    "options", [["--processes", "3", "--runs", "12", "--in-one", "0"], ["--runs", "0", "--in-one", "25"]]
 )
 def test_nothing_is_lost_trained_twice_left_over_or_grows(
     options: list[str], capsys: pytest.CaptureFixture[str]
