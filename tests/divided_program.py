@@ -111,7 +111,9 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     """The largest difference of a weight or a buffer, or of a metric relative to it where it is above 1."""
     assert one["state"].keys() == other["state"].keys()
     tensors = [(a - other["state"][name]).abs().max().item() for name, a in one["state"].items()]
-    metrics = [abs(a[key] - b[key]) / max(1, abs(a[key])) for a, b in zip(one["rows"], other["rows"], strict=True) for key in a]
+    metrics = [
+        abs(a[key] - b[key]) / max(1, abs(a[key])) for a, b in zip(one["rows"], other["rows"], strict=True) for key in a
+    ]
     return max(*tensors, *metrics)
 
 

@@ -152,7 +152,7 @@ def decode_content(content: bytes, name: str, reading: Reading) -> tuple[Tensor,
 
 def _decoded(file: BinaryIO, reading: Reading) -> tuple[Tensor, int]:
     """The picture in an open file, [channels, size, size], and what was done to it."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     head = file.read(HEAD)
     if (size := small_jpeg(head)) is not None:
@@ -165,8 +165,11 @@ def _decoded(file: BinaryIO, reading: Reading) -> tuple[Tensor, int]:
             facts = cropped * Fact.CROPPED.value + enlarged * Fact.ENLARGED.value
             return _fitted(picture, reading), facts
     file.seek(0)
-    with Image.open(file, formats=formats()) as opened:
-        pixels, found = _squared(opened, reading)
+    try:
+        with Image.open(file, formats=formats()) as opened:
+            pixels, found = _squared(opened, reading)
+    except UnidentifiedImageError as error:  # PIL's words name the object that was opened
+        raise ValueError("it is in none of the formats that can be read, or damaged") from error
     return pixels, int(found)
 
 

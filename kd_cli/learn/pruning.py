@@ -93,7 +93,7 @@ class UnitMasks(Masks):
         }
 
     def weight(self, path: str) -> Tensor:
-        return self.parameters[f"{path}.weight"].detach()
+        return self.module.get_parameter(f"{path}.weight").detach()  # one that layers share has one name in parameters
 
     def prune(self, share: float) -> None:
         for path, gone in self.gone.items():
@@ -117,7 +117,8 @@ class WeightMasks(Masks):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        names = [f"{path}.weight" for path, part in module.named_modules() if isinstance(part, LAYERS)]
+        layers = [f"{path}.weight" for path, part in module.named_modules() if isinstance(part, LAYERS)]
+        names = [name for name in layers if name in self.parameters]  # a shared one once, a computed one not
         self.gone = {name: torch.zeros_like(self.parameters[name], dtype=torch.bool) for name in names}
 
     def prune(self, share: float) -> None:

@@ -86,7 +86,7 @@ def in_chain(members: Sequence[tuple[str, nn.Module]]) -> list[Units]:
     made: tuple[str, nn.Module] | None = None
     between: list[str] = []
     for path, module in members:
-        if type(module) in LAYERS and ungrouped(module):
+        if type(module) in LAYERS and ungrouped(module) and has_weight(module):
             if made is not None and ends_of(module)[0] % ends_of(made[1])[1] == 0:
                 count = ends_of(made[1])[1]
                 found.append(Units(made[0], tuple(between), path, count, ends_of(module)[0] // count))
@@ -115,6 +115,11 @@ def joined(path: str, name: str) -> str:
 
 def ungrouped(layer: nn.Module) -> bool:
     return not isinstance(layer, nn.Conv1d | nn.Conv2d) or layer.groups == 1
+
+
+def has_weight(layer: nn.Module) -> bool:
+    """Whether a layer's weight is its own parameter, and not computed of others, as spectral_norm does it."""
+    return layer._parameters.get("weight") is not None
 
 
 def ends_of(layer: nn.Module) -> tuple[int, int]:
