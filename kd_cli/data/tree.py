@@ -45,6 +45,10 @@ class Kind:
     sample: str  # the ending in an example of a file's name
     convert: str  # endings to convert others to
 
+    def holds(self, file: Path) -> bool:
+        """Whether a file is an example of this kind, by its ending or by its content."""
+        return file.suffix.lower() in self.endings or self.recognised(file)
+
 
 PICTURE = Kind("picture", frozenset(PICTURES), is_picture, "Pillow", "jpg", ".png or .jpg")
 
@@ -115,7 +119,7 @@ class Search:
                     self.hidden_files += file.suffix.lower() in self.kind.endings
                 elif file.is_symlink() and not file.exists():
                     self.broken += 1
-                elif file.is_file() and (file.suffix.lower() in self.kind.endings or self.kind.recognised(file)):
+                elif file.is_file() and self.kind.holds(file):
                     yield file
                 else:
                     self.endings[file.suffix.lower() or "no ending"] += 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.audio import SOUNDS
-from kd_cli.data.audiofolder import SoundReading
+from kd_cli.data.audiofolder import RECORDING, SoundReading
 from kd_cli.data.folders import as_reading
 from kd_cli.data.pictures import decode_all, is_picture, shown
 from kd_cli.errors import DataError
@@ -127,7 +127,7 @@ def predictions(model: Predictor, paths: Sequence[Path], *, batch: int) -> Itera
 
 def is_input(model: Predictor, file: Path) -> bool:
     """Whether a file is a recording, or for a model of pictures a picture."""
-    return is_picture(file) if model.sound is None else file.suffix.lower() in SOUNDS
+    return is_picture(file) if model.sound is None else RECORDING.holds(file)
 
 
 def of_pictures(model: Predictor, files: Sequence[Path], batch: int) -> Iterator[Prediction]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from kd_cli.report.compare import Comparison, Setting
@@ -62,16 +63,20 @@ def cost_figure(run: Run, cost: dict[str, Any]) -> Figure:
         one = row["latency"][0]
         tip = f"{name}: {row['errors']:,} errors, {one['median_ms']:g} ms (95th percentile {one['p95_ms']:g} ms)"
         series.append(Series(name, [Point(one["median_ms"], row["errors"], None, tip)], colour))
-    values = sorted({point.x for one in series for point in one.points})
-    log = is_logarithmic(values)
+    note = f"Medians of a measurement on a machine of {cost['cores']} cores: {cost['how']}. One seed."
+    return latency_chart(series, "errors against latency", note)
+
+
+def latency_chart(series: Sequence[Series], title: str, note: str) -> Figure:
+    """Test errors against milliseconds; the points of a series are models."""
+    log = is_logarithmic(sorted({point.x for one in series for point in one.points}))
     chart = line_chart(
         series,
-        title="errors against latency",
+        title=title,
         x_label="milliseconds for one example, one thread" + (" (logarithmic)" if log else ""),
         y_label="test errors",
         log_x=log,
     )
-    note = f"Medians of a measurement on a machine of {cost['cores']} cores: {cost['how']}. One seed."
     return Figure("Errors against latency", chart, note, legend([(s.name, s.colour, "block") for s in series]))
 
 
@@ -131,20 +136,12 @@ def latency_figure(comparison: Comparison) -> Figure | None:
         errors = setting.student["errors"]
         tip = f"{setting.label}: {plus_minus(errors)} errors (n = {errors.n}), {one['median_ms']:g} ms"
         points.append(Point(one["median_ms"], errors.mean, errors.std, tip))
-    series = [Series("student", points, COLOURS["student"])]
-    log = is_logarithmic(sorted({point.x for point in points}))
-    chart = line_chart(
-        series,
-        title="errors of each setting's student against its latency",
-        x_label="milliseconds for one example, one thread" + (" (logarithmic)" if log else ""),
-        y_label="test errors",
-        log_x=log,
-    )
     note = (
         "A point for each setting: the mean errors of its students, ± one standard deviation, and the median of the "
         "latencies that its runs have measured, each beside its own teacher. Small differences say nothing."
     )
-    return Figure("Errors against latency", chart, note, legend([(s.name, s.colour, "block") for s in series]))
+    series = [Series("student", points, COLOURS["student"])]
+    return latency_chart(series, "errors of each setting's student against its latency", note)
 
 
 def student_latency(setting: Setting) -> dict[str, Any] | None:
